@@ -1,0 +1,24 @@
+# Everything runs in .venv, which is made once from requirements.txt and remade when that file changes.
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: setup demo test lint bench list
+
+setup: .venv/ready
+
+.venv/ready: requirements.txt
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+demo: setup
+	$(RUN) run.py experiment=sail_dinov2
+
+test: setup
+	$(RUN) -m pytest
+
+lint: setup
+	.venv/bin/ruff check .
+
+list: setup
+	$(RUN) -m experiments.list

@@ -1,0 +1,26 @@
+"""The one vocabulary of batch keys, and what a dataset returns for a sample it cannot give.
+
+Every batch is a dict. It always holds ``INDEX``: the global row of each sample in its split, so that errors, pictures and
+feature stores can name a sample.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+INDEX = "index"  # (B,) int64
+KEY = "key"  # list of B str: the sample's name on disk
+IMAGE = "image"  # (B, 3, H, W) float32 after the encoder's preprocessing
+CAPTIONS = "captions"  # list of B lists of str, the first one the raw caption
+LABEL = "label"  # (B,) int64 class index
+IMAGE_FEATURES = "image_features"  # (B, Dv) frozen features
+TEXT_FEATURES = "text_features"  # (B, Dt) frozen features of the first caption
+EXTRA_TEXT_FEATURES = "extra_text_features"  # (B, Dt) frozen features of a second positive caption of the same image
+
+
+class Skipped(NamedTuple):
+    """A sample that could not be read. The base datamodule counts, lists and bounds these; nothing else swallows errors."""
+
+    index: int
+    key: str
+    reason: str
