@@ -102,6 +102,7 @@ def test_unknown_functions_are_inert_too(tmp_path):
     assert not trace.exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*TorchScript", "ignore::FutureWarning")
 def test_torchscript_archives_are_not_run(tmp_path):
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "x.pt")
     with pytest.raises(CheckpointError):
