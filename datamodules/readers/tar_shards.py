@@ -60,7 +60,9 @@ class TarShards(Dataset):
         self.caption_fields = tuple(caption_fields)
         self.class_names = read_class_names(Path(root))
         cache = Path(index_dir) if index_dir else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "shard_index")
-        parts = [load_index(shard, self.caption_fields, self.class_names, cache.expanduser()) for shard in self.shards]
+        parts = [
+            load_index(shard, self.caption_fields, self.class_names, cache.expanduser()) for shard in self.shards
+        ]
         self._samples = [part.samples for part in parts]
         self.fingerprint = self._fingerprint(parts, hash_range)
         self._select(hash_range)
@@ -103,12 +105,6 @@ class TarShards(Dataset):
 
     def __len__(self) -> int:
         return len(self._shard)
-
-    def truncate(self, limit: int) -> None:
-        """Keep the first ``limit`` samples only; the fingerprint says so."""
-        if limit < len(self):
-            self._shard, self._place = self._shard[:limit], self._place[:limit]
-            self.fingerprint += f"-first{limit}"
 
     def key(self, i: int) -> str:
         return _text(self._row(i)["key"])
@@ -208,3 +204,4 @@ def _decode(data: bytes) -> Image.Image:
 
 def _text(key: bytes) -> str:
     return bytes(key).decode("utf-8", "surrogateescape")
+
