@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import BaseDataModule
 from datamodules.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, INDEX, TEXT_FEATURES
 from datamodules.feature_store import WRITTEN, FeatureStore
-from datamodules.order import BatchOrder
+from datamodules.order import BatchRequest, draw
 from models.errors import UserError
 
 
@@ -31,11 +30,13 @@ class PairedFeatures:
         if not len(self.rows):
             raise UserError(f"no sample of {images.path} could be encoded.")
 
+    def caption_counts(self, samples: np.ndarray) -> np.ndarray:
+        """(B,) captions of each sample."""
+        return self.texts.offsets[samples + 1] - self.texts.offsets[samples]
+
     def caption_rows(self, samples: np.ndarray, pick: np.ndarray) -> np.ndarray:
         """Text rows of the captions number ``pick``, counted round from the first where a sample has fewer."""
-        offsets = np.asarray(self.texts.offsets)
-        first = offsets[samples]
-        return first + pick % (offsets[samples + 1] - first)
+        return self.texts.offsets[samples] + pick % self.caption_counts(samples)
 
     def batch(self, samples: np.ndarray, picks: list[np.ndarray]) -> dict[str, torch.Tensor]:
         """One batch; ``picks`` are the caption numbers of the text and, optionally, of the extra text."""
@@ -55,7 +56,7 @@ class FeatureDataModule(BaseDataModule):
             a sample with a single caption repeats it.
         extra_caption: 'next' takes the second caption as the extra one, as SAIL's recipe pairs raw and long captions;
             'random' draws it anew each epoch from all but the first.
-        seed: of the order and the draws.
+        seed, num_workers: see :class:`BaseDataModule`.
     """
 
     def __init__(
@@ -63,17 +64,17 @@ class FeatureDataModule(BaseDataModule):
         train: PairedFeatures,
         val: PairedFeatures | None = None,
         batch_size: int = 1024,
-        positives: int = 2,
+        positives: Literal[1, 2] = 2,
         extra_caption: Literal["next", "random"] = "next",
         seed: int = 42,
+        num_workers: int = 0,
     ):
-        super().__init__()
-        if positives not in (1, 2):
-            raise UserError(f"features.positives must be 1 or 2, got {positives}.")
+        super().__init__(seed=seed, num_workers=num_workers)
         self.train, self.val = train, val
-        self.positives, self.extra_caption, self.seed = positives, extra_caption, seed
-        self.notes: list[str] = []
-        self.batch_size = batch_size
+        self.positives, self.extra_caption, self.batch_size = positives, extra_caption, batch_size
+        self.splits = {"train": _Batches(train, positives, extra_caption)}
+        if val is not None:
+            self.splits["val"] = _Batches(val, 1, extra_caption)
         if batch_size > len(train.rows):
             self.batch_size = len(train.rows)
             self.notes.append(
@@ -82,47 +83,35 @@ class FeatureDataModule(BaseDataModule):
             )
 
     def facts(self) -> dict[str, Any]:
+        """What the data decides for the model."""
         return {"vision_dim": self.train.images.dim, "text_dim": self.train.texts.dim}
 
     def train_dataloader(self) -> DataLoader:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        per_rank = min(self.batch_size, len(self.train.rows) // world_size)
-        order = BatchOrder(self.train.rows, per_rank, self.seed, True, rank, world_size)
-        return _loader(_Batches(self, self.train, order, training=True))
+        share = max(len(self.train.rows) // self._world_size(), 1)
+        return self.train_loader(self.splits["train"], min(self.batch_size, share))
 
     def val_dataloader(self) -> DataLoader | list:
-        if self.val is None:
-            return []
-        order = BatchOrder(self.val.rows, self.batch_size, shuffle=False)
-        return _loader(_Batches(self, self.val, order, training=False))
-
-    def draw_captions(self, samples: np.ndarray, epoch: int, training: bool) -> list[np.ndarray]:
-        """Caption numbers (B,) of each positive; a pure function of (seed, epoch, sample)."""
-        picks = [np.zeros(len(samples), np.int64)]
-        if training and self.positives == 2:
-            if self.extra_caption == "next":
-                picks.append(np.ones(len(samples), np.int64))
-            else:
-                counts = np.diff(np.asarray(self.train.texts.offsets))[samples]
-                draws = np.random.default_rng([self.seed, epoch, 1]).random(len(self.train.images))[samples]
-                picks.append(np.where(counts > 1, 1 + (draws * np.maximum(counts - 1, 1)).astype(np.int64), 0))
-        return picks
+        return self.evaluation_loader(self.splits["val"], self.batch_size) if self.val is not None else []
 
 
-class _Batches(IterableDataset):
-    """One epoch of ready batches. Iterable, so that Lightning sees no sampler to replace."""
+class _Batches(Dataset):
+    """``dataset[BatchRequest] -> batch``; positions count the samples that could be encoded."""
 
-    def __init__(self, data: FeatureDataModule, features: PairedFeatures, order: BatchOrder, training: bool):
-        self.data, self.features, self.order, self.training = data, features, order, training
+    def __init__(self, features: PairedFeatures, positives: int, extra_caption: str):
+        self.features, self.positives, self.extra_caption = features, positives, extra_caption
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.features.rows)
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        order = self.data.start_epoch(self.order) if self.training else self.order
-        for samples in order:
-            yield self.features.batch(samples, self.data.draw_captions(samples, order.epoch, self.training))
+    def __getitem__(self, request: BatchRequest) -> dict[str, torch.Tensor]:
+        samples = self.features.rows[request.rows]
+        picks = [np.zeros(len(samples), np.int64)]
+        if self.positives == 2:
+            picks.append(self._extra(samples, request))
+        return self.features.batch(samples, picks)
 
-
-def _loader(batches: _Batches) -> DataLoader:
-    return DataLoader(batches, batch_size=None, num_workers=0)
+    def _extra(self, samples: np.ndarray, request: BatchRequest) -> np.ndarray:
+        if self.extra_caption == "next":
+            return np.ones(len(samples), np.int64)
+        others = self.features.caption_counts(samples) - 1
+        return np.where(others > 0, 1 + draw(others, samples, request.seed, request.epoch), 0)

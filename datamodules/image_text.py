@@ -1,122 +1,141 @@
-"""Image-text pairs with splits: the shared datamodule of every method that reads images with captions."""
+"""Image-text pairs in tar shards: one's own, downloaded, or simulated. Gives the splits and reads images for
+encoding.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import BaseDataModule
-from datamodules.batch import IMAGE, INDEX, Skipped
-from datamodules.readers.tar_shards import LAYOUT, TarShards
-from datamodules.simulated.shards import SceneShards
+from datamodules.batch import IMAGE, INDEX, SKIPPED, Skipped
+from datamodules.readers.tar_shards import TarShards
 from models.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
 
 class ImageTextDataModule(BaseDataModule):
-    """Tar shards of image-caption pairs as img2dataset writes them.
+    """``splits`` maps train, val and test to :class:`TarShards` after ``prepare_data(); setup()``.
 
-    With folders ``train/``, ``val/``, ``test/`` below ``root`` these are the splits (``val`` and ``test`` may be missing).
-    Otherwise all tars of ``root`` are one pool, and each sample's split follows from a hash of its key.
+    A root with a folder ``train/`` is split by its folders, ``val/`` and ``test/`` being optional. Otherwise all tars
+    in the root are one pool, split by a hash of each sample's key: the same whatever the order of shards or samples.
 
     Args:
-        root: folder of the dataset.
-        simulate: writes a simulated set at ``root`` when there is none.
+        root: folder of the dataset; the layout is shown when nothing is found there.
+        simulate: writes a simulated set, ``simulate(root) -> folder``, used where ``root`` holds no dataset itself.
+        val_fraction, test_fraction: shares of a pool; a split of share 0 is left out.
         caption_fields: fields of KEY.json that hold captions (a string or a list), after the lines of KEY.txt.
-        val_fraction, test_fraction: shares drawn from a pool without split folders.
-        limit: use at most this many samples per split.
-        num_workers: processes that decode images while encoding.
-        max_skipped: see :class:`BaseDataModule`.
+        index_dir: where indices of shards are kept, see :class:`TarShards`.
+        seed, num_workers, max_skipped: see :class:`BaseDataModule`.
+
+    Raises:
+        UserError: no dataset, an empty split, or more bad samples than allowed.
     """
 
     def __init__(
         self,
         root: str,
-        simulate: SceneShards | None = None,
+        simulate: Callable[[str], Path] | None = None,
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
         caption_fields: Sequence[str] = ("caption", "captions"),
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        limit: int | None = None,
-        num_workers: int = 1,
-        max_skipped: float = 0.1,
+        index_dir: str | None = None,
+        seed: int = 0,
+        num_workers: int = 2,
+        max_skipped: float = 0.05,
     ):
-        super().__init__(max_skipped)
-        self.root, self.simulate, self.caption_fields = Path(root), simulate, tuple(caption_fields)
-        if not 0 <= val_fraction + test_fraction < 1:
-            raise UserError(f"val_fraction {val_fraction} and test_fraction {test_fraction} leave no training data.")
+        super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)
+        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+            raise UserError(
+                f"datamodule.val_fraction={val_fraction} and test_fraction={test_fraction} must not be negative and "
+                "together leave something to train on (less than 1)."
+            )
+        self.root, self.simulate, self.caption_fields, self.index_dir = root, simulate, caption_fields, index_dir
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.limit, self.num_workers = limit, num_workers
-        self.splits: dict[str, Any] = {}
 
     def prepare_data(self) -> None:
-        if self.simulate is not None:
-            if self.limit is not None:
-                self.root = self.root.with_name(f"{self.root.name}-limit{self.limit}")
-            if not self.root.is_dir():
-                self.simulate.write(self.root, self.limit)
-        if not self.root.is_dir():
-            raise UserError(f"no dataset at {self.root}. Put it there like this:\n{LAYOUT.format(root=self.root)}")
+        """Write the simulated set where it is wanted and missing; runs in one process per machine."""
+        self._folder()
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        if (self.root / "train").is_dir():
-            found = [split for split in SPLITS if (self.root / split).is_dir()]
-            datasets = {split: TarShards(str(self.root), split, caption_fields=self.caption_fields) for split in found}
+        root = self._folder()
+        if (root / "train").is_dir():
+            places = {split: {"split": split} for split in SPLITS if (root / split).is_dir()}
         else:
-            cuts = np.cumsum([0, 1 - self.val_fraction - self.test_fraction, self.val_fraction, self.test_fraction])
-            ranges = {split: (float(cuts[i]), float(cuts[i + 1])) for i, split in enumerate(SPLITS)}
-            ranges = {split: span for split, span in ranges.items() if span[1] > span[0]}
-            datasets = {
-                split: TarShards(str(self.root), hash_range=span, caption_fields=self.caption_fields)
-                for split, span in ranges.items()
-            }
-        for split, dataset in datasets.items():
-            if self.limit is not None:
-                dataset.truncate(self.limit)
-            for skipped in dataset.skipped:
-                self.record_skipped(split, skipped, len(dataset) + len(dataset.skipped))
-        self.splits = datasets
+            test, val = self.test_fraction, self.test_fraction + self.val_fraction
+            parts = {"train": (val, 1.0), "val": (test, val), "test": (0.0, test)}
+            places = {split: {"part": part} for split, part in parts.items() if part[1] > part[0]}
+        shared = {"caption_fields": self.caption_fields, "index_dir": self.index_dir}
+        self.splits = {split: TarShards(str(root), **place, **shared) for split, place in places.items()}
+        for split, dataset in self.splits.items():
+            self.report_skipped(split, dataset.skipped)
 
     def image_loader(
-        self, split: str, transform: Callable[[Image.Image], torch.Tensor], batch_size: int, rows: np.ndarray | None = None
-    ) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches {INDEX (B,), IMAGE (B, 3, H, W)} of the rows (all by default), in order; unusable images are recorded."""
+        self,
+        split: str,
+        transform: Callable[[Image.Image], Tensor],
+        batch_size: int,
+        rows: np.ndarray | None = None,
+    ) -> Iterator[dict]:
+        """Batches of images for encoding, in the order of ``rows`` (default: all).
+
+        Args:
+            transform: ``PIL.Image -> (3, H, W)``; runs in the workers.
+            rows: (N,) rows of the split to read, for instance those a feature store still lacks.
+
+        Yields:
+            INDEX (B,) int64, IMAGE (B, 3, H, W), and SKIPPED: the :class:`Skipped` rows of the batch, which are counted
+            here and are absent from the other two. A batch may hold nothing but skipped rows.
+        """
         dataset = self.splits[split]
-        view: Dataset = _Images(dataset, transform)
-        if rows is not None:
-            view = Subset(view, [int(row) for row in rows])
-        # Spawned, not forked: torch's threads do not survive a fork. A handful of images is not worth a process.
-        workers = self.num_workers if len(view) > 4 * batch_size else 0
-        context = "spawn" if workers else None
-        loader = DataLoader(view, batch_size, num_workers=workers, collate_fn=_collate, multiprocessing_context=context)
+        rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
+        loader = DataLoader(
+            _Images(dataset, transform),
+            batch_size=None,
+            sampler=np.array_split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else [],
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+        )
         for batch in loader:
-            for skipped in batch.pop("skipped"):
-                self.record_skipped(split, skipped, len(dataset))
+            self.report_skipped(split, batch[SKIPPED])
             yield batch
+
+    def _folder(self) -> Path:
+        """Where the dataset lies: ``root``, or what ``simulate`` wrote below it."""
+        root = Path(self.root)
+        own = (root / "train").is_dir() or any(root.glob("*.tar"))
+        return root if own or self.simulate is None else Path(self.simulate(self.root))
 
 
 class _Images(Dataset):
-    def __init__(self, dataset: TarShards, transform: Callable[[Image.Image], torch.Tensor]):
+    """``rows -> batch``: decodes and transforms a whole batch in one worker, so nothing is collated in the main
+    process.
+    """
+
+    def __init__(self, dataset: TarShards, transform: Callable[[Image.Image], Tensor]):
         self.dataset, self.transform = dataset, transform
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, i: int) -> tuple[int, torch.Tensor] | Skipped:
-        image = self.dataset.image_or_skipped(i)
-        return image if isinstance(image, Skipped) else (i, self.transform(image))
+    def __getitem__(self, rows: np.ndarray) -> dict:
+        read = [(int(i), self.dataset.image_or_skipped(int(i))) for i in rows]
+        images = [self.transform(image) for _, image in read if not isinstance(image, Skipped)]
+        return {
+            INDEX: torch.tensor([i for i, image in read if not isinstance(image, Skipped)], dtype=torch.int64),
+            IMAGE: torch.stack(images) if images else torch.empty(0),
+            SKIPPED: [image for _, image in read if isinstance(image, Skipped)],
+        }
 
 
-def _collate(samples: list) -> dict[str, Any]:
-    good = [sample for sample in samples if not isinstance(sample, Skipped)]
-    images = torch.stack([image for _, image in good]) if good else torch.empty(0, 3, 1, 1)
-    skipped = [sample for sample in samples if isinstance(sample, Skipped)]
-    return {INDEX: torch.tensor([i for i, _ in good], dtype=torch.int64), IMAGE: images, "skipped": skipped}
+def _as_is(batch: dict) -> dict:
+    return batch
