@@ -60,9 +60,7 @@ class TarShards(Dataset):
         self.caption_fields = tuple(caption_fields)
         self.class_names = read_class_names(Path(root))
         cache = Path(index_dir) if index_dir else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "shard_index")
-        parts = [
-            load_index(shard, self.caption_fields, self.class_names, cache.expanduser()) for shard in self.shards
-        ]
+        parts = [load_index(shard, self.caption_fields, self.class_names, cache.expanduser()) for shard in self.shards]
         self._samples = [part.samples for part in parts]
         self.fingerprint = self._fingerprint(parts, hash_range)
         self._select(hash_range)
@@ -204,4 +202,3 @@ def _decode(data: bytes) -> Image.Image:
 
 def _text(key: bytes) -> str:
     return bytes(key).decode("utf-8", "surrogateescape")
-
