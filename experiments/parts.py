@@ -111,7 +111,7 @@ def training_data(run: Run) -> pl.LightningDataModule:
         return datamodule(run)
     splits = datamodule(run).splits
     val = features(run, "val") if "val" in splits else None
-    return instantiate(run.cfg.features, train=features(run, "train"), val=val)
+    return instantiate(run.cfg.features)(train=features(run, "train"), val=val)
 
 
 def module(run: Run, facts: dict[str, Any]) -> BaseModule:
