@@ -105,14 +105,14 @@ def test_fingerprint_is_of_contents_not_of_places_or_times(tmp_path):
     assert TarShards(str(two)).fingerprint != first
 
 
-def test_hash_ranges_part_a_pool_whatever_the_order(tmp_path):
+def test_parts_of_a_pool_do_not_depend_on_order(tmp_path):
     write_shards(tmp_path / "pool", count=60, per_shard=7)
     write_shards(tmp_path / "other", count=60, per_shard=60)
     ranges = [(0.0, 0.2), (0.2, 0.5), (0.5, 1.0)]
-    parts = [TarShards(str(tmp_path / "pool"), hash_range=r) for r in ranges]
+    parts = [TarShards(str(tmp_path / "pool"), part=r) for r in ranges]
     keys = [{part.key(i) for i in range(len(part))} for part in parts]
-    assert sum(map(len, keys)) == 60 == len(set.union(*keys))
-    other = TarShards(str(tmp_path / "other"), hash_range=ranges[1])
+    assert [len(part) for part in parts] == [12, 18, 30] and len(set.union(*keys)) == 60
+    other = TarShards(str(tmp_path / "other"), part=ranges[1])
     assert {other.key(i) for i in range(len(other))} == keys[1]
     assert len({part.fingerprint for part in parts}) == 3
 
