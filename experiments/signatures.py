@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def _module_of(target: str) -> tuple[Path, list[str]]:
     raise UnknownTarget(f"there is no module for '{target}'", modules)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
@@ -89,9 +89,7 @@ def _class_signature(node: ast.ClassDef, module: ast.Module) -> Signature:
     bases = [ast.unparse(b) for b in node.bases]
     if "dataclass" in decorators or "NamedTuple" in bases:
         fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
-        return Signature(
-            {f.target.id: Parameter(f.target.id, f.annotation, f.value is None) for f in fields}, open_ended=False
-        )
+        return Signature({f.target.id: Parameter(f.target.id, f.annotation, f.value is None) for f in fields}, open_ended=False)
     for base in bases:  # the constructor is inherited
         origin = _resolve(base, module)
         if origin is not None and is_ours(origin):

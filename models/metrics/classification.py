@@ -18,8 +18,8 @@ def zero_shot_logits(image: Tensor, classes: Tensor) -> Tensor:
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Share, in percent, of rows (N, C) whose label (N,) is among the ``k`` largest."""
-    top = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    """Share, in percent, of rows (N, C) whose label (N,) is among the ``k`` largest; equal scores rank by class index."""
+    top = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
     return (top == labels[:, None]).any(dim=1).double().mean().item() * 100
 
 

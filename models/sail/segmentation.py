@@ -11,6 +11,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from models.alignment import AlignmentHead
 from models.encoders.pooling import pool_tokens
+from models.io import CheckpointError
 
 
 def dinov2_from_weights(weights: dict[str, Tensor], num_attention_heads: int) -> Dinov2Model:
@@ -28,11 +29,11 @@ def dinov2_from_weights(weights: dict[str, Tensor], num_attention_heads: int) ->
         mlp_ratio=4 if gated else weights["encoder.layer.0.mlp.fc1.weight"].shape[0] // hidden,
         use_swiglu_ffn=gated,
     )
-    model = Dinov2Model(config).eval()
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    if missing or unexpected:
-        raise ValueError(f"these are not DINOv2 weights: missing {missing}, unexpected {unexpected}")
-    return model
+    # from_pretrained, because transformers renames modules between versions and maps the released names itself.
+    model, report = Dinov2Model.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
+        raise CheckpointError(f"these are not DINOv2 weights: {report}")
+    return model.eval()
 
 
 class SegmentationEncoder(nn.Module):
@@ -55,20 +56,25 @@ class SegmentationEncoder(nn.Module):
             x = _first(block(x))
         block = self.backbone.encoder.layer[-1]
         normed = block.norm1(x)
-        x = x + block.layer_scale1(block.attention.output.dense(self._attend(block, normed)))
+        x = x + block.layer_scale1(self._attend(block.attention, normed))
         x = x + block.layer_scale2(block.mlp(block.norm2(x))) if self.residual else block.norm2(x)
         return pool_tokens(self.backbone.layernorm(x), "patch_mode")
 
-    def _attend(self, block: nn.Module, x: Tensor) -> Tensor:
-        weights, heads = block.attention.attention, self.backbone.config.num_attention_heads
+    def _attend(self, attention: nn.Module, x: Tensor) -> Tensor:
+        if hasattr(attention, "q_proj"):
+            to_q, to_k, to_v, out = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        else:  # transformers before 5.2x nested the same layers
+            inner, out = attention.attention, attention.output.dense
+            to_q, to_k, to_v = inner.query, inner.key, inner.value
         batch, length, width = x.shape
+        heads = self.backbone.config.num_attention_heads
 
         def split(y: Tensor) -> Tensor:
             return y.view(batch, length, heads, width // heads).transpose(1, 2)
 
-        query, value = split(weights.query(x)), split(weights.value(x))
-        key = query if self.attention == "qq" else split(weights.key(x))
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, length, width)
+        query, value = split(to_q(x)), split(to_v(x))
+        key = query if self.attention == "qq" else split(to_k(x))
+        return out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, length, width))
 
 
 def _first(output: Tensor | tuple) -> Tensor:

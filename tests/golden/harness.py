@@ -56,9 +56,7 @@ def load(path: Path) -> GoldenFile:
             group, _, name = key.partition(".")
             parts[group][name] = file.get_tensor(key)
     case = Case(json.loads(meta["config"]), parts["weights"], parts["inputs"], tuple(parts["outputs"]))
-    return GoldenFile(
-        path, meta["family"], meta["kind"], float(meta["rtol"]), float(meta["atol"]), case, parts["outputs"]
-    )
+    return GoldenFile(path, meta["family"], meta["kind"], float(meta["rtol"]), float(meta["atol"]), case, parts["outputs"])
 
 
 def check(golden: GoldenFile) -> list[tuple[str, str]]:
