@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from datamodules.batch import CAPTIONS, IMAGE, INDEX, KEY, LABEL, Skipped
 from datamodules.readers.tar_index import key_hash, load_index, parse_record, read_captions
 from models.errors import UserError
+from models.io import stable_hash
 
 LAYOUT = """\
   {root}/
@@ -37,8 +38,8 @@ class TarShards(Dataset):
     Args:
         root: folder of the dataset.
         split: subfolder with the shards; None: the shards lie in ``root`` itself.
-        hash_range: part [low, high) of the unit interval; only samples whose key hashes into it belong to the
-            dataset. This is how one pool of shards is split, independently of the order of shards and samples.
+        part: [low, high) of the samples in the order of their keys' hashes, as shares of all; this is how one pool of
+            shards is split, independently of the order of shards and samples.
         caption_fields: fields of KEY.json that hold captions.
         index_dir: where the indices of the shards are kept; None: ``$XDG_CACHE_HOME/shard_index``
             (``~/.cache/shard_index``).
@@ -51,7 +52,7 @@ class TarShards(Dataset):
         self,
         root: str,
         split: str | None = None,
-        hash_range: tuple[float, float] = (0.0, 1.0),
+        part: tuple[float, float] = (0.0, 1.0),
         caption_fields: Sequence[str] = ("caption", "captions"),
         index_dir: str | None = None,
     ):
@@ -60,40 +61,38 @@ class TarShards(Dataset):
         self.caption_fields = tuple(caption_fields)
         self.class_names = read_class_names(Path(root))
         cache = Path(index_dir) if index_dir else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "shard_index")
-        parts = [load_index(shard, self.caption_fields, self.class_names, cache.expanduser()) for shard in self.shards]
-        self._samples = [part.samples for part in parts]
-        self.fingerprint = self._fingerprint(parts, hash_range)
-        self._select(hash_range)
-        low, high = (value * 2.0**64 for value in hash_range)
-        self.skipped += [entry for part in parts for entry in part.skipped if low <= key_hash(entry.key) < high]
+        indices = [
+            load_index(shard, self.caption_fields, self.class_names, cache.expanduser()) for shard in self.shards
+        ]
+        self._samples = [index.samples for index in indices]
+        self._handles: dict[int, int] = {}
+        # Of what is on disk: every header and text of every shard, in order; not of paths or file times.
+        self.fingerprint = stable_hash([[i.digest for i in indices], part, self.caption_fields, self.class_names])
+        self.skipped: list[Skipped] = []
+        self._select(part, [entry for index in indices for entry in index.skipped])
         if not len(self):
-            raise UserError(self._nothing_left(split, hash_range))
+            raise UserError(self._nothing_left(split, part))
 
-    def _select(self, hash_range: tuple[float, float]) -> None:
-        """Rows of this dataset as (shard, place in it), without the second and later samples of a key."""
+    def _select(self, part: tuple[float, float], skipped: list[Skipped]) -> None:
+        """Rows of this part as (shard, place in it), without second samples of a key; and the part's share of skips."""
         hashes = np.concatenate([samples["hash"] for samples in self._samples])
         shard = np.repeat(np.arange(len(self._samples), dtype=np.int32), [len(s) for s in self._samples])
         place = np.concatenate([np.arange(len(s), dtype=np.int32) for s in self._samples])
-        low, high = (value * 2.0**64 for value in hash_range)
-        inside = (hashes >= low) & (hashes < high)
-        first = np.zeros(len(hashes), bool)
-        first[np.unique(hashes, return_index=True)[1]] = True
-        self.skipped = []
-        for s, p in zip(shard[inside & ~first].tolist(), place[inside & ~first].tolist(), strict=True):
+        ordered, firsts = np.unique(hashes, return_index=True)
+        first, last = (math.ceil(round(share * len(ordered), 6)) for share in part)
+        low = int(ordered[first]) if 0 < first < len(ordered) else 0
+        high = int(ordered[last]) if last < len(ordered) else 2**64
+        chosen = np.zeros(len(hashes), bool)
+        chosen[firsts[first:last]] = True
+        again = np.isin(hashes, ordered[first:last]) & ~chosen
+        for s, p in zip(shard[again].tolist(), place[again].tolist(), strict=True):
             reason = f"duplicate key: again in {self.shards[s].name}, the first is used"
             self.skipped.append(Skipped(-1, _text(self._samples[s]["key"][p]), reason))
-        self._shard, self._place = shard[inside & first], place[inside & first]
-        self._handles: dict[int, int] = {}
+        self.skipped += [entry for entry in skipped if low <= key_hash(entry.key) < high]
+        self._shard, self._place = shard[chosen], place[chosen]
 
-    def _fingerprint(self, parts, hash_range) -> str:
-        """Of what is on disk: every header and text of every shard, in order; not of paths or file times."""
-        digest = hashlib.sha256(repr((hash_range, self.caption_fields, self.class_names)).encode())
-        for part in parts:
-            digest.update(part.digest.encode())
-        return digest.hexdigest()[:16]
-
-    def _nothing_left(self, split: str | None, hash_range: tuple[float, float]) -> str:
-        drawn = "" if hash_range == (0.0, 1.0) else f" after drawing the share {hash_range[0]:g} to {hash_range[1]:g}"
+    def _nothing_left(self, split: str | None, part: tuple[float, float]) -> str:
+        drawn = "" if part == (0.0, 1.0) else f" after drawing the share {part[0]:g} to {part[1]:g} of the samples"
         reasons = "".join(f"\n  {entry.key}: {entry.reason}" for entry in self.skipped[:5])
         return (
             f"the split {split or ''} of {self.folder} is empty{drawn}: {len(self.shards)} shards, "
@@ -136,7 +135,9 @@ class TarShards(Dataset):
         data = self._image_bytes(i)
         try:
             return _decode(data)
-        except Exception as error:  # noqa: BLE001 - decoders fed with damaged bytes raise nearly anything
+        except UnidentifiedImageError:  # its text holds a memory address, another one every time
+            return Skipped(i, self.key(i), "corrupt image: not in an image format that can be read")
+        except Exception as error:  # decoders fed with damaged bytes raise nearly anything
             return Skipped(i, self.key(i), f"corrupt image: {error or type(error).__name__}")
 
     def __getitem__(self, i: int) -> dict | Skipped:
@@ -202,3 +203,4 @@ def _decode(data: bytes) -> Image.Image:
 
 def _text(key: bytes) -> str:
     return bytes(key).decode("utf-8", "surrogateescape")
+
