@@ -1,0 +1,68 @@
+"""The dual-encoder head that projector alignment trains: per modality a LayerNorm and a projector, a scale and a bias."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AlignmentHead(nn.Module):
+    """Maps frozen image and text features into one space (SAIL, arXiv 2412.04616, section 3.2).
+
+    Embeddings are not normalised; similarity is the cosine. Linear weights start Xavier-uniform, biases at zero.
+
+    Args:
+        vision_dim, text_dim: widths of the frozen features.
+        embed_dim: width of the shared space.
+        projector: factory ``(in_dim, out_dim) -> Module`` for both modalities.
+        text_projector: factory for the text side where it differs.
+        logit_scale_init: initial scale; its log is the parameter ``logit_scale`` (1,).
+        logit_bias_init: initial bias, parameter ``logit_bias`` (1,).
+    """
+
+    def __init__(
+        self,
+        vision_dim: int,
+        text_dim: int,
+        embed_dim: int,
+        projector: Callable[[int, int], nn.Module],
+        text_projector: Callable[[int, int], nn.Module] | None = None,
+        logit_scale_init: float = 20.0,
+        logit_bias_init: float = -10.0,
+    ):
+        super().__init__()
+        self.vision_norm = nn.LayerNorm(vision_dim)
+        self.vision_projector = projector(vision_dim, embed_dim)
+        self.text_norm = nn.LayerNorm(text_dim)
+        self.text_projector = (text_projector or projector)(text_dim, embed_dim)
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(logit_scale_init)))
+        self.logit_bias = nn.Parameter(torch.full((1,), float(logit_bias_init)))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        self._xavier_per_branch()
+
+    def _xavier_per_branch(self) -> None:
+        """A fused gate-and-value weight is drawn as the two matrices it stands for: Xavier depends on the fan-out."""
+        for module in self.modules():
+            fused = getattr(module, "gate_and_value", None)
+            if fused is not None:
+                for half in fused.weight.data.chunk(2):
+                    nn.init.xavier_uniform_(half)
+
+    def encode_image(self, features: Tensor) -> Tensor:
+        """Frozen image features ``(..., vision_dim)`` to embeddings ``(..., embed_dim)``, not normalised."""
+        return self.vision_projector(self.vision_norm(features))
+
+    def encode_text(self, features: Tensor) -> Tensor:
+        """Frozen text features ``(..., text_dim)`` to embeddings ``(..., embed_dim)``, not normalised."""
+        return self.text_projector(self.text_norm(features))
+
+    def logits_per_text(self, image: Tensor, text: Tensor) -> Tensor:
+        """``exp(scale) * cosine + bias`` for embeddings ``(B, D)`` and ``(M, D)``; rows are texts ``(M, B)``."""
+        return self.logit_scale.exp() * F.normalize(text, dim=-1) @ F.normalize(image, dim=-1).T + self.logit_bias

@@ -1,0 +1,31 @@
+"""MMVP-VLM (arXiv 2401.06209): pairs of images that look alike to CLIP, in nine visual patterns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CATEGORIES = (
+    "orientation and direction", "presence of specific features", "state and condition", "quantity and count",
+    "positional and relational context", "color and appearance", "structural characteristics", "texts",
+    "viewpoint and perspective",
+)  # fmt: skip
+
+
+def mmvp_accuracy(logits: Tensor, question_ids: Tensor, pairs_per_category: int = 15) -> Tensor:
+    """Accuracy in percent per category, (pairs / pairs_per_category,).
+
+    Args:
+        logits: (P, 2, 2): pair, statement, image; image 0 belongs to the pair's first row.
+        question_ids: (P, 2): a statement with an odd id belongs to image 0, with an even one to image 1.
+
+    A pair counts only if both statements are matched; image 0 is chosen only if its probability exceeds one half.
+    """
+    chosen_first = logits.float().softmax(dim=-1)[..., 0] > 0.5
+    right = (chosen_first == (question_ids % 2 == 1)).all(dim=1)
+    return right.double().reshape(-1, pairs_per_category).mean(dim=1) * 100
+
+
+def mmvp_average(per_category: Tensor) -> float:
+    """Mean over the categories, percent."""
+    return torch.as_tensor(per_category).mean().item()

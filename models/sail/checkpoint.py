@@ -1,0 +1,140 @@
+"""Import and export of SAIL's official heads (``le723z/sail`` and the training code's ``epoch_<n>.pt``).
+
+Official names: ``{vision,text}_layer_norm``, ``{vision,text}_mapping_network`` with ``f1, f2, g`` (star), ``proj.0,
+proj.2`` (mlp), ``weight, bias`` (linear) or ``layers.{0..12}`` (ShareLock), ``logit_scale`` (log) and ``logit_bias``.
+Widths and the kind of projector follow from the shapes; released files carry no configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from models.alignment import AlignmentHead
+from models.io import CheckpointError
+from models.projectors import GatedProjector, LinearProjector, MLPProjector
+from models.sail.sharelock import ShareLockHead
+
+_PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|model\.(?=vlhead\.|_orig_mod\.)|vlhead\.)+")
+_MODALITIES = ("vision", "text")
+_LAYERS = {"g": "down", "proj.0": "up", "proj.2": "down"}  # official layer of a mapping network -> ours
+
+
+def head_from_official(weights: dict[str, Tensor]) -> AlignmentHead | ShareLockHead:
+    """Build the head that ``weights`` (official names, optionally prefixed) belong to and load it strictly.
+
+    Raises CheckpointError naming missing and unexpected keys when the file is of another architecture. A file of the
+    full model may carry the encoders too: everything outside ``vlhead.`` is then left aside.
+    """
+    if any(".vlhead." in f".{key}" for key in weights):
+        weights = {key: value for key, value in weights.items() if ".vlhead." in f".{key}"}
+    weights = {_PREFIX.sub("", key): value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    if "text_mapping_network.layers.0.weight" in weights:
+        return _load(_sharelock(weights), {_sharelock_name(k): v for k, v in weights.items()})
+    absent = [m for m in _MODALITIES if f"{m}_layer_norm.weight" not in weights]
+    if "vision" in absent:
+        raise CheckpointError(
+            "these are not the weights of a SAIL head: 'vision_layer_norm.weight' is missing. The file has "
+            f"{len(weights)} tensors, e.g. {sorted(weights)[:4]}."
+        )
+    if absent:  # a head for a vision tower alone (LLaVA) has no text branch
+        raise CheckpointError("this SAIL head has no text branch (only_vision); it cannot embed text.")
+    head = AlignmentHead(
+        vision_dim=weights["vision_layer_norm.weight"].numel(),
+        text_dim=weights["text_layer_norm.weight"].numel(),
+        embed_dim=_out_dim(weights, "vision"),
+        projector=_projector(weights, "vision"),
+        text_projector=_projector(weights, "text"),
+    )
+    return _load(head, _from_official(weights))
+
+
+def to_official(head: AlignmentHead) -> dict[str, Tensor]:
+    """The head's weights under the official names, ready for the official code."""
+    out = {"logit_scale": head.logit_scale.detach(), "logit_bias": head.logit_bias.detach()}
+    for modality in _MODALITIES:
+        norm, projector = getattr(head, f"{modality}_norm"), getattr(head, f"{modality}_projector")
+        out |= {f"{modality}_layer_norm.{k}": v for k, v in norm.state_dict().items()}
+        prefix = f"{modality}_mapping_network."
+        if isinstance(projector, GatedProjector):
+            for kind in ("weight", "bias"):
+                gate, value = getattr(projector.gate_and_value, kind).detach().chunk(2)
+                out |= {f"{prefix}f1.{kind}": gate, f"{prefix}f2.{kind}": value}
+                out[f"{prefix}g.{kind}"] = getattr(projector.down, kind).detach()
+        elif isinstance(projector, MLPProjector):
+            out |= {f"{prefix}proj.0.{k}": v for k, v in projector.up.state_dict().items()}
+            out |= {f"{prefix}proj.2.{k}": v for k, v in projector.down.state_dict().items()}
+        elif isinstance(projector, LinearProjector):
+            out |= {f"{prefix}{k}": v for k, v in projector.state_dict().items()}
+        else:
+            raise CheckpointError(f"SAIL's code has no counterpart of {type(projector).__name__}.")
+    return {key: value.clone() for key, value in out.items()}
+
+
+def _kind(weights: dict[str, Tensor], modality: str) -> str:
+    prefix = f"{modality}_mapping_network."
+    for kind, probe in (("star", "g.weight"), ("mlp", "proj.2.weight"), ("linear", "weight")):
+        if prefix + probe in weights:
+            return kind
+    found = sorted(key for key in weights if key.startswith(prefix))
+    raise CheckpointError(f"unknown {modality} projector in this SAIL head; it has {found or 'no such keys'}.")
+
+
+def _out_dim(weights: dict[str, Tensor], modality: str) -> int:
+    last = {"star": "g.weight", "mlp": "proj.2.weight", "linear": "weight"}[_kind(weights, modality)]
+    return weights[f"{modality}_mapping_network.{last}"].shape[0]
+
+
+def _projector(weights: dict[str, Tensor], modality: str):
+    prefix, kind = f"{modality}_mapping_network.", _kind(weights, modality)
+    if kind == "star":
+        hidden, width = weights[prefix + "g.weight"].shape[1], weights[f"{modality}_layer_norm.weight"].numel()
+        return partial(GatedProjector, width_factor=hidden // width)
+    if kind == "mlp":
+        hidden, width = weights[prefix + "proj.0.weight"].shape
+        return partial(MLPProjector, hidden_factor=hidden // width)
+    return LinearProjector
+
+
+def _from_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    out = {}
+    for key, value in weights.items():
+        match = re.fullmatch(r"(vision|text)_mapping_network\.(.+)", key)
+        if not match:
+            out[key.replace("_layer_norm.", "_norm.")] = value
+            continue
+        modality, rest = match.groups()
+        layer, _, kind = rest.rpartition(".")
+        name = f"{_LAYERS[layer]}.{kind}" if layer in _LAYERS else rest
+        if rest.startswith("f2.") and f"{modality}_mapping_network.f1.{rest[3:]}" in weights:
+            continue  # joined with f1 below
+        if rest.startswith("f1.") and f"{modality}_mapping_network.f2.{rest[3:]}" in weights:
+            pair = (value, weights[f"{modality}_mapping_network.f2.{rest[3:]}"])
+            name, value = f"gate_and_value.{rest[3:]}", torch.cat(pair)
+        out[f"{modality}_projector.{name}"] = value
+    return out
+
+
+def _sharelock(weights: dict[str, Tensor]) -> ShareLockHead:
+    hidden, text_dim = weights["text_mapping_network.layers.0.weight"].shape
+    return ShareLockHead(weights["text_mapping_network.layers.12.weight"].shape[0], text_dim, hidden)
+
+
+def _sharelock_name(key: str) -> str:
+    return key.replace("text_mapping_network.layers.", "text_projector.").replace("text_layer_norm.", "text_norm.")
+
+
+def _load(head: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    expected = head.state_dict()
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    wrong = [f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}" for k, v in expected.items()
+             if k in state and state[k].shape != v.shape]  # fmt: skip
+    if missing or unexpected or wrong:
+        raise CheckpointError(
+            f"this SAIL head does not fit {type(head).__name__}: missing {missing}, unexpected {unexpected}, shapes {wrong}."
+        )
+    head.load_state_dict(state)
+    return head

@@ -1,0 +1,45 @@
+"""Learning-rate schedules as factors of the base rate: factories ``(total_steps, ...) -> multiplier(step)``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+Multiplier = Callable[[int], float]
+
+
+def _warmup_steps(total_steps: int, warmup: int | float) -> int:
+    """A whole number is steps; a fraction below 1 is that share of all steps, rounded up (SAIL: 0.1)."""
+    return math.ceil(warmup * total_steps) if isinstance(warmup, float) and warmup < 1 else int(warmup)
+
+
+def _warming(multiplier: Multiplier, warmup_steps: int) -> Multiplier:
+    """Linear warm-up ``(s + 1) / warmup_steps``, then the given schedule."""
+    return lambda step: (step + 1) / warmup_steps if step < warmup_steps else multiplier(step)
+
+
+def warmup_cosine(total_steps: int, warmup: int | float = 0.1) -> Multiplier:
+    """Half a cosine from 1 to 0 after the warm-up (SAIL, training code)."""
+    start = _warmup_steps(total_steps, warmup)
+    span = max(total_steps - start, 1)
+    return _warming(lambda step: 0.5 * (1 + math.cos(math.pi * (step - start) / span)), start)
+
+
+def warmup_constant(total_steps: int, warmup: int | float = 0.1) -> Multiplier:
+    """1 after the warm-up."""
+    return _warming(lambda step: 1.0, _warmup_steps(total_steps, warmup))
+
+
+def warmup_constant_cooldown(
+    total_steps: int, cooldown_steps: int, warmup: int | float = 0.1, power: float = 1.0, end: float = 0.0
+) -> Multiplier:
+    """1 after the warm-up, then a polynomial fall to ``end`` (a factor) over the last ``cooldown_steps``."""
+    start = total_steps - cooldown_steps
+
+    def multiplier(step: int) -> float:
+        if step < start:
+            return 1.0
+        left = 1 - (step - start) / cooldown_steps
+        return end + (1 - end) * left**power
+
+    return _warming(multiplier, _warmup_steps(total_steps, warmup))
