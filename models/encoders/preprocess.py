@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import resolve_data_config
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -59,6 +62,26 @@ class ImagePreprocess:
             fraction = min(self.size) / self.shortest
         shortest = None if fraction is None else math.floor(min(size) / fraction + 1e-6)
         return ImagePreprocess(size, shortest, self.interpolation, self.mean, self.std)
+
+    def identity(self) -> dict:
+        """What decides the tensor, JSON-able."""
+        return asdict(self)
+
+
+def from_processor_folder(path: Path) -> ImagePreprocess:
+    """The values in preprocessor_config.json of a checkpoint folder, see `from_processor_config`."""
+    file = path / "preprocessor_config.json"
+    return from_processor_config(json.loads(file.read_text()) if file.is_file() else None)
+
+
+def from_timm_config(config: dict) -> ImagePreprocess:
+    """timm's evaluation transform, from a model's pretrained configuration. Raises ValueError for padding crops."""
+    data = resolve_data_config(pretrained_cfg=config)
+    size = tuple(data["input_size"][1:])
+    if data["crop_mode"] == "border":
+        raise ValueError("crop_mode 'border' of this timm model is not supported")
+    shortest = None if data["crop_mode"] == "squash" else math.floor(min(size) / data["crop_pct"])
+    return ImagePreprocess(size, shortest, data["interpolation"].upper(), tuple(data["mean"]), tuple(data["std"]))
 
 
 def from_processor_config(config: dict | None) -> ImagePreprocess:

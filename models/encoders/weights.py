@@ -13,13 +13,15 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import constants
 
+from models.errors import UserError
+
 PACKAGE = "package://"
 _PROBE_SECONDS = 3
 _TENSOR_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.py"]
 
 
-class WeightsUnavailable(RuntimeError):
+class WeightsUnavailable(UserError):
     """Pretrained weights are neither on this machine nor reachable. The message says where to put them."""
 
 
