@@ -1,7 +1,7 @@
 """The one vocabulary of batch keys, and what a dataset returns for a sample it cannot give.
 
-Every batch is a dict. It always holds ``INDEX``: the global row of each sample in its split, so that errors, pictures and
-feature stores can name a sample.
+Every batch is a dict. It always holds ``INDEX``: the global row of each sample in its split, so that errors, pictures
+and feature stores can name a sample.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ CAPTIONS = "captions"  # list of B lists of str, the first one the raw caption
 LABEL = "label"  # (B,) int64 class index
 IMAGE_FEATURES = "image_features"  # (B, Dv) frozen features
 TEXT_FEATURES = "text_features"  # (B, Dt) frozen features of the first caption
+SKIPPED = "skipped"  # list of Skipped: rows of this batch that could not be read and are not in it
 EXTRA_TEXT_FEATURES = "extra_text_features"  # (B, Dt) frozen features of a second positive caption of the same image
 
 
 class Skipped(NamedTuple):
-    """A sample that could not be read. The base datamodule counts, lists and bounds these; nothing else swallows errors."""
+    """A sample that could not be read: counted, listed and bounded by the base datamodule and nobody else.
+
+    ``reason`` is ``kind: details``; skips are counted per kind. ``index`` is -1 for what has no row.
+    """
 
     index: int
     key: str

@@ -1,0 +1,161 @@
+"""What every datamodule shares: named splits, one way to skip bad samples, one resumable order of training batches."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batch import SKIPPED, Skipped
+from datamodules.order import OrderedBatches
+from models.errors import UserError
+
+LISTED = 20  # skips of a split that are listed one by one in messages and in the report
+ALWAYS_ALLOWED = 10  # skips of a split: a share of a small hand-made set would not let one bad file pass
+SPLIT_OF_STAGE = {"train": "train", "validate": "val", "sanity_check": "val", "test": "test"}
+
+
+class BaseDataModule(pl.LightningDataModule):
+    """A family fills ``splits`` in :meth:`setup` and ``train_dataloader`` returns :meth:`train_loader`.
+
+    Args:
+        seed: decides, with the epoch, on the order of the training samples.
+        num_workers: processes that read; 0 reads in the main process.
+        max_skipped: share of a split's samples that may be unreadable (10 samples are always allowed). Web corpora
+            lose up to a few percent to broken files; more than the default 5 % is rather a wrong path, a wrong
+            caption field or a broken copy, and training on the rest would hide it.
+    """
+
+    def __init__(self, seed: int = 0, num_workers: int = 0, max_skipped: float = 0.05):
+        super().__init__()
+        if not 0 <= max_skipped <= 1:
+            raise UserError(f"datamodule.max_skipped={max_skipped} is a share of the samples, between 0 and 1.")
+        self.seed, self.num_workers, self.max_skipped = seed, num_workers, max_skipped
+        self.splits: dict[str, Dataset] = {}
+        self.notes: list[str] = []
+        self._skipped: dict[str, dict[Skipped, None]] = {}
+        self._position = {"epoch": 0, "batch": 0, "samples": 0, "batch_size": 0}
+
+    # ---- bad samples --------------------------------------------------------------------------------------------
+
+    def report_skipped(self, split: str, skipped: Iterable[Skipped]) -> None:
+        """Count what could not be read; the same sample counts once, in however many epochs it is met.
+
+        Raises UserError with a summary as soon as a split lost more than ``max_skipped`` of its samples.
+        """
+        known = self._skipped.setdefault(split, {})
+        known.update(dict.fromkeys(skipped))
+        total = len(self.splits[split]) + sum(entry.index < 0 for entry in known)
+        if len(known) > max(ALWAYS_ALLOWED, self.max_skipped * total) or len(known) == total:
+            summary = self.skip_report()["splits"][split]
+            kinds = ", ".join(f"{count} {kind}" for kind, count in summary["by_reason"].items())
+            first = "\n".join(f"  {entry['key']}: {entry['reason']}" for entry in summary["first"][:5])
+            raise UserError(
+                f"{len(known)} of {total} samples of the split {split!r} cannot be read ({kinds}), more than "
+                f"datamodule.max_skipped={self.max_skipped:g} allows. The first:\n{first}\nMend the data (is it "
+                "the right folder, the right caption field, a complete copy?), or raise datamodule.max_skipped to go "
+                "on with the rest."
+            )
+
+    def skip_report(self) -> dict[str, Any]:
+        """JSON-able: how many samples each split lost, by kind of reason, and the first ones by name."""
+        splits = {
+            split: {
+                "skipped": len(known),
+                "by_reason": dict(Counter(entry.reason.split(":")[0] for entry in known)),
+                "first": [entry._asdict() for entry in list(known)[:LISTED]],
+            }
+            for split, known in self._skipped.items()
+        }
+        return {"skipped": sum(map(len, self._skipped.values())), "splits": splits}
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Takes the skips that a reading worker found out of the batch and reports them."""
+        if isinstance(batch, dict) and (skipped := batch.pop(SKIPPED, None)):
+            self.report_skipped(SPLIT_OF_STAGE[self.trainer.state.stage.value], skipped)
+        return batch
+
+    # ---- order and resume ---------------------------------------------------------------------------------------
+
+    def train_loader(self, dataset: Dataset, batch_size: int, drop_last: bool = True) -> DataLoader:
+        """Loader of whole batches, ``dataset[BatchRequest] -> batch``, in the resumable order.
+
+        On a resumed run it goes on with the first batch that was not yet trained on, whatever workers had read ahead.
+        """
+        self._check_position(len(dataset), batch_size * self._world_size())
+        sampler = OrderedBatches(
+            len(dataset),
+            batch_size,
+            shuffle=not self._overfitting(),
+            seed=self.seed,
+            drop_last=drop_last,
+            rank=self._rank(),
+            world_size=self._world_size(),
+            epoch=self._position["epoch"],
+            first_batch=self._position["batch"],
+        )
+        return self._loader(dataset, sampler)
+
+    def evaluation_loader(self, dataset: Dataset, batch_size: int) -> DataLoader:
+        """Loader of whole batches in the order of the rows, the last one smaller."""
+        sampler = OrderedBatches(
+            len(dataset), batch_size, shuffle=False, drop_last=False, rank=self._rank(), world_size=self._world_size()
+        )
+        return self._loader(dataset, sampler)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands: the epoch and how many of its batches have been trained on.
+
+        Counted by the trainer's finished batches, since what workers have read ahead is not trained on yet.
+        ``processed`` and not ``completed``: inside ``on_train_batch_end``, where checkpoints are written, only the
+        former counts the batch whose step is already in the weights. Do not save in ``on_train_epoch_start``: Lightning
+        itself (2.6) then takes the new epoch for a finished one.
+        """
+        steps = self.trainer.num_training_batches if self.trainer is not None else 0
+        if not isinstance(steps, int) or steps == 0:
+            return dict(self._position)
+        epoch, batch = divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed, steps)
+        return {**self._position, "epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._position = {name: int(state_dict[name]) for name in self._position}
+        # Lightning looks for a position in the loader; ours is here, and exact.
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+
+    def _check_position(self, samples: int, batch_size: int) -> None:
+        """A place in the middle of an epoch means something only among the same samples in the same batches."""
+        then = self._position
+        if then["batch"] and (then["samples"], then["batch_size"]) != (samples, batch_size):
+            raise UserError(
+                f"the checkpoint stands at batch {then['batch']} of epoch {then['epoch']}, {then['samples']} samples "
+                f"in batches of {then['batch_size']}; now there are {samples} samples in batches of {batch_size} (all "
+                "devices together). Resume with the same data and total batch size, or start a new run."
+            )
+        self._position = {**then, "samples": samples, "batch_size": batch_size}
+
+    def _loader(self, dataset: Dataset, sampler: OrderedBatches) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=_as_is,
+        )
+
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    def _overfitting(self) -> bool:
+        return self.trainer is not None and self.trainer.overfit_batches > 0
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

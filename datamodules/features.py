@@ -1,0 +1,117 @@
+"""Training on cached features: batches are one gather from the memory maps, nothing is collated sample by sample."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.base import BaseDataModule
+from datamodules.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, INDEX, TEXT_FEATURES
+from datamodules.feature_store import WRITTEN, FeatureStore
+from datamodules.order import BatchRequest, draw
+from models.errors import UserError
+
+
+class PairedFeatures:
+    """The image and caption features of one split. ``rows``: the samples whose image could be encoded.
+
+    Args:
+        images: (N, dim) store. texts: (M, dim) store with offsets: sample i owns captions ``offsets[i]:offsets[i + 1]``.
+    """
+
+    def __init__(self, images: FeatureStore, texts: FeatureStore):
+        self.images, self.texts = images, texts
+        if texts.offsets is None or len(texts.offsets) != len(images) + 1:
+            raise UserError(f"{images.path} and {texts.path} are not of the same samples. Run the stage encode.")
+        self.rows = np.flatnonzero(images.state == WRITTEN)
+        if not len(self.rows):
+            raise UserError(f"no sample of {images.path} could be encoded.")
+
+    def caption_counts(self, samples: np.ndarray) -> np.ndarray:
+        """(B,) captions of each sample."""
+        return self.texts.offsets[samples + 1] - self.texts.offsets[samples]
+
+    def caption_rows(self, samples: np.ndarray, pick: np.ndarray) -> np.ndarray:
+        """Text rows of the captions number ``pick``, counted round from the first where a sample has fewer."""
+        return self.texts.offsets[samples] + pick % self.caption_counts(samples)
+
+    def batch(self, samples: np.ndarray, picks: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        """One batch; ``picks`` are the caption numbers of the text and, optionally, of the extra text."""
+        out = {INDEX: torch.from_numpy(samples.astype(np.int64)), IMAGE_FEATURES: self.images.read(samples)}
+        for key, pick in zip((TEXT_FEATURES, EXTRA_TEXT_FEATURES), picks, strict=False):
+            out[key] = self.texts.read(self.caption_rows(samples, pick))
+        return out
+
+
+class FeatureDataModule(BaseDataModule):
+    """Batches of frozen features for projector training.
+
+    Args:
+        train, val: features of the splits; the runner gives them.
+        batch_size: pairs per optimiser step on one device. With fewer pairs than this, a batch is all of them.
+        positives: captions per image and step: 1, or 2 for SAIL's multi-positive loss. The first caption is the text;
+            a sample with a single caption repeats it.
+        extra_caption: 'next' takes the second caption as the extra one, as SAIL's recipe pairs raw and long captions;
+            'random' draws it anew each epoch from all but the first.
+        seed, num_workers: see :class:`BaseDataModule`.
+    """
+
+    def __init__(
+        self,
+        train: PairedFeatures,
+        val: PairedFeatures | None = None,
+        batch_size: int = 1024,
+        positives: Literal[1, 2] = 2,
+        extra_caption: Literal["next", "random"] = "next",
+        seed: int = 42,
+        num_workers: int = 0,
+    ):
+        super().__init__(seed=seed, num_workers=num_workers)
+        self.train, self.val = train, val
+        self.positives, self.extra_caption, self.batch_size = positives, extra_caption, batch_size
+        self.splits = {"train": _Batches(train, positives, extra_caption)}
+        if val is not None:
+            self.splits["val"] = _Batches(val, 1, extra_caption)
+        if batch_size > len(train.rows):
+            self.batch_size = len(train.rows)
+            self.notes.append(
+                f"BATCH SIZE: features.batch_size is {batch_size}, but there are {len(train.rows)} training pairs; "
+                "each step takes all of them."
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """What the data decides for the model."""
+        return {"vision_dim": self.train.images.dim, "text_dim": self.train.texts.dim}
+
+    def train_dataloader(self) -> DataLoader:
+        share = max(len(self.train.rows) // self._world_size(), 1)
+        return self.train_loader(self.splits["train"], min(self.batch_size, share))
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self.evaluation_loader(self.splits["val"], self.batch_size) if self.val is not None else []
+
+
+class _Batches(Dataset):
+    """``dataset[BatchRequest] -> batch``; positions count the samples that could be encoded."""
+
+    def __init__(self, features: PairedFeatures, positives: int, extra_caption: str):
+        self.features, self.positives, self.extra_caption = features, positives, extra_caption
+
+    def __len__(self) -> int:
+        return len(self.features.rows)
+
+    def __getitem__(self, request: BatchRequest) -> dict[str, torch.Tensor]:
+        samples = self.features.rows[request.rows]
+        picks = [np.zeros(len(samples), np.int64)]
+        if self.positives == 2:
+            picks.append(self._extra(samples, request))
+        return self.features.batch(samples, picks)
+
+    def _extra(self, samples: np.ndarray, request: BatchRequest) -> np.ndarray:
+        if self.extra_caption == "next":
+            return np.ones(len(samples), np.int64)
+        others = self.features.caption_counts(samples) - 1
+        return np.where(others > 0, 1 + draw(others, samples, request.seed, request.epoch), 0)

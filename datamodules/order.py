@@ -1,0 +1,108 @@
+"""The order in which samples are trained on: a pure function of (seed, epoch, batch, rank), never of workers or
+luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import SequentialSampler
+
+
+class BatchRequest(NamedTuple):
+    """What a dataset gets as its "index" when batches are fetched whole.
+
+    ``rows``: (B,) int64 rows to fetch. ``epoch`` and ``seed`` let the dataset draw augmentations and captions as a pure
+    function of (seed, epoch, row).
+    """
+
+    rows: np.ndarray
+    epoch: int
+    seed: int
+
+
+class OrderedBatches(SequentialSampler):
+    """Yields a :class:`BatchRequest` per batch. Batch b of rank r is a slice of the epoch's order.
+
+    Use as ``DataLoader(dataset, sampler=OrderedBatches(...), batch_size=None)``. ``len`` is the number of batches of
+    a whole epoch, also when ``first_batch`` makes the first epoch start later.
+
+    With ``drop_last`` the samples beyond the last whole batch are left out of this epoch (other ones in the next).
+    Without it the last batch of all ranks is smaller; where it does not divide evenly, the ranks that lack a sample
+    repeat one from the start, so that all ranks take the same number of steps of the same size.
+
+    Args:
+        size: number of samples.
+        batch_size: samples per rank.
+        shuffle: False keeps the order 0 ... size-1 in every epoch.
+        seed: together with the epoch it decides on the order.
+        drop_last: see above. With fewer than ``batch_size * world_size`` samples there is no batch at all.
+        rank, world_size: this process and how many share each batch.
+        epoch, first_batch: where the first iteration begins; :meth:`set_epoch` moves on to other epochs.
+    """
+
+    # A SequentialSampler only in name: Lightning's overfit_batches replaces samplers that are not.
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch: int = 0,
+        first_batch: int = 0,
+    ):
+        self.size, self.batch_size, self.shuffle, self.seed, self.drop_last = size, batch_size, shuffle, seed, drop_last
+        self.rank, self.world_size = rank, world_size
+        self.epoch = epoch
+        self._resume = (epoch, first_batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        together = self.batch_size * self.world_size
+        return self.size // together if self.drop_last else -(-self.size // together)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        # Not itself a generator: the epoch must be the one at iter(), and Lightning moves it on before the first
+        # next().
+        start = self._resume[1] if self.epoch == self._resume[0] else 0
+        return self._batches(self.epoch, start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[BatchRequest]:
+        order = epoch_order(self.size, self.seed, epoch) if self.shuffle else np.arange(self.size)
+        together = self.batch_size * self.world_size
+        for batch in range(start, len(self)):
+            rows = order[batch * together : (batch + 1) * together]
+            share = -(-len(rows) // self.world_size)
+            rows = np.resize(rows, share * self.world_size)  # repeats from the start where the last batch is uneven
+            yield BatchRequest(rows[self.rank * share : (self.rank + 1) * share], epoch, self.seed)
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """(size,) int64 permutation that depends on its arguments alone."""
+    return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+def draw(choices: np.ndarray, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """(B,) int64: for every row a number below its ``choices``, a pure function of (seed, epoch, row).
+
+    SplitMix64's finaliser over the three numbers: independent of which rows share a batch, unlike a generator's stream.
+    """
+    with np.errstate(over="ignore"):
+        start = _mix(_mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)) + np.uint64(epoch))
+        bits = _mix(rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start)
+    return ((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53 * choices).astype(np.int64)
+
+
+def _mix(bits: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

@@ -1,0 +1,174 @@
+"""The parts of a run that several stages need, built once and shared with the variants it is compared with."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.feature_store import FeatureStore
+from datamodules.features import PairedFeatures
+from experiments.run_directory import Run
+from models.errors import UserError
+from models.io import read_tensors, stable_hash
+
+if TYPE_CHECKING:
+    from lightning_modules.base import BaseModule
+    from models.encoders.text import HFTextEncoder
+
+log = logging.getLogger("run")
+_SHARED: dict[str, Any] = {}
+
+
+def _shared(kind: str, node: DictConfig, build) -> Any:
+    key = f"{kind}:{stable_hash(OmegaConf.to_container(node, resolve=True))}"
+    if key not in _SHARED:
+        _SHARED[key] = build()
+    return _SHARED[key]
+
+
+def forget_shared() -> None:
+    """Drop everything built so far (between jobs of a sweep in one process)."""
+    _SHARED.clear()
+
+
+def datamodule(run: Run) -> pl.LightningDataModule:
+    """The configured datamodule, prepared and set up."""
+
+    def build():
+        data = instantiate(run.cfg.datamodule)
+        data.prepare_data()
+        data.setup()
+        return data
+
+    return _shared("datamodule", run.cfg.datamodule, build)
+
+
+def encoder(run: Run, modality: str) -> torch.nn.Module:
+    """The frozen encoder of 'vision' or 'text', or its declared fallback when the weights cannot be had.
+
+    A fallback is never silent: it becomes a note of the run and, through the feature stores, part of its identity.
+    """
+    node = run.cfg.encoder[modality]
+    built, note = _shared(f"encoder.{modality}", node, lambda: _build_encoder(node, modality))
+    if note:
+        run.note(note)
+    return built
+
+
+def _build_encoder(node: DictConfig, modality: str) -> tuple[torch.nn.Module, str | None]:
+    from models.encoders.weights import WeightsUnavailable
+
+    wanted = {key: value for key, value in node.items() if key != "fallback"}
+    note = None
+    try:
+        built = instantiate(wanted)
+    except WeightsUnavailable as error:
+        if not node.get("fallback"):
+            raise
+        built = instantiate(node.fallback)
+        note = (
+            f"FALLBACK ENCODER: the weights of {wanted.get('name')} are not here and cannot be fetched, so "
+            f"encoder.{modality} is {built.identity['name']}. Figures are those of the fallback. ({_first_line(error)})"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return built.to(device).eval(), note
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def store_path(run: Run, split: str, kind: str, manifest: dict) -> Path:
+    """Feature stores are shared by all runs: their name is what they hold."""
+    return Path(run.cfg.paths.features) / f"{split}-{kind}-{stable_hash(manifest)}"
+
+
+def manifest_of(dataset: Any, built: torch.nn.Module, kind: str) -> dict:
+    """What makes cached features these features: the data's content and the encoder with its weights and preprocessing."""
+    return {"kind": kind, "dataset": dataset.fingerprint, "encoder": built.identity}
+
+
+def features(run: Run, split: str) -> PairedFeatures:
+    """The encoded image and text features of a split."""
+    dataset = datamodule(run).splits[split]
+    stores = []
+    for kind, modality in (("image", "vision"), ("text", "text")):
+        manifest = manifest_of(dataset, encoder(run, modality), kind)
+        stores.append(FeatureStore.open(store_path(run, split, kind, manifest), expect=manifest))
+    return PairedFeatures(*stores)
+
+
+def training_data(run: Run) -> pl.LightningDataModule:
+    """What is trained on: the frozen features where the recipe has them, else the datamodule itself."""
+    if not run.cfg.get("features"):
+        return datamodule(run)
+    splits = datamodule(run).splits
+    val = features(run, "val") if "val" in splits else None
+    return instantiate(run.cfg.features)(train=features(run, "train"), val=val)
+
+
+def module(run: Run, facts: dict[str, Any]) -> BaseModule:
+    """The configured method. What the data decides (``facts``: feature widths, number of classes) fills arguments left null."""
+    node = run.cfg.module
+    parameters = inspect.signature(get_object(node["_target_"])).parameters
+    given = {k: v for k, v in facts.items() if k in parameters and node.get(k) is None}
+    return instantiate(node, **given)
+
+
+def load_weights(built: BaseModule, checkpoint: Path) -> None:
+    """Load a checkpoint for evaluation or fine-tuning: a run, a checkpoint directory of ours, or an official file."""
+    checkpoint = Path(checkpoint)
+    for inner in ("checkpoints/best", "checkpoints/last"):
+        if (checkpoint / inner).is_dir():
+            checkpoint = checkpoint / inner
+            break
+    if not checkpoint.is_dir():
+        built.load_official(read_tensors(checkpoint))
+        return
+    weights = read_tensors(checkpoint / "weights.safetensors")
+    expected = built.state_dict()
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    wrong = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    if missing or unexpected or wrong:
+        raise UserError(
+            f"{checkpoint} is of another architecture than this configuration: missing {missing[:4]}, unexpected "
+            f"{unexpected[:4]}, shapes {wrong[:4]}. Use the module, projector and encoders it was trained with "
+            "(config.yaml of its run)."
+        )
+    built.load_state_dict(weights)
+
+
+def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:
+    """The module with the weights that evaluation and prediction use: ``checkpoint`` if given, else this run's own."""
+    built = module(run, facts)
+    if run.cfg.checkpoint:
+        load_weights(built, Path(run.cfg.checkpoint))
+    else:
+        own = [run.dir / "checkpoints" / name for name in (run.cfg.select, "last")]
+        found = next((path for path in own if path.is_dir()), None)
+        if found is None:
+            raise UserError(f"{run.dir} has no checkpoint yet: run the stage fit first, or give checkpoint=<path>.")
+        load_weights(built, found)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return built.to(device).eval()
+
+
+@torch.inference_mode()
+def embed_texts(built: BaseModule, text_encoder: HFTextEncoder, texts: list[str], batch_size: int = 256) -> torch.Tensor:
+    """Aligned embeddings (N, D) of raw texts, on the CPU."""
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        tokens = {k: v.to(built.device) for k, v in text_encoder.tokenize(texts[start : start + batch_size]).items()}
+        parts.append(built.head.encode_text(text_encoder(tokens).pooled.float()).cpu())
+    return torch.cat(parts)

@@ -1,0 +1,64 @@
+"""Stage ``fit``: train the method."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from experiments import interruption, loggers, parts
+from experiments.checkpoint_io import META, DirectoryCheckpointIO
+from experiments.run_directory import Run
+
+log = logging.getLogger("run")
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """Train from scratch, from ``checkpoint`` (fine-tuning), or from this run's own last checkpoint (resume)."""
+    data = parts.training_data(run)
+    for note in getattr(data, "notes", []):
+        run.note(note)
+    module = parts.module(run, data.facts())
+    last = run.dir / "checkpoints" / "last"
+    resume = last if last.is_dir() else None
+    if run.cfg.checkpoint and not resume:
+        parts.load_weights(module, Path(run.cfg.checkpoint))
+    resume_step = json.loads((resume / META).read_text())["global_step"] if resume else None
+    trainer = instantiate(
+        run.cfg.trainer,
+        default_root_dir=str(run.dir),
+        logger=_loggers(run, resume_step),
+        callbacks=[instantiate(node) for node in (run.cfg.callbacks or {}).values() if node],
+        plugins=[DirectoryCheckpointIO()],
+        enable_checkpointing=False,  # experiments.callbacks.Checkpoints does it
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    _children_join_this_run(run)
+    count = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    log.info("fit: %.2f M trainable parameters, %s", count / 1e6, f"from step {resume_step}" if resume else "from step 0")
+    with interruption.deferred():
+        trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
+    if trainer.global_rank != 0:
+        sys.exit(0)  # a child of DDP has done its part; evaluation runs once
+    return {"steps": trainer.global_step, "epochs": trainer.current_epoch, "trainable_parameters": count}
+
+
+def _loggers(run: Run, resume_step: int | None) -> list:
+    active: list = [loggers.MetricsFile(run.dir, resume_step)]
+    for node in (run.cfg.logger or {}).values():
+        if node:
+            name = f"{run.record['experiment']}/{run.dir.name}"
+            config = OmegaConf.to_container(run.cfg, resolve=True)
+            active.append(instantiate(node, folder=run.dir, name=name, config=config, _convert_="all"))
+    return [logger for logger in active if logger is not None]
+
+
+def _children_join_this_run(run: Run) -> None:
+    """DDP starts its other ranks by repeating the command line: make it this one job, in this directory."""
+    sys.argv = [sys.argv[0], *run.overrides, f"resume={run.dir}"]

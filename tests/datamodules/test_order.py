@@ -1,0 +1,63 @@
+"""The training order: complete, reproducible, the same however it is sliced."""
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from datamodules.order import OrderedBatches, draw, epoch_order
+
+
+def rows(sampler) -> list[list[int]]:
+    return [request.rows.tolist() for request in sampler]
+
+
+def test_epoch_order_is_a_pure_permutation():
+    first = epoch_order(100, seed=3, epoch=5)
+    np.testing.assert_array_equal(first, epoch_order(100, seed=3, epoch=5))
+    assert sorted(first.tolist()) == list(range(100))
+    assert first.tolist() != epoch_order(100, seed=3, epoch=6).tolist()
+    assert first.tolist() != epoch_order(100, seed=4, epoch=5).tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_slice_one_global_batch(world_size):
+    whole = rows(OrderedBatches(50, 12, seed=1))
+    share = 12 // world_size
+    parts = [rows(OrderedBatches(50, share, seed=1, rank=r, world_size=world_size)) for r in range(world_size)]
+    assert [sum(pieces, []) for pieces in zip(*parts, strict=True)] == whole
+    assert len(whole) == len(OrderedBatches(50, 12, seed=1)) == 4
+
+
+def test_last_batch_without_drop_last():
+    sampler = OrderedBatches(10, 4, shuffle=False, drop_last=False)
+    assert rows(sampler) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] and len(sampler) == 3
+    ranks = [rows(OrderedBatches(7, 2, shuffle=False, drop_last=False, rank=r, world_size=2)) for r in range(2)]
+    assert ranks == [[[0, 1], [4, 5]], [[2, 3], [6, 4]]]  # three samples are left for two ranks: one is repeated
+
+
+def test_starts_inside_one_epoch_only():
+    whole = OrderedBatches(20, 4, seed=2)
+    whole.set_epoch(3)
+    resumed = OrderedBatches(20, 4, seed=2, epoch=3, first_batch=2)
+    assert rows(resumed) == rows(whole)[2:] and len(resumed) == 5
+    for sampler in (whole, resumed):
+        sampler.set_epoch(4)
+    assert rows(resumed) == rows(whole)
+
+
+def test_iterating_takes_the_epoch_at_iter_not_at_next():
+    sampler = OrderedBatches(20, 4, seed=2)
+    wanted = rows(sampler)
+    iterator = iter(sampler)
+    sampler.set_epoch(1)
+    assert [request.rows.tolist() for request in iterator] == wanted
+
+
+def test_draws_are_pure_uniform_and_independent_of_company():
+    index = np.arange(40000)
+    choices = np.full(40000, 5)
+    drawn = draw(choices, index, seed=1, epoch=2)
+    np.testing.assert_array_equal(drawn[::7], draw(choices[::7], index[::7], seed=1, epoch=2))
+    assert chisquare(np.bincount(drawn, minlength=5)).pvalue > 1e-3
+    again = draw(choices, index, seed=1, epoch=3)
+    assert chisquare(np.bincount(drawn * 5 + again, minlength=25)).pvalue > 1e-3
