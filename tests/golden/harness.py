@@ -8,6 +8,7 @@ builds our implementation and returns outputs by name; and ``NOT_REPRODUCED``: {
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,10 @@ def load(path: Path) -> GoldenFile:
 
 def check(golden: GoldenFile) -> list[tuple[str, str]]:
     """Run and compare one file. Returns the outputs declared as not reproduced, with reasons; raises on any difference."""
-    family = importlib.import_module(f"tests.golden.{golden.family}")
+    module = f"tests.golden.{golden.family}"
+    if importlib.util.find_spec(module) is None:
+        raise AssertionError(f"no runners for the family '{golden.family}': tests/golden/{golden.family}.py does not exist")
+    family = importlib.import_module(module)
     if golden.kind not in family.RUNNERS:
         raise AssertionError(f"tests/golden/{golden.family}.py has no runner for the kind '{golden.kind}'")
     results = family.RUNNERS[golden.kind](golden.case)
