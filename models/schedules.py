@@ -1,4 +1,7 @@
-"""Learning-rate schedules as factors of the base rate: factories ``(total_steps, ...) -> multiplier(step)``."""
+"""Learning-rate schedules as factors of the base rate: factories ``(total_steps, ...) -> multiplier(step)``.
+
+Past ``total_steps`` a schedule stays at its last value.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def warmup_cosine(total_steps: int, warmup: int | float = 0.1) -> Multiplier:
     """Half a cosine from 1 to 0 after the warm-up (SAIL, training code)."""
     start = _warmup_steps(total_steps, warmup)
     span = max(total_steps - start, 1)
-    return _warming(lambda step: 0.5 * (1 + math.cos(math.pi * (step - start) / span)), start)
+    return _warming(lambda step: 0.5 * (1 + math.cos(math.pi * min((step - start) / span, 1))), start)
 
 
 def warmup_constant(total_steps: int, warmup: int | float = 0.1) -> Multiplier:
@@ -39,7 +42,7 @@ def warmup_constant_cooldown(
     def multiplier(step: int) -> float:
         if step < start:
             return 1.0
-        left = 1 - (step - start) / cooldown_steps
+        left = max(1 - (step - start) / cooldown_steps, 0)
         return end + (1 - end) * left**power
 
     return _warming(multiplier, _warmup_steps(total_steps, warmup))

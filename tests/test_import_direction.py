@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TORCH = {"torch", "torchvision", "timm", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "PIL", "lion_pytorch"}
+TORCH = {"torch", "torchvision", "timm", "transformers", "safetensors", "numpy", "scipy", "PIL", "lion_pytorch"}
+TORCH |= {"huggingface_hub"}  # the cache and download half of transformers
 DECODERS = {"av", "soundfile", "webdataset", "pytorch_lightning"}
 PACKAGES = {  # package -> what it may import besides itself and the standard library
     "models": TORCH,

@@ -163,8 +163,8 @@ def segmentation(case: Case) -> dict[str, Tensor]:
                 out[f"logits.{attention}_{suffix}"] = logits
                 out[f"pred.{attention}_{suffix}"] = predict_classes(scores, classes, config["prob_thd"]).short()
                 patch = config["patch_size"]
-                size = config["crop"] // patch * patch
-                out[f"encoder.{attention}_{suffix}"] = encoder(pixels[:, :, :size, :size])
+                height, width = (min(config["crop"], side) // patch * patch for side in pixels.shape[2:])
+                out[f"encoder.{attention}_{suffix}"] = encoder(pixels[:, :, :height, :width])
     return out
 
 

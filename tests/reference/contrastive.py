@@ -1,0 +1,33 @@
+"""Contrastive losses with the whole matrix in memory and torch's own gradients."""
+
+import torch
+import torch.nn.functional as F
+
+
+def sigmoid_loss(image, texts, logit_scale, logit_bias, reduction="pairs"):
+    """Minus the mean (or, by 'batch', the sum over B) of log sigmoid(l s) over the concatenation of all text matrices."""
+    matrices = []
+    for text in texts:
+        logits = logit_scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T + logit_bias
+        labels = 2 * torch.eye(len(image), dtype=logits.dtype) - 1
+        matrices.append(F.logsigmoid(labels * logits))
+    everything = torch.cat(matrices, dim=1)
+    return -everything.mean() * (1 if reduction == "pairs" else len(image))
+
+
+def info_nce(image, text, logit_scale):
+    logits = logit_scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    labels = torch.arange(len(image))
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def barlow_twins(image, text, weight):
+    """Entry by entry."""
+    n, d = image.shape
+    a, b = ((x - x.mean(0)) / x.std(0) for x in (image, text))
+    loss = 0.0
+    for i in range(d):
+        for j in range(d):
+            c = sum(a[k, i] * b[k, j] for k in range(n)) / n
+            loss = loss + ((c - 1) ** 2 if i == j else weight * c**2)
+    return loss
