@@ -166,7 +166,7 @@ def test_skips_found_by_workers_are_counted_once(tmp_path):
     module = Module()
     fit(tmp_path, module, data)
     report = data.skip_report()
-    assert report["skipped"] == 2 and report["splits"]["train"]["by_reason"] == {"corrupt image": 2}
+    assert report["total"] == 2 and report["reasons"] == {"corrupt image": 2}
     assert {entry["key"] for entry in report["splits"]["train"]["first"]} == {"key3", "key11"}
     assert json.loads(json.dumps(report)) == report
 
