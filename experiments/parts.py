@@ -111,7 +111,7 @@ def training_data(run: Run) -> pl.LightningDataModule:
         return datamodule(run)
     splits = datamodule(run).splits
     val = features(run, "val") if "val" in splits else None
-    return instantiate(run.cfg.features, train=features(run, "train"), val=val)
+    return instantiate(run.cfg.features)(train=features(run, "train"), val=val)
 
 
 def module(run: Run, facts: dict[str, Any]) -> BaseModule:
@@ -149,9 +149,9 @@ def load_weights(built: BaseModule, checkpoint: Path) -> None:
     built.load_state_dict(weights)
 
 
-def trained_module(run: Run) -> BaseModule:
+def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:
     """The module with the weights that evaluation and prediction use: ``checkpoint`` if given, else this run's own."""
-    built = module(run, training_data(run).facts())
+    built = module(run, facts)
     if run.cfg.checkpoint:
         load_weights(built, Path(run.cfg.checkpoint))
     else:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import logging
 import sys
-import time
 import traceback
 from typing import Any
 
-import pytorch_lightning as pl
-import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import interruption, loggers, validation
 from experiments.run_directory import Run, open_run
 from experiments.signatures import is_ours
+from experiments.stages import run_stages
 from models.errors import UserError
 
 log = logging.getLogger("run")
@@ -47,22 +44,6 @@ def run(cfg: DictConfig) -> float | None:
     current.set_status("finished")
     loggers.finish_wandb(succeeded=True)
     return _objective(current)
-
-
-def run_stages(current: Run) -> None:
-    """Run the configured stages that the run's record does not show as done."""
-    cfg = current.cfg
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
-    for stage in cfg.stages:
-        if current.is_done(stage):
-            log.info("%s: done before", stage)
-            continue
-        function = getattr(importlib.import_module(f"experiments.stages.{stage}"), stage)
-        began = time.monotonic()
-        facts = function(current)
-        current.finish_stage(stage, time.monotonic() - began, facts)
 
 
 def check_imported(cfg: DictConfig) -> None:

@@ -34,7 +34,7 @@ NODES = {
 }  # fmt: skip
 VALUES: dict[str, tuple[type, ...]] = {
     "name": (str,), "description": (str,), "seed": (int,), "stages": (list,), "resume": (str, type(None)),
-    "checkpoint": (str, type(None)), "select": (str,), "optimize": (str, type(None)), "threads": (int, type(None)),
+    "checkpoint": (str, type(None)), "sweep_name": (str, type(None)), "select": (str,), "optimize": (str, type(None)), "threads": (int, type(None)),
 }  # fmt: skip
 
 

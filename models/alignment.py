@@ -13,10 +13,11 @@ from torch import Tensor, nn
 class AlignmentHead(nn.Module):
     """Maps frozen image and text features into one space (SAIL, arXiv 2412.04616, section 3.2).
 
-    Embeddings are not normalised; similarity is the cosine. Linear weights start Xavier-uniform, biases at zero.
+    Embeddings are not normalised; similarity is the cosine.
 
     Args:
-        vision_dim, text_dim: widths of the frozen features.
+        vision_dim, text_dim: widths of the frozen features. ``text_dim=None`` leaves the text branch out: the head of a
+            vision tower alone (SAIL's ``only_vision``, for LLaVA).
         embed_dim: width of the shared space.
         projector: factory ``(in_dim, out_dim) -> Module`` for both modalities.
         text_projector: factory for the text side where it differs.
@@ -27,7 +28,7 @@ class AlignmentHead(nn.Module):
     def __init__(
         self,
         vision_dim: int,
-        text_dim: int,
+        text_dim: int | None,
         embed_dim: int,
         projector: Callable[[int, int], nn.Module],
         text_projector: Callable[[int, int], nn.Module] | None = None,
@@ -37,31 +38,25 @@ class AlignmentHead(nn.Module):
         super().__init__()
         self.vision_norm = nn.LayerNorm(vision_dim)
         self.vision_projector = projector(vision_dim, embed_dim)
-        self.text_norm = nn.LayerNorm(text_dim)
-        self.text_projector = (text_projector or projector)(text_dim, embed_dim)
+        if text_dim is not None:
+            self.text_norm = nn.LayerNorm(text_dim)
+            self.text_projector = (text_projector or projector)(text_dim, embed_dim)
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(logit_scale_init)))
         self.logit_bias = nn.Parameter(torch.full((1,), float(logit_bias_init)))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        self._xavier_per_branch()
-
-    def _xavier_per_branch(self) -> None:
-        """A fused gate-and-value weight is drawn as the two matrices it stands for: Xavier depends on the fan-out."""
-        for module in self.modules():
-            fused = getattr(module, "gate_and_value", None)
-            if fused is not None:
-                for half in fused.weight.data.chunk(2):
-                    nn.init.xavier_uniform_(half)
 
     def encode_image(self, features: Tensor) -> Tensor:
         """Frozen image features ``(..., vision_dim)`` to embeddings ``(..., embed_dim)``, not normalised."""
-        return self.vision_projector(self.vision_norm(features))
+        # Stored features are float16 and the head is float32: only autocast lowers the precision of the products.
+        return self.vision_projector(self.vision_norm(features.to(self.vision_norm.weight.dtype)))
 
     def encode_text(self, features: Tensor) -> Tensor:
-        """Frozen text features ``(..., text_dim)`` to embeddings ``(..., embed_dim)``, not normalised."""
-        return self.text_projector(self.text_norm(features))
+        """Frozen text features ``(..., text_dim)`` to embeddings ``(..., embed_dim)``, not normalised.
+
+        Raises ValueError for a head without text branch.
+        """
+        if not hasattr(self, "text_norm"):
+            raise ValueError("this head has no text branch (text_dim=None): it can embed images only.")
+        return self.text_projector(self.text_norm(features.to(self.text_norm.weight.dtype)))
 
     def logits_per_text(self, image: Tensor, text: Tensor) -> Tensor:
         """``exp(scale) * cosine + bias`` for embeddings ``(B, D)`` and ``(M, D)``; rows are texts ``(M, B)``."""

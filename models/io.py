@@ -1,141 +1,178 @@
-"""Safe reading and atomic writing, used by every layer.
-
-Pickles from strangers never run code: they are read with ``weights_only=True``, and where a file drags foreign classes
-along (argparse namespaces, configuration objects), those become inert placeholders while the tensors are kept.
-"""
+"""Reading tensors that others wrote, writing files that are either whole or absent, and hashing both."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import pickle
+import pickletools
 import shutil
-import tempfile
+import uuid
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from models.errors import UserError
 
+# Keys under which training scripts file the weights beside epoch, optimizer and the like.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "module")
+
+# Modules and builtins whose functions have no place in weights: a file that names one is an attack, not a quirk.
+DANGEROUS_MODULES = frozenset(
+    "os posix nt sys subprocess shutil socket pty runpy importlib ctypes code commands webbrowser pickle _pickle".split()
+)  # fmt: skip
+DANGEROUS_BUILTINS = frozenset("eval exec execfile compile open input __import__ breakpoint apply".split())
 
 
 class CheckpointError(UserError):
-    """A file that should hold weights does not, or must not be trusted."""
+    """A file cannot be read as weights. The message names the file, what is wrong with it and what to do."""
 
 
-class _Inert:
-    """Stands in for a foreign class: accepts whatever the pickle gives it and does nothing."""
+# ---------------------------------------------------------------------------------------------------- reading tensors
 
-    def __init__(self, *args: Any, **kwargs: Any):
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """All tensors of a weights file, on the CPU, by name.
+
+    Reads safetensors and torch files (``.pt``, ``.pth``, ``.ckpt``, ``.bin``; told apart by content). Torch files go
+    through the weights-only unpickler: nothing in them is ever executed, objects of foreign classes (a training
+    script's config, say) become inert placeholders and are dropped. A dict that only wraps the weights
+    (``{"epoch": …, "state_dict": …}``, see ``WRAPPERS``) is unwrapped; other nesting is refused.
+
+    Raises CheckpointError for a missing, truncated, foreign or malicious file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no weights file at {path}.")
+    with path.open("rb") as file:
+        head = file.read(16)
+    if _looks_like_safetensors(head):
+        return _read_safetensors(path)
+    if not (head.startswith(b"PK\x03\x04") or head.startswith(b"\x80")):
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it is neither a safetensors nor a torch file (it begins with {head!r}). "
+            "A failed download often leaves a text or HTML page under the file's name: look at it and fetch it again."
+        )
+    return _state_dict(_load_torch(path), path)
+
+
+def _looks_like_safetensors(head: bytes) -> bool:
+    """A safetensors file is the length of its JSON header as a little-endian uint64, then the header."""
+    return len(head) > 8 and head[8:9] == b"{" and head[7] == 0
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # the parser's own exception is not exported under a stable name
+        raise CheckpointError(f"{path} is a damaged safetensors file ({error}): fetch or write it again.") from error
+
+
+def _load_torch(path: Path) -> Any:
+    names = _globals_of(path)
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        if module.split(".")[0] in DANGEROUS_MODULES or (
+            module in ("builtins", "__builtin__") and attribute in DANGEROUS_BUILTINS
+        ):
+            raise CheckpointError(
+                f"{path} asks to call {name} while it is read. Weights never need that: the file was refused and "
+                "nothing in it was executed. Get the weights from a source you trust, as safetensors if you can."
+            )
+    # torch looks at its own list of harmless globals first, so only unknown names meet their placeholder.
+    placeholders = [(type(name.rpartition(".")[2], (_Placeholder,), {}), name) for name in names]
+    try:
+        with torch.serialization.safe_globals(placeholders):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or damaged stream can fail anywhere in the unpickler
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(
+            f"{path} cannot be read as tensors: it is truncated, damaged, or not a checkpoint. Fetch it again, or convert "
+            f"it to safetensors where it was written. ({reason})"
+        ) from error
+
+
+class _Placeholder:
+    """Stands in for an object of a class that is not ours: takes anything, keeps nothing, does nothing."""
+
+    def __new__(cls, *arguments: Any) -> _Placeholder:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None:
         pass
 
     def __setstate__(self, state: Any) -> None:
         pass
 
-    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
-        return self
+
+def _globals_of(path: Path) -> list[str]:
+    """Every ``module.name`` the file's pickle refers to, read from its opcodes without running them."""
+    names: set[str] = set()
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.namelist():
+                    if member.endswith("data.pkl"):
+                        with archive.open(member) as stream:
+                            names |= _globals_of_stream(stream)
+        else:
+            with path.open("rb") as stream:
+                # The old format is five pickles in a row (magic, version, system, object, storage keys), then bytes.
+                for _ in range(5):
+                    names |= _globals_of_stream(stream)
+    except (ValueError, zipfile.BadZipFile, EOFError, OSError):
+        pass  # damaged: torch.load says how
+    return sorted(names)
 
 
-# What a checkpoint of tensors needs; every other global becomes inert. Nothing here can reach the system.
-_ALLOWED = {
-    ("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"),
-    ("torch._utils", "_rebuild_tensor"), ("torch", "Size"), ("torch", "device"), ("builtins", "set"),
-    ("torch.serialization", "_get_layout"), ("torch._tensor", "_rebuild_from_type_v2"),
-}  # fmt: skip
-_FORBIDDEN = {"os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "runpy", "importlib", "pty", "commands"}
+def _globals_of_stream(stream: Any) -> set[str]:
+    names: set[str] = set()
+    texts: list[str] = []  # operands of STACK_GLOBAL, newest last
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name == "GLOBAL":
+            names.add(argument.replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL" and len(texts) >= 2:
+            names.add(".".join(texts[-2:]))
+        elif isinstance(argument, str):
+            texts.append(argument)
+    return names
 
 
-class _InertPickle:
-    """The pickle module as torch.load wants it, with an unpickler that imports tensors' helpers and nothing else."""
-
-    __name__ = "inert_pickle"
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            root = module.split(".")[0]
-            if root in _FORBIDDEN or (root in ("builtins", "__builtin__") and name in ("eval", "exec", "open", "getattr")):
-                raise CheckpointError(f"it tries to call {module}.{name}: a malicious pickle")
-            if (module, name) in _ALLOWED or (module == "torch" and name.endswith(("Storage", "Tensor"))):
-                return super().find_class(module, name)
-            if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-                return getattr(torch, name)
-            return type(name, (_Inert,), {})
-
-    @staticmethod
-    def load(file: Any, **kwargs: Any) -> Any:
-        return _InertPickle.Unpickler(file, **kwargs).load()
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, not a state dict. Save `model.state_dict()` instead of the model "
+            "object where it was written."
+        )
+    for wrapper in WRAPPERS:  # first, since a wrapper may hold a stray tensor (a step count) beside the weights
+        if isinstance(content.get(wrapper), Mapping):
+            return _state_dict(content[wrapper], path)
+    tensors = {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds no tensors: its keys are {sorted(map(str, content))[:8]}, and none of {list(WRAPPERS)} is a dict "
+            "of weights. Save the state dict alone, or under one of those keys."
+        )
+    return tensors
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, on the CPU.
+# ------------------------------------------------------------------------------------------------------ atomic writing
 
-    Reads safetensors and torch files (``.pt``, ``.pth``, ``.ckpt``, ``.bin``); looks through wrappers such as
-    ``{"epoch": …, "state_dict": …}``. Raises CheckpointError for a missing, truncated, foreign or malicious file.
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; what was written there replaces ``path`` in one step on success.
+
+    After an exception ``path`` is as it was. Makes the parent directory.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no weights file at {path}.")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is not a whole safetensors file ({error}). Fetch or write it again.") from error
-    return _tensors_of(_read_pickle(path), path)
-
-
-def _read_pickle(path: Path) -> Any:
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty. Fetch it again.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as first:  # torch raises many kinds; the second reading tells foreign classes from a broken file
-        try:
-            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_InertPickle)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path} is refused: {error}. Nothing of it was run. Do not use this file.") from None
-        except Exception:
-            whole = "" if zipfile.is_zipfile(path) else " It is truncated, or not a checkpoint at all."
-            raise CheckpointError(f"{path} cannot be read as a checkpoint.{whole} ({_first_line(first)})") from first
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
-        if inner is None:
-            break
-        content = inner
-    if isinstance(content, dict):
-        for key in WRAPPERS:  # a wrapper may hold a stray tensor (a step count) beside the weights
-            if isinstance(content.get(key), dict) and any(isinstance(v, Tensor) for v in content[key].values()):
-                content = content[key]
-                break
-        tensors = {str(k): v.detach() for k, v in content.items() if isinstance(v, Tensor)}
-        if tensors:
-            return tensors
-    raise CheckpointError(f"{path} holds no tensors under any of the usual names ({', '.join(WRAPPERS)}).")
-
-
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it is synced to disk and takes the place of ``path``."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
         yield temporary
         _sync(temporary)
@@ -145,47 +182,64 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yields an empty temporary directory; on success it is synced and takes the place of ``path``, old content and all."""
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty temporary directory beside ``path`` that becomes ``path`` on success.
+
+    A directory already at ``path`` is moved aside first and removed after the rename, so a crash in between leaves
+    two whole directories and never half of one. After an exception ``path`` is as it was.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    old = temporary.with_name(temporary.name + ".old")
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            _sync(file)
-        temporary.chmod(0o755)
+        for folder, _, files in os.walk(temporary):
+            for name in files:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        replaced = _beside(path)
         if path.exists():
-            os.rename(path, old)
-        os.rename(temporary, path)
+            os.rename(path, replaced)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            os.rename(replaced, path)
+            raise
         _sync(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        if old.exists() and not path.exists():  # the second rename failed: put the old one back
-            os.rename(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A fresh hidden name in the same directory, hence on the same file system."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
-def stable_hash(value: Any) -> str:
-    """16 hex digits that depend on the JSON content of ``value`` alone, not on the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+# ------------------------------------------------------------------------------------------------------------- hashing
 
 
-def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names, shapes, types and bytes of all tensors, in order of name."""
+def stable_hash(obj: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON of ``obj`` (raises TypeError on anything else)."""
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over the names, dtypes, shapes and bytes of tensors; independent of their order and device."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -1,4 +1,7 @@
-"""Projectors: the trainable maps from frozen features to the shared embedding space. All take ``(in_dim, out_dim, ...)``."""
+"""Projectors: the trainable maps from frozen features to the shared embedding space. All take ``(in_dim, out_dim, ...)``.
+
+Weights start Xavier-uniform, biases at zero, as in SAIL's code.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def _xavier(*layers: nn.Linear) -> None:
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
 class LinearProjector(nn.Linear):
     """One affine map (SAIL's alignment probing, arXiv 2412.04616, section 3.1). ``(..., in_dim) -> (..., out_dim)``."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__(in_dim, out_dim)
+        _xavier(self)
 
 
 class MLPProjector(nn.Module):
@@ -25,6 +35,7 @@ class MLPProjector(nn.Module):
         super().__init__()
         self.up = nn.Linear(in_dim, hidden_factor * in_dim)
         self.down = nn.Linear(hidden_factor * in_dim, out_dim)
+        _xavier(self.up, self.down)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))
@@ -45,6 +56,10 @@ class GatedProjector(nn.Module):
         self.clamp = clamp
         self.gate_and_value = nn.Linear(in_dim, 2 * width_factor * in_dim)
         self.down = nn.Linear(width_factor * in_dim, out_dim)
+        _xavier(self.gate_and_value, self.down)
+        with torch.no_grad():  # two matrices in one: Xavier depends on the fan-out, so each half is drawn by itself
+            for half in self.gate_and_value.weight.chunk(2):
+                nn.init.xavier_uniform_(half)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.gate_and_value(x).chunk(2, dim=-1)

@@ -47,18 +47,14 @@ class Truncated(Exception):
         self.member = member
 
 
-def load_index(
-    shard: Path, caption_fields: tuple[str, ...], class_names: list[str] | None, cache_dir: Path
-) -> ShardIndex:
+def load_index(shard: Path, caption_fields: tuple[str, ...], class_names: list[str] | None, cache_dir: Path) -> ShardIndex:
     """The index of ``shard``, from the cache when it is still true, otherwise built and cached."""
     stat = shard.stat()
     name = stable_hash([VERSION, str(shard.resolve()), stat.st_size, stat.st_mtime_ns, caption_fields, class_names])
     rows, facts = cache_dir / f"{name}.npy", cache_dir / f"{name}.json"
     try:
         cached = json.loads(facts.read_text())
-        return ShardIndex(
-            np.load(rows, mmap_mode="r"), [Skipped(*entry) for entry in cached["skipped"]], cached["digest"]
-        )
+        return ShardIndex(np.load(rows, mmap_mode="r"), [Skipped(*entry) for entry in cached["skipped"]], cached["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or not ours any more: built anew
     index = build_index(shard, caption_fields, class_names)

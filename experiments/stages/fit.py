@@ -1,4 +1,4 @@
-"""Stage ``fit``: train the method, and after it the variants it is compared with."""
+"""Stage ``fit``: train the method."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-from hydra import compose
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from experiments import interruption, loggers, parts
 from experiments.checkpoint_io import META, DirectoryCheckpointIO
-from experiments.run_directory import Run, variant_of
+from experiments.run_directory import Run
 
 log = logging.getLogger("run")
 
@@ -51,16 +49,6 @@ def fit(run: Run) -> dict[str, Any]:
     return {"steps": trainer.global_step, "epochs": trainer.current_epoch, "trainable_parameters": count}
 
 
-def variants(run: Run) -> dict[str, Run]:
-    """The runs of ``compare``: this recipe with a few overrides each, in subdirectories."""
-    found = {}
-    for name, overrides in (run.cfg.compare or {}).items():
-        combined = [*run.overrides, *overrides, "compare=null"]
-        cfg = compose("config", overrides=combined)
-        found[name] = variant_of(run, name, cfg, combined)
-    return found
-
-
 def _loggers(run: Run, resume_step: int | None) -> list:
     active: list = [loggers.MetricsFile(run.dir, resume_step)]
     for node in (run.cfg.logger or {}).values():
@@ -74,7 +62,3 @@ def _loggers(run: Run, resume_step: int | None) -> list:
 def _children_join_this_run(run: Run) -> None:
     """DDP starts its other ranks by repeating the command line: make it this one job, in this directory."""
     sys.argv = [sys.argv[0], *run.overrides, f"resume={run.dir}"]
-
-
-def _is_distributed(trainer: pl.Trainer) -> bool:
-    return trainer.world_size > 1

@@ -18,9 +18,14 @@ def zero_shot_logits(image: Tensor, classes: Tensor) -> Tensor:
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Share, in percent, of rows (N, C) whose label (N,) is among the ``k`` largest; equal scores rank by class index."""
-    top = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return (top == labels[:, None]).any(dim=1).double().mean().item() * 100
+    """Share, in percent, of rows (N, C) whose label (N,) is among the ``k`` largest.
+
+    Equal scores rank by class index; a score that is not a number ranks as if it were ahead of the label's.
+    """
+    own = logits.gather(1, labels[:, None])
+    earlier = torch.arange(logits.shape[1], device=logits.device)[None, :] < labels[:, None]
+    ahead = ~(logits <= own) | ((logits == own) & earlier)
+    return (ahead.sum(dim=1) < k).double().mean().item() * 100
 
 
 def balanced_accuracy(predicted: Tensor, labels: Tensor, classes: int) -> float:

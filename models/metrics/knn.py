@@ -6,18 +6,24 @@ import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def knn_votes(
-    train: Tensor, train_labels: Tensor, test: Tensor, classes: int, k: int, temperature: float = 0.07, tile: int = 1024
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    classes: int,
+    k: int,
+    temperature: float = 0.07,
+    tile_entries: int = 2**24,
 ) -> Tensor:
     """Votes (N, classes): each of the k nearest of ``train`` (M, D) adds exp(similarity / temperature) to its class.
 
-    Features are taken as given, so normalise them for cosines. Memory is O(tile * M).
+    Features are taken as given, so normalise them for cosines. ``tile_entries`` similarities are held at once. With fewer
+    than ``k`` training rows all of them vote.
     """
-    k = min(k, len(train))
     votes = []
-    for block in test.split(tile):
-        similarity, nearest = (block @ train.T).topk(k, dim=1)
-        weights = (similarity / temperature).exp()
-        out = torch.zeros(len(block), classes, dtype=weights.dtype, device=weights.device)
-        votes.append(out.scatter_add_(1, train_labels[nearest], weights))
+    for block in test.split(max(1, tile_entries // len(train))):
+        similarity, nearest = (block @ train.T).topk(min(k, len(train)), dim=1)
+        out = similarity.new_zeros(len(block), classes)
+        votes.append(out.scatter_add_(1, train_labels[nearest], (similarity / temperature).exp()))
     return torch.cat(votes)

@@ -13,7 +13,7 @@ CATEGORIES = (
 
 
 def mmvp_accuracy(logits: Tensor, question_ids: Tensor, pairs_per_category: int = 15) -> Tensor:
-    """Accuracy in percent per category, (pairs / pairs_per_category,).
+    """Accuracy in percent per category, (ceil(P / pairs_per_category),).
 
     Args:
         logits: (P, 2, 2): pair, statement, image; image 0 belongs to the pair's first row.
@@ -23,7 +23,7 @@ def mmvp_accuracy(logits: Tensor, question_ids: Tensor, pairs_per_category: int 
     """
     chosen_first = logits.float().softmax(dim=-1)[..., 0] > 0.5
     right = (chosen_first == (question_ids % 2 == 1)).all(dim=1)
-    return right.double().reshape(-1, pairs_per_category).mean(dim=1) * 100
+    return torch.stack([part.mean() for part in right.double().split(pairs_per_category)]) * 100
 
 
 def mmvp_average(per_category: Tensor) -> float:

@@ -13,35 +13,55 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def retrieval_ranks(image: Tensor, text: Tensor, owner: Tensor, tile: int = 1024) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def retrieval_ranks(image: Tensor, text: Tensor, owner: Tensor, tile_entries: int = 2**22) -> tuple[Tensor, Tensor]:
     """Ranks of image-to-text (N,) and text-to-image (M,) retrieval by cosine.
 
     Args:
         image: embeddings (N, D), normalised here.
         text: embeddings (M, D).
         owner: (M,) int64, the image each text belongs to; every image needs at least one text.
-        tile: rows per block; memory is O(tile * max(N, M)).
+        tile_entries: how many scores are held at once.
+
+    A query or right candidate that is not finite ranks last: a diverged model must not look perfect. Raises ValueError
+    for texts without image or images without text.
     """
-    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     counts = torch.bincount(owner, minlength=len(image))
-    if len(counts) > len(image) or (counts == 0).any():
-        raise ValueError(f"every text needs an image of the {len(image)} given, and every image a text")
-    i2t = torch.cat([_ranks_of_rows(image[a : a + tile] @ text.T, owner, a) for a in range(0, len(image), tile)])
-    t2i = torch.cat([_ranks_of_columns(text[a : a + tile] @ image.T, owner[a : a + tile]) for a in range(0, len(text), tile)])
-    return i2t, t2i
+    if len(owner) != len(text) or len(counts) > len(image) or bool((counts == 0).any()):
+        raise ValueError(f"each of the {len(text)} texts needs one of the {len(image)} images, and every image a text")
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    i2t = _ranks(image, text, _texts_of_images(owner, counts), tile_entries)
+    return i2t, _ranks(text, image, owner[:, None], tile_entries)
 
 
-def _ranks_of_rows(scores: Tensor, owner: Tensor, first: int) -> Tensor:
-    right = owner[None, :] == torch.arange(first, first + len(scores), device=scores.device)[:, None]
-    best, where = scores.masked_fill(~right, -torch.inf).max(dim=1, keepdim=True)
-    earlier = torch.arange(scores.shape[1], device=scores.device)[None, :] < where
-    return (((scores > best) | ((scores == best) & earlier)) & ~right).sum(dim=1)
+def _texts_of_images(owner: Tensor, counts: Tensor) -> Tensor:
+    """(N, most texts of an image): the texts of each image in order, short rows filled with their first."""
+    texts = torch.argsort(owner, stable=True)
+    first = counts.cumsum(0) - counts
+    column = torch.arange(int(counts.max()), device=owner.device)[None, :]
+    return texts[first[:, None] + torch.where(column < counts[:, None], column, 0)]
 
 
-def _ranks_of_columns(scores: Tensor, owner: Tensor) -> Tensor:
-    best = scores.gather(1, owner[:, None])
-    earlier = torch.arange(scores.shape[1], device=scores.device)[None, :] < owner[:, None]
-    return ((scores > best) | ((scores == best) & earlier)).sum(dim=1)
+def _ranks(queries: Tensor, pool: Tensor, right: Tensor, tile_entries: int) -> Tensor:
+    """Rank of the best of the ``right`` candidates (Q, R) of each query (Q, D) in ``pool`` (P, D), as int64 (Q,)."""
+    rows = max(1, tile_entries // len(pool))
+    ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
+    scores_tile = queries.new_empty(min(rows, len(queries)), len(pool))
+    flags_tile = torch.empty(scores_tile.shape, dtype=torch.bool, device=queries.device)
+    for start in range(0, len(queries), rows):
+        block = queries[start : start + rows]
+        scores, flags = scores_tile[: len(block)], flags_tile[: len(block)]
+        torch.mm(block, pool.T, out=scores)
+        own = right[start : start + rows]
+        own_scores = scores.gather(1, own)
+        best = own_scores.amax(dim=1, keepdim=True)
+        higher = torch.gt(scores, best, out=flags).sum(dim=1)
+        equal = torch.eq(scores, best, out=flags).sum(dim=1)
+        for row in torch.nonzero(equal > 1).flatten().tolist():  # ties are rare; the winner itself is one equal
+            first = own[row][own_scores[row] == best[row]].min()
+            higher[row] += torch.count_nonzero(flags[row, :first])
+        ranks[start : start + rows] = torch.where(best[:, 0].isnan(), len(pool) - 1, higher)
+    return ranks
 
 
 def recall_at(ranks: Tensor, k: int) -> float:

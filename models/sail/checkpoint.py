@@ -19,8 +19,8 @@ from models.projectors import GatedProjector, LinearProjector, MLPProjector
 from models.sail.sharelock import ShareLockHead
 
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|model\.(?=vlhead\.|_orig_mod\.)|vlhead\.)+")
-_MODALITIES = ("vision", "text")
 _LAYERS = {"g": "down", "proj.0": "up", "proj.2": "down"}  # official layer of a mapping network -> ours
+_SHARELOCK_NAMES = {"text_projector.": "text_mapping_network.layers.", "text_norm.": "text_layer_norm."}  # ours -> official
 
 
 def head_from_official(weights: dict[str, Tensor]) -> AlignmentHead | ShareLockHead:
@@ -32,30 +32,38 @@ def head_from_official(weights: dict[str, Tensor]) -> AlignmentHead | ShareLockH
     if any(".vlhead." in f".{key}" for key in weights):
         weights = {key: value for key, value in weights.items() if ".vlhead." in f".{key}"}
     weights = {_PREFIX.sub("", key): value.float() if value.is_floating_point() else value for key, value in weights.items()}
-    if "text_mapping_network.layers.0.weight" in weights:
-        return _load(_sharelock(weights), {_sharelock_name(k): v for k, v in weights.items()})
-    absent = [m for m in _MODALITIES if f"{m}_layer_norm.weight" not in weights]
-    if "vision" in absent:
+    try:
+        if "text_mapping_network.layers.0.weight" in weights:
+            return _load(_sharelock(weights), {_rename(k, _SHARELOCK_NAMES, back=True): v for k, v in weights.items()})
+        return _load(_aligned(weights), _from_official(weights))
+    except KeyError as error:
         raise CheckpointError(
-            "these are not the weights of a SAIL head: 'vision_layer_norm.weight' is missing. The file has "
-            f"{len(weights)} tensors, e.g. {sorted(weights)[:4]}."
-        )
-    if absent:  # a head for a vision tower alone (LLaVA) has no text branch
-        raise CheckpointError("this SAIL head has no text branch (only_vision); it cannot embed text.")
-    head = AlignmentHead(
-        vision_dim=weights["vision_layer_norm.weight"].numel(),
-        text_dim=weights["text_layer_norm.weight"].numel(),
+            f"these are not the weights of a SAIL head: {error} is missing. There are {len(weights)} tensors, "
+            f"e.g. {sorted(weights)[:4]}."
+        ) from None
+
+
+def _aligned(weights: dict[str, Tensor]) -> AlignmentHead:
+    vision_dim = weights["vision_layer_norm.weight"].numel()
+    has_text = any(key.startswith("text_") for key in weights)  # a head for a vision tower alone (LLaVA) has none
+    return AlignmentHead(
+        vision_dim=vision_dim,
+        text_dim=weights["text_layer_norm.weight"].numel() if has_text else None,
         embed_dim=_out_dim(weights, "vision"),
         projector=_projector(weights, "vision"),
-        text_projector=_projector(weights, "text"),
+        text_projector=_projector(weights, "text") if has_text else None,
     )
-    return _load(head, _from_official(weights))
 
 
-def to_official(head: AlignmentHead) -> dict[str, Tensor]:
-    """The head's weights under the official names, ready for the official code."""
+def to_official(head: AlignmentHead | ShareLockHead) -> dict[str, Tensor]:
+    """The head's weights under the official names, ready for the official code.
+
+    Raises CheckpointError for a projector the official code does not know.
+    """
+    if isinstance(head, ShareLockHead):
+        return {_rename(key, _SHARELOCK_NAMES): value.clone() for key, value in head.state_dict().items()}
     out = {"logit_scale": head.logit_scale.detach(), "logit_bias": head.logit_bias.detach()}
-    for modality in _MODALITIES:
+    for modality in ("vision", "text") if hasattr(head, "text_norm") else ("vision",):
         norm, projector = getattr(head, f"{modality}_norm"), getattr(head, f"{modality}_projector")
         out |= {f"{modality}_layer_norm.{k}": v for k, v in norm.state_dict().items()}
         prefix = f"{modality}_mapping_network."
@@ -123,8 +131,10 @@ def _sharelock(weights: dict[str, Tensor]) -> ShareLockHead:
     return ShareLockHead(weights["text_mapping_network.layers.12.weight"].shape[0], text_dim, hidden)
 
 
-def _sharelock_name(key: str) -> str:
-    return key.replace("text_mapping_network.layers.", "text_projector.").replace("text_layer_norm.", "text_norm.")
+def _rename(key: str, names: dict[str, str], back: bool = False) -> str:
+    for ours, official in names.items():
+        key = key.replace(official, ours) if back else key.replace(ours, official)
+    return key
 
 
 def _load(head: nn.Module, state: dict[str, Tensor]) -> nn.Module:

@@ -29,12 +29,12 @@ class ShareLockHead(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(-10.0))
 
     def encode_image(self, features: Tensor) -> Tensor:
-        """``(B, vision_dim)``, unchanged."""
-        return features
+        """``(B, vision_dim)``, unchanged but for the precision."""
+        return features.to(self.text_norm.weight.dtype)
 
     def encode_text(self, features: Tensor) -> Tensor:
         """``(B, text_dim) -> (B, vision_dim)``, not normalised."""
-        return self.text_projector(self.text_norm(features))
+        return self.text_projector(self.text_norm(features.to(self.text_norm.weight.dtype)))
 
     def logits_per_text(self, image: Tensor, text: Tensor) -> Tensor:
         """``exp(scale) * cosine + bias``; rows are texts."""

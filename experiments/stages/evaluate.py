@@ -1,0 +1,92 @@
+"""Stage ``evaluate``: the trained method on the test split, then the variants it is compared with."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose
+from hydra.utils import instantiate
+
+from experiments import parts
+from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from experiments.run_directory import Run, variant_of
+from experiments.stages import run_stages
+from models.io import stable_hash
+
+log = logging.getLogger("run")
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Run every suite of the configuration; keeps metrics, chance, hashes and what can be drawn."""
+    split = "test" if "test" in parts.datamodule(run).splits else "val"
+    if split != "test":
+        run.note("EVALUATED ON VAL: the data has no test split.")
+    embedded = embed_split(run, split)
+    facts: dict[str, Any] = {"split": split, "metrics": {}, "chance": {}, "hashes": {}}
+    pictures = {}
+    for name, suite in (run.cfg.evaluation or {}).items():
+        result: SuiteResult = instantiate(suite)(embedded)
+        facts["metrics"] |= {f"{split}/{key}": value for key, value in result.metrics.items()}
+        facts["chance"] |= {f"{split}/{key}": value for key, value in result.chance.items()}
+        facts["hashes"][name] = result.hashes
+        pictures |= result.pictures
+        for note in result.notes:
+            run.note(note)
+    torch.save(pictures, run.dir / "pictures.pt")
+    facts["compare"] = {name: variant.facts("evaluate") for name, variant in compared(run).items()}
+    log.info("evaluate: %d images and %d captions of the split %s", len(embedded.image), len(embedded.text), split)
+    return facts
+
+
+def compared(run: Run) -> dict[str, Run]:
+    """The runs of ``compare``: this recipe with a few overrides each, run in subdirectories of this run."""
+    found = {}
+    for name, overrides in (run.cfg.compare or {}).items():
+        # Without the command line's checkpoint and stages, which speak of the main run.
+        mine = [o for o in run.overrides if o.split("=")[0] not in ("checkpoint", "stages", "resume")]
+        combined = [*mine, *overrides, "stages=[prepare,encode,fit,evaluate]"]
+        log.info("compare with %s: %s", name, " ".join(overrides))
+        cfg = compose("config", overrides=combined)
+        cfg.compare = {}
+        found[name] = variant_of(run, name, cfg, combined)
+        run_stages(found[name])
+        found[name].set_status("finished")
+    return found
+
+
+@torch.inference_mode()
+def embed_split(run: Run, split: str) -> EmbeddedSplit:
+    """All images and captions of a split through the trained head."""
+    dataset, features = parts.datamodule(run).splits[split], parts.features(run, split)
+    module = parts.trained_module(run, {"vision_dim": features.images.dim, "text_dim": features.texts.dim})
+    rows = features.rows
+    image = _embed(module.head.encode_image, features.images, rows, module.device)
+    counts = features.caption_counts(rows)
+    owner = np.repeat(np.arange(len(rows)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    text_rows = np.repeat(features.texts.offsets[rows], counts) + np.arange(len(owner)) - first
+    text = _embed(module.head.encode_text, features.texts, text_rows, module.device)
+    labels = torch.from_numpy(np.asarray(dataset.labels[rows])) if dataset.class_names else None
+    text_encoder = parts.encoder(run, "text")
+    return EmbeddedSplit(
+        image=image,
+        text=text,
+        owner=torch.from_numpy(owner),
+        captions=[caption for row in rows for caption in dataset.captions(int(row))],
+        encode_text=lambda texts: parts.embed_texts(module, text_encoder, texts),
+        load_image=lambda row: dataset.image(int(rows[row])),
+        labels=labels,
+        class_names=dataset.class_names,
+        hashes={
+            "split": stable_hash([dataset.fingerprint, len(rows)]),
+            "preprocessing": stable_hash(parts.encoder(run, "vision").identity),
+        },
+    )
+
+
+def _embed(encode: Any, store: Any, rows: np.ndarray, device: torch.device, chunk: int = 8192) -> torch.Tensor:
+    parts_ = [encode(store.read(rows[a : a + chunk]).to(device)).float().cpu() for a in range(0, len(rows), chunk)]
+    return torch.cat(parts_)

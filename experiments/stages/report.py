@@ -1,0 +1,83 @@
+"""Stage ``report``: the table on screen, ``result.json``, pictures, and the summary of the W&B run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from experiments import loggers, parts, pictures
+from experiments.run_directory import Run, environment
+from models.io import atomic_write
+
+log = logging.getLogger("run")
+
+
+def report(run: Run) -> dict[str, Any]:
+    """Put everything the run found where a person looks for it."""
+    evaluated = run.facts("evaluate")
+    metrics = evaluated.get("metrics", {})
+    baselines = {name: facts.get("metrics", {}) for name, facts in evaluated.get("compare", {}).items()}
+    if evaluated.get("chance"):
+        baselines["chance"] = evaluated["chance"]
+    durations = {name: stage.get("seconds") for name, stage in run.record["stages"].items()}
+    result = {
+        "experiment": run.record["experiment"],
+        "metrics": metrics,
+        "baselines": baselines,
+        "notes": run.notes,
+        "hashes": evaluated.get("hashes", {}),
+        "encoders": run.facts("encode").get("encoders", {}),
+        "skipped": run.facts("encode").get("skipped", {}),
+        "durations": durations,
+        "environment": environment(),
+    }
+    with atomic_write(run.dir / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1, default=str))
+    drawn = _draw(run)
+    loggers.log_wandb_pictures(drawn, metrics)
+    _print_table(run, metrics, baselines, durations)
+    return {"pictures": [str(path) for path in drawn.values()]}
+
+
+def _draw(run: Run) -> dict[str, Path]:
+    folder, drawn = run.dir / "pictures", {}
+    if (run.dir / "metrics.csv").is_file():
+        drawn["loss"] = pictures.loss_curves(loggers.read_metrics(run.dir / "metrics.csv"), folder / "loss.png")
+    if (run.dir / "pictures.pt").is_file():
+        kept = torch.load(run.dir / "pictures.pt", weights_only=True)
+        if "confusion" in kept:
+            drawn["confusion"] = pictures.confusion(kept["confusion"], kept["class_names"], folder / "confusion.png")
+        if kept.get("examples"):
+            split = run.facts("evaluate")["split"]
+            dataset, rows = parts.datamodule(run).splits[split], parts.features(run, split).rows
+            drawn["retrieval"] = pictures.retrieval_examples(
+                kept["examples"], lambda row: dataset.image(int(rows[row])), folder / "retrieval.png"
+            )
+    return {name: path for name, path in drawn.items() if path is not None}
+
+
+def _print_table(run: Run, metrics: dict, baselines: dict[str, dict], durations: dict) -> None:
+    table = Table(title=f"{run.record['experiment']}  (percent unless it is a rank)")
+    table.add_column("metric")
+    for column in ("this run", *baselines):
+        table.add_column(column, justify="right")
+    for name, value in metrics.items():
+        others = (_number(baseline.get(name)) for baseline in baselines.values())
+        table.add_row(name, _number(value), *others)
+    # On a pipe rich would wrap at 80 columns and tear the names apart.
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    for note in run.notes:
+        console.print(f"! {note}", markup=False)
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in durations.items() if seconds is not None)
+    console.print(f"{spent}\nresult, pictures and checkpoints: {run.dir}", markup=False, highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,91 @@
+"""Frozen text encoders from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from models.encoders.base import DTYPES, Dtype, Features, FrozenEncoder
+from models.encoders.pooling import pool_text_tokens
+from models.encoders.transformer import load_transformer
+from models.encoders.weights import find_weights
+from models.io import hash_tensors
+
+OPTION = "encoder.text.weights"
+
+
+class HFTextEncoder(FrozenEncoder):
+    """A sentence encoder or language model, and its tokenizer. No instruction prefix, no normalisation (SAIL).
+
+    Args:
+        name: repository, such as ``Alibaba-NLP/gte-large-en-v1.5``.
+        weights: folder in the layout of that repository, or ``package://<import name>/<path>``; None: cache, then hub.
+        pooling: of the last hidden states, see ``pool_text_tokens``: ``cls`` for gte-*-v1.5, ``last`` for gte-Qwen2, ``mean``
+            for MPNet and MiniLM. ``pooler``: the model's own pooled output (CLIP). ``own``: the model returns sentence
+            embeddings itself (NV-Embed-v2, whose latent attention pools under the mask).
+        max_length: in tokens; longer captions are cut (SAIL: 1024, or what the model can take).
+        layers: also return every hidden state, the embedding first, pooled the same way.
+        trust_remote_code: run the Python code that the checkpoint brings along (gte-*-v1.5 and NV-Embed need it).
+        dtype: of weights and outputs. SAIL encodes in float16.
+
+    Raises WeightsUnavailable without pretrained weights, CheckpointError if they are incomplete, UserError if the
+    checkpoint brings code that was not trusted, ValueError for ``layers`` without a pooling of tokens.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str | None = None,
+        pooling: Literal["mean", "cls", "last", "pooler", "own"] = "mean",
+        max_length: int = 1024,
+        layers: bool = False,
+        trust_remote_code: bool = False,
+        dtype: Dtype = "float32",
+    ):
+        super().__init__()
+        if layers and pooling in ("pooler", "own"):
+            raise ValueError("layers=True needs a pooling of tokens: mean, cls or last")
+        path = find_weights(name, name, weights, OPTION)
+        self.network = load_transformer(path, "text_model", DTYPES[dtype], pooling == "pooler", trust_remote_code)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.pooling, self.with_layers = pooling, layers
+        positions = getattr(self.network.config, "max_position_embeddings", max_length)
+        self.max_length = min(max_length, positions, self.tokenizer.model_max_length)  # RoBERTa has two positions too many
+        self._freeze()
+        probe = self(self.tokenize(["probe"]))
+        self.feature_dim = probe.pooled.shape[-1]
+        self.token_dim = self.feature_dim if probe.tokens is None else probe.tokens.shape[-1]
+        self.identity = {
+            "name": name,
+            "weights": hash_tensors(self.network.state_dict()),
+            "pooling": pooling,
+            "layers": layers,
+            "dtype": dtype,
+            "preprocessing": {"max_length": self.max_length, "padding_side": self.tokenizer.padding_side},
+        }
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        """B texts to input_ids and attention_mask (B, L) and what else the model takes, padded to the longest."""
+        return dict(self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"))
+
+    @torch.no_grad()
+    def forward(self, tokens: dict[str, Tensor]) -> Features:
+        """The output of ``tokenize`` to Features; ``mask`` is True at real tokens."""
+        mask = tokens["attention_mask"]
+        if self.pooling == "own":
+            out = self.network(input_ids=tokens["input_ids"], attention_mask=mask, pool_mask=mask)
+            return Features(out["sentence_embeddings"].squeeze(1))
+        out = self.network(**tokens, output_hidden_states=self.with_layers)
+        states = out.last_hidden_state
+        if self.pooling == "pooler":
+            return Features(out.pooler_output, states, mask.bool())
+        pooled = pool_text_tokens(states, mask, self.pooling)
+        layers = None
+        if self.with_layers:
+            layers = torch.stack([pool_text_tokens(h, mask, self.pooling) for h in out.hidden_states], dim=1)
+        return Features(pooled, states, mask.bool(), layers)
