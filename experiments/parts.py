@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.feature_store import FeatureStore
 from datamodules.features import PairedFeatures
+from experiments.instantiation import build
 from experiments.run_directory import Run
 from models.errors import UserError
 from models.io import read_tensors, stable_hash
@@ -26,10 +27,10 @@ log = logging.getLogger("run")
 _SHARED: dict[str, Any] = {}
 
 
-def _shared(kind: str, node: DictConfig, build) -> Any:
+def _shared(kind: str, node: DictConfig, make) -> Any:
     key = f"{kind}:{stable_hash(OmegaConf.to_container(node, resolve=True))}"
     if key not in _SHARED:
-        _SHARED[key] = build()
+        _SHARED[key] = make()
     return _SHARED[key]
 
 
@@ -41,13 +42,13 @@ def forget_shared() -> None:
 def datamodule(run: Run) -> pl.LightningDataModule:
     """The configured datamodule, prepared and set up."""
 
-    def build():
-        data = instantiate(run.cfg.datamodule)
+    def make():
+        data = build(run.cfg.datamodule)
         data.prepare_data()
         data.setup()
         return data
 
-    return _shared("datamodule", run.cfg.datamodule, build)
+    return _shared("datamodule", run.cfg.datamodule, make)
 
 
 def encoder(run: Run, modality: str) -> torch.nn.Module:
@@ -68,11 +69,11 @@ def _build_encoder(node: DictConfig, modality: str) -> tuple[torch.nn.Module, st
     wanted = {key: value for key, value in node.items() if key != "fallback"}
     note = None
     try:
-        built = instantiate(wanted)
+        built = build(wanted)
     except WeightsUnavailable as error:
         if not node.get("fallback"):
             raise
-        built = instantiate(node.fallback)
+        built = build(node.fallback)
         note = (
             f"FALLBACK ENCODER: the weights of {wanted.get('name')} are not here and cannot be fetched, so "
             f"encoder.{modality} is {built.identity['name']}. Figures are those of the fallback. ({_first_line(error)})"
@@ -111,7 +112,7 @@ def training_data(run: Run) -> pl.LightningDataModule:
         return datamodule(run)
     splits = datamodule(run).splits
     val = features(run, "val") if "val" in splits else None
-    return instantiate(run.cfg.features)(train=features(run, "train"), val=val)
+    return build(run.cfg.features)(train=features(run, "train"), val=val)
 
 
 def module(run: Run, facts: dict[str, Any]) -> BaseModule:
@@ -119,7 +120,7 @@ def module(run: Run, facts: dict[str, Any]) -> BaseModule:
     node = run.cfg.module
     parameters = inspect.signature(get_object(node["_target_"])).parameters
     given = {k: v for k, v in facts.items() if k in parameters and node.get(k) is None}
-    return instantiate(node, **given)
+    return build(node, **given)
 
 
 def load_weights(built: BaseModule, checkpoint: Path) -> None:

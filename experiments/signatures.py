@@ -7,7 +7,7 @@ packages, parses it, and says which keyword arguments it takes, which it needs, 
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -45,8 +45,11 @@ def signature_of(target: str) -> Signature:
     path, names = _module_of(target)
     node, module = _find(path, names, target)
     if isinstance(node, ast.ClassDef):
-        return _class_signature(node, module)
-    return _function_signature(node, skip_first=False)
+        found = _class_signature(node, module)
+    else:
+        found = _function_signature(node, skip_first=False)
+    plain = {n: replace(p, annotation=_without_alias(p.annotation, module)) for n, p in found.parameters.items()}
+    return Signature(plain, found.open_ended)
 
 
 def _module_of(target: str) -> tuple[Path, list[str]]:
@@ -79,6 +82,20 @@ def _find(path: Path, names: list[str], target: str) -> tuple[ast.AST, ast.Modul
         node = found[name]
         body = getattr(node, "body", [])
     return node, module
+
+
+def _without_alias(annotation: ast.expr | None, module: ast.Module) -> ast.expr | None:
+    """``Dtype`` becomes the ``Literal[...]`` that a module of ours assigned to that name."""
+    if not isinstance(annotation, ast.Name):
+        return annotation
+    for node in module.body:
+        if isinstance(node, ast.Assign) and any(ast.unparse(target) == annotation.id for target in node.targets):
+            return node.value
+    origin = _resolve(annotation.id, module)
+    if origin is not None and is_ours(origin):
+        path = ROOT.joinpath(*origin.split(".")[:-1]).with_suffix(".py")
+        return _without_alias(annotation, _parse(path)) if path.is_file() and _parse(path) is not module else annotation
+    return annotation
 
 
 def _class_signature(node: ast.ClassDef, module: ast.Module) -> Signature:

@@ -34,7 +34,8 @@ NODES = {
 }  # fmt: skip
 VALUES: dict[str, tuple[type, ...]] = {
     "name": (str,), "description": (str,), "seed": (int,), "stages": (list,), "resume": (str, type(None)),
-    "checkpoint": (str, type(None)), "sweep_name": (str, type(None)), "select": (str,), "optimize": (str, type(None)), "threads": (int, type(None)),
+    "checkpoint": (str, type(None)), "sweep_name": (str, type(None)), "select": (str,),
+    "optimize": (str, type(None)), "threads": (int, type(None)),
 }  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def _arguments(node: dict, target: str, path: str, sources: Sources) -> Iterator
         yield f"{path}._target_: {error}.{nearest(target, error.choices)} [{sources.of(f'{path}._target_')}]"
         return
     for key, value in node.items():
-        if key in HYDRA_KEYS:
+        if key in HYDRA_KEYS or (key == "fallback" and path.startswith("encoder.")):  # the runner's, not the encoder's
             continue
         where = f"{path}.{key}"
         if key not in signature.parameters:

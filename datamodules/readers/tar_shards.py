@@ -61,9 +61,7 @@ class TarShards(Dataset):
         self.caption_fields = tuple(caption_fields)
         self.class_names = read_class_names(Path(root))
         cache = Path(index_dir) if index_dir else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "shard_index")
-        indices = [
-            load_index(shard, self.caption_fields, self.class_names, cache.expanduser()) for shard in self.shards
-        ]
+        indices = [load_index(shard, self.caption_fields, self.class_names, cache.expanduser()) for shard in self.shards]
         self._samples = [index.samples for index in indices]
         self._handles: dict[int, int] = {}
         # Of what is on disk: every header and text of every shard, in order; not of paths or file times.
@@ -203,4 +201,3 @@ def _decode(data: bytes) -> Image.Image:
 
 def _text(key: bytes) -> str:
     return bytes(key).decode("utf-8", "surrogateescape")
-

@@ -68,12 +68,17 @@ def _encode_texts(
     with Progress(f"encode {split} captions", len(store), start=len(store) - len(pending)) as progress:
         for start in range(0, len(pending), TEXT_WINDOW):
             rows = pending[start : start + TEXT_WINDOW]
-            captions = list(_captions(dataset, offsets, rows))
-            order = np.argsort([len(caption) for caption in captions], kind="stable")
-            for chunk in np.array_split(order, max(len(order) // batch_size, 1)):
-                tokens = {k: v.to(device) for k, v in text.tokenize([captions[i] for i in chunk]).items()}
-                store.write(rows[chunk], text(tokens).pooled.cpu())
-                progress.advance(len(chunk))
+            by_caption: dict[str, list[int]] = {}  # short captions repeat a lot: each is encoded once
+            for row, caption in zip(rows.tolist(), _captions(dataset, offsets, rows), strict=True):
+                by_caption.setdefault(caption, []).append(row)
+            captions = sorted(by_caption, key=len)
+            for first in range(0, len(captions), batch_size):
+                chunk = captions[first : first + batch_size]
+                pooled = text({k: v.to(device) for k, v in text.tokenize(chunk).items()}).pooled.cpu()
+                repeats = torch.tensor([len(by_caption[caption]) for caption in chunk])
+                chunk_rows = np.array([row for caption in chunk for row in by_caption[caption]])
+                store.write(chunk_rows, pooled.repeat_interleave(repeats, dim=0))
+                progress.advance(len(chunk_rows))
     store.finish()
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from hydra import compose
-from hydra.utils import instantiate
 
 from experiments import parts
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from experiments.instantiation import build
 from experiments.run_directory import Run, variant_of
 from experiments.stages import run_stages
 from models.io import stable_hash
@@ -28,7 +28,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     facts: dict[str, Any] = {"split": split, "metrics": {}, "chance": {}, "hashes": {}}
     pictures = {}
     for name, suite in (run.cfg.evaluation or {}).items():
-        result: SuiteResult = instantiate(suite)(embedded)
+        result: SuiteResult = build(suite)(embedded)
         facts["metrics"] |= {f"{split}/{key}": value for key, value in result.metrics.items()}
         facts["chance"] |= {f"{split}/{key}": value for key, value in result.chance.items()}
         facts["hashes"][name] = result.hashes

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from experiments import interruption, loggers, parts
 from experiments.checkpoint_io import META, DirectoryCheckpointIO
+from experiments.instantiation import build
 from experiments.run_directory import Run
 
 log = logging.getLogger("run")
@@ -29,11 +29,11 @@ def fit(run: Run) -> dict[str, Any]:
     if run.cfg.checkpoint and not resume:
         parts.load_weights(module, Path(run.cfg.checkpoint))
     resume_step = json.loads((resume / META).read_text())["global_step"] if resume else None
-    trainer = instantiate(
+    trainer = build(
         run.cfg.trainer,
         default_root_dir=str(run.dir),
         logger=_loggers(run, resume_step),
-        callbacks=[instantiate(node) for node in (run.cfg.callbacks or {}).values() if node],
+        callbacks=[build(node) for node in (run.cfg.callbacks or {}).values() if node],
         plugins=[DirectoryCheckpointIO()],
         enable_checkpointing=False,  # experiments.callbacks.Checkpoints does it
         enable_progress_bar=False,
@@ -55,7 +55,7 @@ def _loggers(run: Run, resume_step: int | None) -> list:
         if node:
             name = f"{run.record['experiment']}/{run.dir.name}"
             config = OmegaConf.to_container(run.cfg, resolve=True)
-            active.append(instantiate(node, folder=run.dir, name=name, config=config, _convert_="all"))
+            active.append(build(node, folder=run.dir, name=name, config=config))
     return [logger for logger in active if logger is not None]
 
 
