@@ -25,7 +25,7 @@ from models.io import atomic_write
 
 PENDING, WRITTEN, SKIPPED = 0, 1, 2
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}  # NumPy lacks bfloat16: its bits
-RESIDENT = 256 * 2**20  # bytes gathered before the mapped pages are given back
+RESIDENT = 16 * 2**20  # bytes gathered before the mapped pages are given back; each row maps up to 64 KiB around it
 
 
 class StoreError(UserError):

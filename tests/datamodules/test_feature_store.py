@@ -173,7 +173,7 @@ def test_a_partial_write_goes_on(tmp_path, monkeypatch):
 
 
 def test_resident_memory_stays_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("datamodules.feature_store.RESIDENT", 4 * 2**20)
+    monkeypatch.setattr("datamodules.feature_store.RESIDENT", 2**20)
     store, values = filled(tmp_path, rows=16384, dim=512)  # 32 MiB
 
     def mapped_mib() -> float:
