@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.batch import IMAGE, INDEX
+from datamodules.batch import IMAGE, INDEX, SKIPPED
 from datamodules.feature_store import FeatureStore
 from experiments import parts
 from experiments.progress import Progress
@@ -43,6 +43,7 @@ def encode(run: Run) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _encode_images(split: str, data: Any, store: FeatureStore, vision: torch.nn.Module, batch_size: int) -> None:
+    data.report_skipped(split, store.skipped())  # by an earlier run that began or filled this store
     pending = store.pending()
     if not len(pending):
         return store.finish()
@@ -52,9 +53,9 @@ def _encode_images(split: str, data: Any, store: FeatureStore, vision: torch.nn.
             if len(batch[INDEX]):
                 pooled = vision(batch[IMAGE].to(device, non_blocking=True)).pooled
                 store.write(batch[INDEX].numpy(), pooled.cpu())
-            progress.advance(len(batch[INDEX]))
-    for row in store.pending():  # what the loader left out is in the skip report
-        store.skip(row)
+            for skipped in batch[SKIPPED]:
+                store.skip(*skipped)
+            progress.advance(len(batch[INDEX]) + len(batch[SKIPPED]))
     store.finish()
 
 
