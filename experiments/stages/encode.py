@@ -36,8 +36,10 @@ def encode(run: Run) -> dict[str, Any]:
         store = FeatureStore.create_or_resume(path, manifest, rows=rows, dim=dim, offsets=offsets)
         _encode_texts(split, dataset, store, offsets, text, batch_size)
     skipped = data.skip_report()
-    if skipped.get("total"):
-        run.note(f"SKIPPED SAMPLES: {skipped['total']} could not be used: {skipped['reasons']}. Listed in result.json.")
+    for split, lost in skipped["splits"].items():
+        if lost["skipped"]:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in lost["by_reason"].items())
+            run.note(f"SKIPPED SAMPLES: {lost['skipped']} of the split {split} ({kinds}); result.json lists them.")
     return {"encoders": {"vision": vision.identity, "text": text.identity}, "skipped": skipped}
 
 
