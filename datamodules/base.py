@@ -51,9 +51,8 @@ class BaseDataModule(pl.LightningDataModule):
         known.update(dict.fromkeys(skipped))
         total = len(self.splits[split]) + sum(entry.index < 0 for entry in known)
         if len(known) > max(ALWAYS_ALLOWED, self.max_skipped * total) or len(known) == total:
-            summary = self.skip_report()["splits"][split]
-            kinds = ", ".join(f"{count} {kind}" for kind, count in summary["by_reason"].items())
-            first = "\n".join(f"  {entry['key']}: {entry['reason']}" for entry in summary["first"][:5])
+            kinds = ", ".join(f"{count} {kind}" for kind, count in _count_kinds(known).items())
+            first = "\n".join(f"  {entry.key}: {entry.reason}" for entry in list(known)[:5])
             raise UserError(
                 f"{len(known)} of {total} samples of the split {split!r} cannot be read ({kinds}), more than "
                 f"datamodule.max_skipped={self.max_skipped:g} allows. The first:\n{first}\nMend the data (is it "
@@ -65,13 +64,15 @@ class BaseDataModule(pl.LightningDataModule):
         """JSON-able: how many samples each split lost, by kind of reason, and the first ones by name."""
         splits = {
             split: {
-                "skipped": len(known),
-                "by_reason": dict(Counter(entry.reason.split(":")[0] for entry in known)),
+                "total": len(known),
+                "reasons": _count_kinds(known),
                 "first": [entry._asdict() for entry in list(known)[:LISTED]],
             }
             for split, known in self._skipped.items()
+            if known
         }
-        return {"skipped": sum(map(len, self._skipped.values())), "splits": splits}
+        every = [entry for known in self._skipped.values() for entry in known]
+        return {"total": len(every), "reasons": _count_kinds(every), "splits": splits}
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Takes the skips that a reading worker found out of the batch and reports them."""
@@ -95,8 +96,7 @@ class BaseDataModule(pl.LightningDataModule):
             drop_last=drop_last,
             rank=self._rank(),
             world_size=self._world_size(),
-            epoch=self._position["epoch"],
-            first_batch=self._position["batch"],
+            position=self.position,
         )
         return self._loader(dataset, sampler)
 
@@ -107,18 +107,28 @@ class BaseDataModule(pl.LightningDataModule):
         )
         return self._loader(dataset, sampler)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where training stands: the epoch and how many of its batches have been trained on.
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps of one epoch, known before any data is read."""
+        return len(self.train_dataloader())
 
-        Counted by the trainer's finished batches, since what workers have read ahead is not trained on yet.
+    def position(self) -> tuple[int, int]:
+        """Where training stands: the epoch, and how many of its batches have been trained on.
+
+        Counted by the batches the trainer has finished in all, since what workers have read ahead is not trained on
+        yet.
         ``processed`` and not ``completed``: inside ``on_train_batch_end``, where checkpoints are written, only the
         former counts the batch whose step is already in the weights. Do not save in ``on_train_epoch_start``: Lightning
         itself (2.6) then takes the new epoch for a finished one.
         """
         steps = self.trainer.num_training_batches if self.trainer is not None else 0
-        if not isinstance(steps, int) or steps == 0:
-            return dict(self._position)
-        epoch, batch = divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed, steps)
+        if not isinstance(steps, int) or steps == 0:  # not fitting, or not started yet
+            return self._position["epoch"], self._position["batch"]
+        return divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed, steps)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, and the samples and total batch size among which it means something."""
+        epoch, batch = self.position()
         return {**self._position, "epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -155,6 +165,10 @@ class BaseDataModule(pl.LightningDataModule):
 
     def _overfitting(self) -> bool:
         return self.trainer is not None and self.trainer.overfit_batches > 0
+
+
+def _count_kinds(skipped: Iterable[Skipped]) -> dict[str, int]:
+    return dict(Counter(entry.reason.split(":")[0] for entry in skipped).most_common())
 
 
 def _as_is(batch: Any) -> Any:

@@ -1,14 +1,16 @@
 """Frozen features on disk: memory-mapped rows, written by position, keyed by everything that made them.
 
 A store is a directory: ``rows.bin`` (rows x dim), ``state.bin`` (one byte per row: pending, written, skipped),
-``offsets.npy`` where samples own several rows (captions), and ``manifest.json``. Rows are written by position, so that a
-writer that was killed goes on exactly where it stopped, and several writers can share a store. Nothing needs it in RAM.
+``offsets.npy`` where samples own several rows (captions), ``skipped.jsonl`` with the reason of every skip, and
+``manifest.json``. Rows are written by position, so that a writer that was killed goes on exactly where it stopped, and
+several writers can share a store. Nothing needs it in RAM.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.batch import Skipped
 from models.errors import UserError
 from models.io import atomic_write
 
 PENDING, WRITTEN, SKIPPED = 0, 1, 2
-# bfloat16 has no NumPy type: its bits are stored as 16-bit integers.
-_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}  # NumPy lacks bfloat16: its bits
+RESIDENT = 16 * 2**20  # bytes gathered before the mapped pages are given back; each row maps up to 64 KiB around it
 
 
 class StoreError(UserError):
@@ -30,14 +33,17 @@ class StoreError(UserError):
 
 
 class FeatureStore:
-    """Opened with :meth:`create_or_resume` for writing or :meth:`open` for reading."""
+    """Opened with :meth:`create_or_resume` for writing or :meth:`open` for reading.
 
-    def __init__(self, path: Path, facts: dict[str, Any], mode: str):
-        self.path, self.facts = path, facts
-        shape = (facts["rows"], facts["dim"])
-        self._rows = np.memmap(path / "rows.bin", dtype=_NUMPY[facts["dtype"]], mode=mode, shape=shape)
-        self.state = np.memmap(path / "state.bin", dtype=np.uint8, mode=mode, shape=shape[:1])
+    ``offsets`` is None, or (N + 1,) int64: sample i owns rows ``offsets[i]:offsets[i + 1]``.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any], writable: bool):
+        self.path, self.facts = Path(path), facts
+        self._writable = writable
         self.offsets = np.load(path / "offsets.npy", mmap_mode="r") if (path / "offsets.npy").is_file() else None
+        self._check_sizes()
+        self._map()
 
     @classmethod
     def create_or_resume(
@@ -49,31 +55,30 @@ class FeatureStore:
         dtype: str = "float16",
         offsets: np.ndarray | None = None,
     ) -> FeatureStore:
-        """A store for writing: the one at ``path`` as far as it got, or a new one.
+        """A store for writing: the one at ``path`` as far as it got, or a new one. Several processes may call this.
 
         Args:
-            manifest: JSON-able description of data and encoder; a store of another manifest is refused.
-            rows, dim: its shape. dtype: 'float32', 'float16' or 'bfloat16'.
+            manifest: JSON-able description of data and encoder.
+            rows, dim: its shape; at least one row.
+            dtype: 'float32', 'float16' or 'bfloat16'.
             offsets: (N + 1,) where sample i owns rows ``offsets[i]:offsets[i + 1]``.
+
+        Raises:
+            StoreError: the store at ``path`` has another manifest or shape, or the disk cannot hold it.
         """
         path = Path(path)
+        if rows < 1 or dtype not in _NUMPY:
+            raise StoreError(f"a feature store of {rows} rows of {dtype}: it needs a row, and one of {sorted(_NUMPY)}.")
         facts = {"manifest": manifest, "rows": rows, "dim": dim, "dtype": dtype}
-        if (path / "manifest.json").is_file():
-            found = _facts(path)
-            if {k: found[k] for k in facts} != json.loads(json.dumps(facts)):
-                raise StoreError(f"{path} holds other features than these. Delete it, or use another paths.features.")
-            return cls(path, found, "r+")
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            _allocate(path / "rows.bin", max(rows * dim * np.dtype(_NUMPY[dtype]).itemsize, 1))
-            _allocate(path / "state.bin", max(rows, 1))
-            if offsets is not None:
-                np.save(path / "offsets.npy", offsets)
-            with atomic_write(path / "manifest.json") as temporary:
-                temporary.write_text(json.dumps({**facts, "complete": False}, indent=1))
-        except OSError as error:
-            raise _disk_error(path, error) from error
-        return cls(path, {**facts, "complete": False}, "r+")
+        if not (path / "manifest.json").is_file():
+            _create(path, facts, offsets)
+        found = _facts(path)
+        different = _differences({name: found.get(name) for name in facts}, facts)
+        if different:
+            raise StoreError(
+                f"{path} holds other features than these: {different}. Delete it, or use another paths.features."
+            )
+        return cls(path, found, writable=True)
 
     @classmethod
     def open(cls, path: Path, expect: dict[str, Any] | None = None) -> FeatureStore:
@@ -82,11 +87,17 @@ class FeatureStore:
         if not (path / "manifest.json").is_file():
             raise StoreError(f"there is no feature store at {path}. Run the stage encode.")
         facts = _facts(path)
+        if expect is not None and (different := _differences(facts["manifest"], expect)):
+            raise StoreError(
+                f"{path} was encoded from other data or by another encoder: {different}. Run the stage encode."
+            )
+        store = cls(path, facts, writable=False)
         if not facts["complete"]:
-            raise StoreError(f"the feature store {path} is half-written. Run the stage encode; it goes on where it stopped.")
-        if expect is not None and facts["manifest"] != json.loads(json.dumps(expect)):
-            raise StoreError(f"{path} was encoded from other data or by another encoder. Run the stage encode.")
-        return cls(path, facts, "r")
+            raise StoreError(
+                f"the feature store {path} is half-written: {len(store.pending())} of {len(store)} rows are missing. "
+                "Run the stage encode; it goes on where it stopped."
+            )
+        return store
 
     def __len__(self) -> int:
         return self.facts["rows"]
@@ -95,46 +106,151 @@ class FeatureStore:
     def dim(self) -> int:
         return self.facts["dim"]
 
+    @property
+    def state(self) -> np.ndarray:
+        """(rows,) uint8: PENDING, WRITTEN or SKIPPED."""
+        return np.fromfile(self.path / "state.bin", np.uint8)
+
     def pending(self) -> np.ndarray:
         """Rows not written yet (n,)."""
         return np.flatnonzero(self.state == PENDING)
 
     def write(self, rows: np.ndarray, values: Tensor) -> None:
-        """Put ``values`` (n, dim) at ``rows`` (n,). Raises StoreError when the disk is full; what is written stays."""
-        values = values.detach().to(getattr(torch, self.facts["dtype"]))
-        if self.facts["dtype"] == "bfloat16":
-            values = values.view(torch.int16)
+        """Put ``values`` (n, dim) at ``rows`` (n,). Raises StoreError when the disk is full; what is written stays.
+
+        Written with ``pwrite`` and not through the memory map, where a full disk would kill the process.
+        """
+        rows = np.asarray(rows)
+        if values.shape != (len(rows), self.dim):
+            raise ValueError(f"{self.path}: values of shape {tuple(values.shape)} for {len(rows)} rows x {self.dim}.")
+        values = values.detach().cpu().to(getattr(torch, self.facts["dtype"])).contiguous()
+        data = memoryview(values.view(torch.uint8).numpy()).cast("B")
+        size = self.dim * values.element_size()
+        # Neighbouring rows go to disk in one piece.
+        starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
+        ends = np.append(starts[1:], len(rows))
         try:
-            self._rows[rows] = values.numpy().astype(self._rows.dtype, copy=False)
-            self.state[rows] = WRITTEN
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+                _write_at(self._rows_file, data[start * size : end * size], int(rows[start]) * size)
+                self._mark(int(rows[start]), end - start, WRITTEN)
         except OSError as error:
             raise _disk_error(self.path, error) from error
 
-    def skip(self, row: int) -> None:
-        """Mark a row that will never be written."""
-        self.state[row] = SKIPPED
+    def skip(self, row: int, key: str = "", reason: str = "unknown") -> None:
+        """Mark a row that will never be written, and note why: later runs that use the store report it too."""
+        line = json.dumps([int(row), key, reason]) + "\n"
+        try:
+            with (self.path / "skipped.jsonl").open("a") as file:
+                file.write(line)
+            self._mark(int(row), 1, SKIPPED)
+        except OSError as error:
+            raise _disk_error(self.path, error) from error
+
+    def skipped(self) -> list[Skipped]:
+        """What :meth:`skip` was told, one entry per row."""
+        file = self.path / "skipped.jsonl"
+        entries = [Skipped(*json.loads(line)) for line in file.read_text().splitlines()] if file.is_file() else []
+        return list({entry.index: entry for entry in entries}.values())
 
     def finish(self) -> None:
         """Flush to disk and mark the store complete. Raises StoreError while rows are pending."""
         if self.facts["complete"]:
             return
         if len(self.pending()):
-            raise StoreError(f"{self.path} still lacks {len(self.pending())} rows.")
-        self._rows.flush()
-        self.state.flush()
-        self.facts = {**self.facts, "complete": True}
-        with atomic_write(self.path / "manifest.json") as temporary:
-            temporary.write_text(json.dumps(self.facts, indent=1))
+            raise StoreError(f"{self.path} still lacks {len(self.pending())} of {len(self)} rows.")
+        try:
+            os.fsync(self._rows_file)
+            os.fsync(self._state_file)
+            self.facts = {**self.facts, "complete": True}
+            _write_facts(self.path, self.facts)
+        except OSError as error:
+            raise _disk_error(self.path, error) from error
 
     def read(self, rows: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Rows (n,) as a tensor (n, dim). They are fetched in order of position, which is how disks like it."""
-        rows = np.asarray(rows)
-        order = np.argsort(rows, kind="stable")
-        gathered = np.empty((len(rows), self.dim), self._rows.dtype)
-        gathered[order] = self._rows[rows[order]]
-        if self.facts["dtype"] == "bfloat16":
-            return torch.from_numpy(gathered.view(np.int16)).view(torch.bfloat16).to(dtype)
-        return torch.from_numpy(gathered).to(dtype)
+        """Rows (n,) as a tensor (n, dim). Ascending rows are read from disk in ascending blocks, which is fastest.
+
+        The resident memory stays bounded: mapped pages are given back (to the page cache) now and then.
+        """
+        gathered = self._mapped.index_select(0, torch.as_tensor(rows, dtype=torch.int64)).to(dtype)
+        self._gathered += len(rows) * self._mapped.element_size() * self.dim
+        if self._gathered > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+            self._map_of_rows.madvise(mmap.MADV_DONTNEED)
+            self._gathered = 0
+        return gathered
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "facts": self.facts, "_writable": self._writable, "offsets": self.offsets}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()  # a worker maps the files itself
+
+    def __del__(self):
+        for name in ("_rows_file", "_state_file"):
+            if name in self.__dict__:
+                os.close(self.__dict__.pop(name))
+
+    def _map(self) -> None:
+        flags = os.O_RDWR if self._writable else os.O_RDONLY
+        self._rows_file = os.open(self.path / "rows.bin", flags)
+        self._state_file = os.open(self.path / "state.bin", flags)
+        # A private copy-on-write map: nothing can change the file through it, and torch wants a writable buffer.
+        self._map_of_rows = mmap.mmap(self._rows_file, 0, access=mmap.ACCESS_COPY)
+        flat = torch.frombuffer(self._map_of_rows, dtype=getattr(torch, self.facts["dtype"]))
+        self._mapped = flat.view(len(self), self.dim)
+        self._gathered = 0
+
+    def _mark(self, row: int, count: int, state: int) -> None:
+        _write_at(self._state_file, memoryview(bytes([state]) * count), row)
+
+    def _check_sizes(self) -> None:
+        wanted = {"rows.bin": _row_bytes(self.facts) * len(self), "state.bin": len(self)}
+        for name, size in wanted.items():
+            file = self.path / name
+            found = file.stat().st_size if file.is_file() else 0
+            if found != size:
+                raise StoreError(
+                    f"{file} has {found} bytes instead of {size}: the store was damaged or copied in part. Delete "
+                    f"{self.path} and run the stage encode."
+                )
+
+
+def _create(path: Path, facts: dict[str, Any], offsets: np.ndarray | None) -> None:
+    """Lay out an empty store. The manifest comes last: without it the rest counts for nothing."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _allocate(path / "rows.bin", _row_bytes(facts) * facts["rows"])
+        _allocate(path / "state.bin", facts["rows"])
+        if offsets is not None:
+            with atomic_write(path / "offsets.npy") as temporary, temporary.open("wb") as file:
+                np.save(file, np.asarray(offsets, np.int64))
+        _write_facts(path, {**facts, "complete": False})
+    except OSError as error:
+        raise _disk_error(path, error) from error
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Reserve the bytes now: a full disk is found before hours of encoding. Keeps what another process has written."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+        os.ftruncate(handle, size)
+    except OSError:
+        path.unlink()  # give back what was reserved before the disk was full
+        raise
+    finally:
+        os.close(handle)
+
+
+def _write_at(handle: int, data: memoryview, position: int) -> None:
+    while data:
+        written = os.pwrite(handle, data, position)
+        data, position = data[written:], position + written
+
+
+def _row_bytes(facts: dict[str, Any]) -> int:
+    return facts["dim"] * np.dtype(_NUMPY[facts["dtype"]]).itemsize
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -144,16 +260,28 @@ def _facts(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path}/manifest.json is damaged ({error}). Delete the store and encode again.") from error
 
 
-def _allocate(path: Path, size: int) -> None:
-    """Reserve the bytes now: a full disk is found before hours of encoding, not in the middle as a bus error."""
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
+def _write_facts(path: Path, facts: dict[str, Any]) -> None:
+    with atomic_write(path / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=1))
+
+
+def _differences(found: Any, wanted: Any) -> str:
+    """'encoder.sha256 is "a", wanted "b"; ...' for what differs between two JSON-able values; empty if nothing."""
+    found, wanted = (_flat(json.loads(json.dumps(value))) for value in (found, wanted))
+    names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    return "; ".join(f"{name} is {found.get(name)!r}, wanted {wanted.get(name)!r}" for name in names[:4])
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}".lstrip(".")).items()}
 
 
 def _disk_error(path: Path, error: OSError) -> StoreError:
-    if error.errno == errno.ENOSPC:
-        return StoreError(f"the disk is full while writing features to {path}. Free space or set paths.features elsewhere.")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StoreError(
+            f"no room for features in {path}: {error.strerror}. What is written stays; free space and run again, or set "
+            "paths.features to another disk."
+        )
     return StoreError(f"features cannot be written to {path}: {error}")

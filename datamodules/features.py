@@ -16,19 +16,30 @@ from models.errors import UserError
 
 
 class PairedFeatures:
-    """The image and caption features of one split. ``rows``: the samples whose image could be encoded.
+    """The image and caption features of one split.
+
+    ``rows`` (n,) int64: the usable samples, those whose image and every caption are in the stores.
 
     Args:
-        images: (N, dim) store. texts: (M, dim) store with offsets: sample i owns captions ``offsets[i]:offsets[i + 1]``.
+        images: (N, dim) store.
+        texts: (M, dim) store with offsets: sample i owns captions ``offsets[i]:offsets[i + 1]``.
+
+    Raises:
+        UserError: the stores are not of the same samples, or no sample is usable.
     """
 
     def __init__(self, images: FeatureStore, texts: FeatureStore):
         self.images, self.texts = images, texts
         if texts.offsets is None or len(texts.offsets) != len(images) + 1:
             raise UserError(f"{images.path} and {texts.path} are not of the same samples. Run the stage encode.")
-        self.rows = np.flatnonzero(images.state == WRITTEN)
+        written = np.concatenate([[0], np.cumsum(texts.state == WRITTEN)])[texts.offsets]
+        captions = np.diff(texts.offsets)
+        self.rows = np.flatnonzero((images.state == WRITTEN) & (captions > 0) & (np.diff(written) == captions))
         if not len(self.rows):
-            raise UserError(f"no sample of {images.path} could be encoded.")
+            raise UserError(
+                f"none of the {len(images)} samples of {images.path} could be encoded; the reasons are in its "
+                "skipped.jsonl."
+            )
 
     def caption_counts(self, samples: np.ndarray) -> np.ndarray:
         """(B,) captions of each sample."""
@@ -39,7 +50,10 @@ class PairedFeatures:
         return self.texts.offsets[samples] + pick % self.caption_counts(samples)
 
     def batch(self, samples: np.ndarray, picks: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """One batch; ``picks`` are the caption numbers of the text and, optionally, of the extra text."""
+        """One batch, fastest for ascending ``samples``.
+
+        ``picks`` are the caption numbers of the text and, optionally, of the extra text.
+        """
         out = {INDEX: torch.from_numpy(samples.astype(np.int64)), IMAGE_FEATURES: self.images.read(samples)}
         for key, pick in zip((TEXT_FEATURES, EXTRA_TEXT_FEATURES), picks, strict=False):
             out[key] = self.texts.read(self.caption_rows(samples, pick))
@@ -70,6 +84,8 @@ class FeatureDataModule(BaseDataModule):
         num_workers: int = 0,
     ):
         super().__init__(seed=seed, num_workers=num_workers)
+        if batch_size < 1:
+            raise UserError(f"features.batch_size={batch_size}: a batch needs at least one pair.")
         self.train, self.val = train, val
         self.positives, self.extra_caption, self.batch_size = positives, extra_caption, batch_size
         self.splits = {"train": _Batches(train, positives, extra_caption)}
@@ -95,7 +111,10 @@ class FeatureDataModule(BaseDataModule):
 
 
 class _Batches(Dataset):
-    """``dataset[BatchRequest] -> batch``; positions count the samples that could be encoded."""
+    """``dataset[BatchRequest] -> batch``; positions count the usable samples.
+
+    A batch is sorted by row: its order means nothing to a contrastive loss, and the disk is read in one direction.
+    """
 
     def __init__(self, features: PairedFeatures, positives: int, extra_caption: str):
         self.features, self.positives, self.extra_caption = features, positives, extra_caption
@@ -104,7 +123,7 @@ class _Batches(Dataset):
         return len(self.features.rows)
 
     def __getitem__(self, request: BatchRequest) -> dict[str, torch.Tensor]:
-        samples = self.features.rows[request.rows]
+        samples = self.features.rows[np.sort(request.rows)]
         picks = [np.zeros(len(samples), np.int64)]
         if self.positives == 2:
             picks.append(self._extra(samples, request))

@@ -4,7 +4,7 @@ luck.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ class OrderedBatches(SequentialSampler):
     """Yields a :class:`BatchRequest` per batch. Batch b of rank r is a slice of the epoch's order.
 
     Use as ``DataLoader(dataset, sampler=OrderedBatches(...), batch_size=None)``. ``len`` is the number of batches of
-    a whole epoch, also when ``first_batch`` makes the first epoch start later.
+    a whole epoch, also when the first one starts inside.
 
     With ``drop_last`` the samples beyond the last whole batch are left out of this epoch (other ones in the next).
     Without it the last batch of all ranks is smaller; where it does not divide evenly, the ranks that lack a sample
@@ -40,7 +40,8 @@ class OrderedBatches(SequentialSampler):
         seed: together with the epoch it decides on the order.
         drop_last: see above. With fewer than ``batch_size * world_size`` samples there is no batch at all.
         rank, world_size: this process and how many share each batch.
-        epoch, first_batch: where the first iteration begins; :meth:`set_epoch` moves on to other epochs.
+        position: asked at every ``iter()`` for (epoch, first batch of it). Not Lightning's ``set_epoch``: the loader is
+            iterated before that call, and after a stop inside an epoch Lightning counts the epoch as a whole one.
     """
 
     # A SequentialSampler only in name: Lightning's overfit_batches replaces samplers that are not.
@@ -54,27 +55,17 @@ class OrderedBatches(SequentialSampler):
         drop_last: bool = True,
         rank: int = 0,
         world_size: int = 1,
-        epoch: int = 0,
-        first_batch: int = 0,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ):
         self.size, self.batch_size, self.shuffle, self.seed, self.drop_last = size, batch_size, shuffle, seed, drop_last
-        self.rank, self.world_size = rank, world_size
-        self.epoch = epoch
-        self._resume = (epoch, first_batch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this at the start of every epoch."""
-        self.epoch = epoch
+        self.rank, self.world_size, self.position = rank, world_size, position
 
     def __len__(self) -> int:
         together = self.batch_size * self.world_size
         return self.size // together if self.drop_last else -(-self.size // together)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        # Not itself a generator: the epoch must be the one at iter(), and Lightning moves it on before the first
-        # next().
-        start = self._resume[1] if self.epoch == self._resume[0] else 0
-        return self._batches(self.epoch, start)
+        return self._batches(*self.position())  # not itself a generator: the position is that at iter()
 
     def _batches(self, epoch: int, start: int) -> Iterator[BatchRequest]:
         order = epoch_order(self.size, self.seed, epoch) if self.shuffle else np.arange(self.size)

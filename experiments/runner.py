@@ -51,7 +51,7 @@ def check_imported(cfg: DictConfig) -> None:
     problems: list[str] = []
     sources = validation.Sources()
     config = OmegaConf.to_container(cfg, resolve=True)
-    for path, node in _target_nodes(config, ""):
+    for path, node in _target_nodes(OmegaConf.to_container(cfg, resolve=False), ""):
         if not is_ours(node["_target_"]):
             problems += _third_party(node, path, sources)
     module = config["module"]["_target_"] if config.get("module") else None

@@ -54,7 +54,7 @@ def check(cfg: DictConfig) -> None:
     problems = list(_top_level(config, sources))
     for key in sorted(OmegaConf.missing_keys(cfg)):
         problems.append(f"{key}: a value is required. Give it on the command line: {key}=<value> [{sources.of(key)}]")
-    problems += _targets(config, "", sources)
+    problems += _targets(config, OmegaConf.to_container(cfg, resolve=False), "", sources)
     if problems:
         raise ConfigError("\n".join(["The configuration cannot run:", *(f"  - {p}" for p in problems)]))
 
@@ -92,17 +92,19 @@ def _top_level(config: dict, sources: Sources) -> Iterator[str]:
         yield f"select: expected 'best' or 'last', got {config.get('select')!r} [{sources.of('select')}]"
 
 
-def _targets(node: Any, path: str, sources: Sources) -> Iterator[str]:
-    if isinstance(node, list):
-        for position, item in enumerate(node):
-            yield from _targets(item, f"{path}[{position}]", sources)
-    if not isinstance(node, dict):
+def _targets(node: Any, written: Any, path: str, sources: Sources) -> Iterator[str]:
+    """Problems of every ``_target_`` node. ``written`` is the node before interpolation: a reference to another node is a
+    string there, and is checked only where it was written."""
+    if isinstance(node, list) and isinstance(written, list):
+        for position, (item, source) in enumerate(zip(node, written, strict=True)):
+            yield from _targets(item, source, f"{path}[{position}]", sources)
+    if not isinstance(node, dict) or not isinstance(written, dict):
         return
     target = node.get("_target_")
     if isinstance(target, str) and is_ours(target):
         yield from _arguments(node, target, path, sources)
     for key, value in node.items():
-        yield from _targets(value, f"{path}.{key}" if path else key, sources)
+        yield from _targets(value, written[key], f"{path}.{key}" if path else key, sources)
 
 
 def _arguments(node: dict, target: str, path: str, sources: Sources) -> Iterator[str]:

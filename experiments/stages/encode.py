@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.batch import IMAGE, INDEX
+from datamodules.batch import IMAGE, INDEX, SKIPPED
 from datamodules.feature_store import FeatureStore
 from experiments import parts
 from experiments.progress import Progress
@@ -36,13 +36,16 @@ def encode(run: Run) -> dict[str, Any]:
         store = FeatureStore.create_or_resume(path, manifest, rows=rows, dim=dim, offsets=offsets)
         _encode_texts(split, dataset, store, offsets, text, batch_size)
     skipped = data.skip_report()
-    if skipped.get("total"):
-        run.note(f"SKIPPED SAMPLES: {skipped['total']} could not be used: {skipped['reasons']}. Listed in result.json.")
+    for split, lost in skipped["splits"].items():
+        if lost["skipped"]:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in lost["by_reason"].items())
+            run.note(f"SKIPPED SAMPLES: {lost['skipped']} of the split {split} ({kinds}); result.json lists them.")
     return {"encoders": {"vision": vision.identity, "text": text.identity}, "skipped": skipped}
 
 
 @torch.inference_mode()
 def _encode_images(split: str, data: Any, store: FeatureStore, vision: torch.nn.Module, batch_size: int) -> None:
+    data.report_skipped(split, store.skipped())  # by an earlier run that began or filled this store
     pending = store.pending()
     if not len(pending):
         return store.finish()
@@ -52,9 +55,9 @@ def _encode_images(split: str, data: Any, store: FeatureStore, vision: torch.nn.
             if len(batch[INDEX]):
                 pooled = vision(batch[IMAGE].to(device, non_blocking=True)).pooled
                 store.write(batch[INDEX].numpy(), pooled.cpu())
-            progress.advance(len(batch[INDEX]))
-    for row in store.pending():  # what the loader left out is in the skip report
-        store.skip(row)
+            for skipped in batch[SKIPPED]:
+                store.skip(*skipped)
+            progress.advance(len(batch[INDEX]) + len(batch[SKIPPED]))
     store.finish()
 
 

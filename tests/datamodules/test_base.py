@@ -166,7 +166,7 @@ def test_skips_found_by_workers_are_counted_once(tmp_path):
     module = Module()
     fit(tmp_path, module, data)
     report = data.skip_report()
-    assert report["skipped"] == 2 and report["splits"]["train"]["by_reason"] == {"corrupt image": 2}
+    assert report["total"] == 2 and report["reasons"] == {"corrupt image": 2}
     assert {entry["key"] for entry in report["splits"]["train"]["first"]} == {"key3", "key11"}
     assert json.loads(json.dumps(report)) == report
 
@@ -188,3 +188,15 @@ def test_skips_are_bounded():
 def test_all_samples_bad_is_an_error_however_few():
     with pytest.raises(UserError, match="3 of 3"):
         Data(size=3).report_skipped("train", [Skipped(i, str(i), "corrupt image: x") for i in range(3)])
+
+
+def test_ranks_of_one_job_share_each_batch(monkeypatch):
+    seen = []
+    for rank in range(2):
+        data = Data(batch_size=2)
+        monkeypatch.setattr(data, "_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(data, "_world_size", lambda: 2)
+        seen.append([batch[INDEX].tolist() for batch in data.train_dataloader()])
+    whole = [batch[INDEX].tolist() for batch in Data(batch_size=4).train_dataloader()]
+    assert [one + two for one, two in zip(*seen, strict=True)] == whole
+    assert Data(batch_size=4).steps_per_epoch == 5

@@ -35,22 +35,16 @@ def test_last_batch_without_drop_last():
     assert ranks == [[[0, 1], [4, 5]], [[2, 3], [6, 4]]]  # three samples are left for two ranks: one is repeated
 
 
-def test_starts_inside_one_epoch_only():
-    whole = OrderedBatches(20, 4, seed=2)
-    whole.set_epoch(3)
-    resumed = OrderedBatches(20, 4, seed=2, epoch=3, first_batch=2)
+def test_starts_where_the_position_says():
+    position = (3, 2)
+    resumed = OrderedBatches(20, 4, seed=2, position=lambda: position)
+    whole = OrderedBatches(20, 4, seed=2, position=lambda: (3, 0))
     assert rows(resumed) == rows(whole)[2:] and len(resumed) == 5
-    for sampler in (whole, resumed):
-        sampler.set_epoch(4)
-    assert rows(resumed) == rows(whole)
-
-
-def test_iterating_takes_the_epoch_at_iter_not_at_next():
-    sampler = OrderedBatches(20, 4, seed=2)
-    wanted = rows(sampler)
-    iterator = iter(sampler)
-    sampler.set_epoch(1)
-    assert [request.rows.tolist() for request in iterator] == wanted
+    iterator = iter(resumed)
+    position = (4, 0)  # only later iterations see it
+    assert [request.rows.tolist() for request in iterator] == rows(whole)[2:]
+    assert rows(resumed) == rows(OrderedBatches(20, 4, seed=2, position=lambda: (4, 0)))
+    assert next(iter(resumed)).epoch == 4
 
 
 def test_draws_are_pure_uniform_and_independent_of_company():
