@@ -75,9 +75,7 @@ class FeatureStore:
         found = _facts(path)
         different = _differences({name: found.get(name) for name in facts}, facts)
         if different:
-            raise StoreError(
-                f"{path} holds other features than these: {different}. Delete it, or use another paths.features."
-            )
+            raise StoreError(f"{path} holds other features than these: {different}. Delete it, or use another paths.features.")
         return cls(path, found, writable=True)
 
     @classmethod
@@ -88,9 +86,7 @@ class FeatureStore:
             raise StoreError(f"there is no feature store at {path}. Run the stage encode.")
         facts = _facts(path)
         if expect is not None and (different := _differences(facts["manifest"], expect)):
-            raise StoreError(
-                f"{path} was encoded from other data or by another encoder: {different}. Run the stage encode."
-            )
+            raise StoreError(f"{path} was encoded from other data or by another encoder: {different}. Run the stage encode.")
         store = cls(path, facts, writable=False)
         if not facts["complete"]:
             raise StoreError(

@@ -37,8 +37,7 @@ class PairedFeatures:
         self.rows = np.flatnonzero((images.state == WRITTEN) & (captions > 0) & (np.diff(written) == captions))
         if not len(self.rows):
             raise UserError(
-                f"none of the {len(images)} samples of {images.path} could be encoded; the reasons are in its "
-                "skipped.jsonl."
+                f"none of the {len(images)} samples of {images.path} could be encoded; the reasons are in its skipped.jsonl."
             )
 
     def caption_counts(self, samples: np.ndarray) -> np.ndarray:

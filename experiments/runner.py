@@ -24,8 +24,11 @@ log = logging.getLogger("run")
 def run(cfg: DictConfig) -> float | None:
     """One run, front to back. Returns the metric named by ``optimize`` (None without one)."""
     check_imported(cfg)
+    log.handlers.clear()
+    _log_to(logging.StreamHandler(sys.stderr))
     current = open_run(cfg)
-    _log_to(current)
+    _log_to(logging.FileHandler(current.dir / "run.log"))
+    log.info("%s in %s", current.record["experiment"], current.dir)
     with interruption.listening():
         try:
             run_stages(current)
@@ -105,16 +108,12 @@ def _objective(current: Run) -> float | None:
     return metrics[name]
 
 
-def _log_to(current: Run) -> None:
-    """Plain lines on stderr and in ``run.log``; Lightning's and the libraries' chatter stays out of sight."""
+def _log_to(handler: logging.Handler) -> None:
+    """Plain lines of our own; Lightning's and the libraries' chatter stays out of sight."""
     root = logging.getLogger("run")
-    root.handlers.clear()
     root.propagate = False
     root.setLevel(logging.INFO)
-    stamp = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-    for handler in (logging.StreamHandler(sys.stderr), logging.FileHandler(current.dir / "run.log")):
-        handler.setFormatter(stamp)
-        root.addHandler(handler)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    root.addHandler(handler)
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "httpx", "huggingface_hub", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    log.info("%s in %s", current.record["experiment"], current.dir)
