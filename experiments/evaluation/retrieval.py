@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from models.metrics.retrieval import chance_recall_at, recall_at, retrieval_ranks
 
-EXAMPLES = 6
+EXAMPLES = 6  # queries that are drawn in each direction
+SHOWN = 5  # candidates shown for each
 
 
 def retrieval(split: EmbeddedSplit, ks: Sequence[int] = (1, 5, 10)) -> SuiteResult:
@@ -25,15 +27,35 @@ def retrieval(split: EmbeddedSplit, ks: Sequence[int] = (1, 5, 10)) -> SuiteResu
             metrics[f"retrieval/{name}_recall@{k}"] = recall_at(ranks, k)
             chance[f"retrieval/{name}_recall@{k}"] = chance_recall_at(k, pool, good)
         metrics[f"retrieval/{name}_median_rank"] = ranks.double().median().item() + 1
-    return SuiteResult(metrics, chance, dict(split.hashes), pictures={"examples": _examples(split)})
+    pictures = {"retrieved_images": _best_images(split), "retrieved_captions": _best_captions(split)}
+    return SuiteResult(metrics, chance, dict(split.hashes), pictures=pictures)
 
 
-def _examples(split: EmbeddedSplit, shown: int = 5) -> list[dict]:
+def _best_images(split: EmbeddedSplit) -> list[dict]:
     """A few captions, spread over the pool, with the images that fit them best."""
     picked = torch.linspace(0, len(split.text) - 1, min(EXAMPLES, len(split.text))).long()
-    scores = F.normalize(split.text[picked], dim=-1) @ F.normalize(split.image, dim=-1).T
-    best = scores.topk(min(shown, scores.shape[1]), dim=1).indices
+    best = _nearest(split.text[picked], split.image)
     return [
-        {"caption": split.captions[int(q)], "right": int(split.owner[q]), "images": rows.tolist()}
-        for q, rows in zip(picked, best, strict=True)
+        {"caption": split.captions[query], "right": int(split.owner[query]), "images": rows.tolist()}
+        for query, rows in zip(picked.tolist(), best, strict=True)
     ]
+
+
+def _best_captions(split: EmbeddedSplit) -> list[dict]:
+    """A few images, spread over the pool, with the captions that fit them best."""
+    picked = torch.linspace(0, len(split.image) - 1, min(EXAMPLES, len(split.image))).long()
+    best = _nearest(split.image[picked], split.text)
+    return [
+        {
+            "image": query,
+            "captions": [split.captions[row] for row in rows.tolist()],
+            "right": (split.owner[rows] == query).tolist(),
+        }
+        for query, rows in zip(picked.tolist(), best, strict=True)
+    ]
+
+
+def _nearest(queries: Tensor, pool: Tensor) -> Tensor:
+    """Rows of `pool` (M, D) with the highest cosine to each of `queries` (Q, D), best first: (Q, min(SHOWN, M))."""
+    scores = F.normalize(queries, dim=-1) @ F.normalize(pool, dim=-1).T
+    return scores.topk(min(SHOWN, len(pool)), dim=1).indices

@@ -24,7 +24,7 @@ def zero_shot(split: EmbeddedSplit, templates: Sequence[str], templates_file: st
         templates: prompts with ``{}`` for the class name. templates_file: a text file of such lines instead.
     """
     if templates_file is not None:
-        templates = [line for line in Path(templates_file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        templates = _read_templates(Path(templates_file))
     bad = [template for template in templates if template.count("{}") != 1]
     if bad or not templates:
         raise UserError(f"a prompt template needs exactly one {{}} for the class name: {bad or 'there are no templates'}")
@@ -33,7 +33,7 @@ def zero_shot(split: EmbeddedSplit, templates: Sequence[str], templates_file: st
         note = "zero-shot classification left out: the data has no classes (classes.txt and a label in KEY.json)."
         return SuiteResult(notes=[note])
     names = split.class_names
-    prompts = [template.format(name) for name in names for template in templates]
+    prompts = [template.replace("{}", name) for name in names for template in templates]
     vectors = class_vectors(split.encode_text(prompts).unflatten(0, (len(names), len(templates))))
     known = split.labels >= 0
     labels, logits = split.labels[known], zero_shot_logits(split.image[known], vectors)
@@ -45,3 +45,11 @@ def zero_shot(split: EmbeddedSplit, templates: Sequence[str], templates_file: st
     hashes = {"prompts": stable_hash(prompts), **split.hashes}
     pictures = {"confusion": confusion_matrix(predicted, labels, len(names)), "class_names": names}
     return SuiteResult(metrics, chance, hashes, pictures=pictures)
+
+
+def _read_templates(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"templates_file {path} cannot be read as text: {error}") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -53,12 +54,18 @@ def _draw(run: Run) -> dict[str, Path]:
         kept = torch.load(run.dir / "pictures.pt", weights_only=True)
         if "confusion" in kept:
             drawn["confusion"] = pictures.confusion(kept["confusion"], kept["class_names"], folder / "confusion.png")
-        if kept.get("examples"):
+        if kept.get("retrieved_images"):
             split = run.facts("evaluate")["split"]
             dataset, rows = parts.datamodule(run).splits[split], parts.features(run, split).rows
-            drawn["retrieval"] = pictures.retrieval_examples(
-                kept["examples"], lambda row: dataset.image(int(rows[row])), folder / "retrieval.png"
-            )
+
+            def load_image(row: int) -> Image.Image:
+                return dataset.image(int(rows[row]))
+
+            for name, draw in (
+                ("retrieved_images", pictures.retrieved_images),
+                ("retrieved_captions", pictures.retrieved_captions),
+            ):
+                drawn[name] = draw(kept[name], load_image, folder / f"{name}.png")
     return {name: path for name, path in drawn.items() if path is not None}
 
 

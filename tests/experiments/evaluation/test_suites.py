@@ -1,0 +1,126 @@
+"""Evaluation suites on embeddings whose answers are known, against slow plain forms and scikit-learn."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+
+from experiments.evaluation.base import EmbeddedSplit
+from experiments.evaluation.retrieval import retrieval
+from experiments.evaluation.zero_shot import zero_shot
+from models.errors import UserError
+
+WORDS = ["red", "green", "blue", "pink", "grey", "navy", "mint"]
+
+
+def _encode_text(texts: list[str]) -> torch.Tensor:
+    """A bag of known words, with a little of each text's own direction so that templates differ."""
+    rows = []
+    for text in texts:
+        row = 0.05 * torch.randn(len(WORDS), generator=torch.Generator().manual_seed(len(text)))
+        for word in text.split():
+            if word in WORDS:
+                row[WORDS.index(word)] += 1
+        rows.append(row)
+    return torch.stack(rows) * 7  # the length must not matter
+
+
+def _split(images: int = 40, noise: float = 0.4) -> EmbeddedSplit:
+    g = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, len(WORDS), (images,), generator=g)
+    owner = torch.arange(images).repeat_interleave(torch.randint(1, 4, (images,), generator=g))
+    image = F.one_hot(labels, len(WORDS)).float() + noise * torch.randn(images, len(WORDS), generator=g)
+    text = image[owner] + noise * torch.randn(len(owner), len(WORDS), generator=g)
+    captions = [f"caption {row} of image {int(own)}" for row, own in enumerate(owner)]
+    return EmbeddedSplit(image, text, owner, captions, _encode_text, lambda row: None, labels, WORDS, {"split": "abc"})
+
+
+def test_zero_shot_equals_scikit_learn():
+    split, templates = _split(noise=0.8), ["a {}", "a photo of a {} thing", "{}"]
+    result = zero_shot(split, templates)
+    classes = []
+    for name in WORDS:
+        prompts = [F.normalize(_encode_text([t.format(name)])[0], dim=0) for t in templates]
+        classes.append(F.normalize(sum(prompts) / len(prompts), dim=0))
+    scores = (F.normalize(split.image, dim=1) @ torch.stack(classes).T).numpy()
+    labels = split.labels.numpy()
+    for k in (1, 5):
+        expected = 100 * top_k_accuracy_score(labels, scores, k=k, labels=range(len(WORDS)))
+        assert result.metrics[f"zeroshot/top{k}"] == pytest.approx(expected)
+        assert result.chance[f"zeroshot/top{k}"] == pytest.approx(100 * k / len(WORDS))
+    assert result.metrics["zeroshot/balanced"] == pytest.approx(100 * balanced_accuracy_score(labels, scores.argmax(1)))
+    matrix = result.pictures["confusion"]
+    assert matrix.sum() == len(labels) and matrix.diagonal().sum() == (scores.argmax(1) == labels).sum()
+    assert result.hashes["split"] == "abc" and result.hashes["prompts"] != zero_shot(split, ["a {}"]).hashes["prompts"]
+
+
+def test_zero_shot_leaves_out_what_has_no_label():
+    split = _split()
+    known = zero_shot(split, ["a {}"])
+    split.labels = torch.cat([split.labels, torch.full((10,), -1)])
+    split.image = torch.cat([split.image, torch.randn(10, len(WORDS))])
+    assert zero_shot(split, ["a {}"]).metrics == known.metrics
+    split.labels = torch.full((50,), -1)
+    nothing = zero_shot(split, ["a {}"])
+    assert nothing.metrics == {} and "no classes" in nothing.notes[0]
+
+
+def test_zero_shot_templates(tmp_path):
+    file = tmp_path / "templates.txt"
+    file.write_text("a {}\n\n  a photo of a {}\n")
+    split = _split()
+    from_file = zero_shot(split, [], templates_file=str(file))
+    assert from_file.hashes["prompts"] == zero_shot(split, ["a {}", "a photo of a {}"]).hashes["prompts"]
+    assert zero_shot(split, ["a {} in {braces}"]).metrics  # only {} is a slot
+    for wrong in (["a thing"], ["{} and {}"], []):
+        with pytest.raises(UserError, match="exactly one"):
+            zero_shot(split, wrong)
+    with pytest.raises(UserError, match="absent.txt"):
+        zero_shot(split, [], templates_file=str(tmp_path / "absent.txt"))
+
+
+def test_retrieval_equals_a_sorted_list():
+    split = _split()
+    result = retrieval(split, ks=(1, 5))
+    scores = F.normalize(split.image, dim=1) @ F.normalize(split.text, dim=1).T
+    owner = split.owner.tolist()
+    best = {"i2t": [], "t2i": []}  # position of the first right candidate
+    for row in range(len(split.image)):
+        order = scores[row].argsort(descending=True).tolist()
+        best["i2t"].append(next(i for i, text in enumerate(order) if owner[text] == row))
+    for column, own in enumerate(owner):
+        best["t2i"].append(scores[:, column].argsort(descending=True).tolist().index(own))
+    for name, k in itertools.product(best, (1, 5)):
+        expected = 100 * sum(rank < k for rank in best[name]) / len(best[name])
+        assert result.metrics[f"retrieval/{name}_recall@{k}"] == pytest.approx(expected)
+    assert result.metrics["retrieval/i2t_median_rank"] == sorted(best["i2t"])[19] + 1
+
+
+def test_retrieval_chance_is_exact():
+    """Three images with 1, 2 and 1 captions: over all orders, a random one finds an own caption at place one for 4/12."""
+    split = _split(3)
+    split.owner, split.text = torch.tensor([0, 1, 1, 2]), torch.randn(4, len(WORDS))
+    split.captions = ["a", "b", "c", "d"]
+    chance = retrieval(split, ks=(1, 2)).chance
+    orders = list(itertools.permutations(range(4)))
+    for k in (1, 2):
+        hits = [any(split.owner[c] == i for c in order[:k]) for order in orders for i in range(3)]
+        assert chance[f"retrieval/i2t_recall@{k}"] == pytest.approx(100 * sum(hits) / len(hits))
+        assert chance[f"retrieval/t2i_recall@{k}"] == pytest.approx(100 * k / 3)
+
+
+def test_retrieval_examples_name_the_right_answers():
+    split = _split(noise=0.0)
+    split.image = torch.eye(len(WORDS))
+    split.owner, split.text = torch.arange(len(WORDS)), torch.eye(len(WORDS))
+    split.captions, split.labels = WORDS, None
+    pictures = retrieval(split).pictures
+    for example in pictures["retrieved_images"]:
+        assert example["images"][0] == example["right"] == WORDS.index(example["caption"])
+    for example in pictures["retrieved_captions"]:
+        assert example["captions"][0] == WORDS[example["image"]]
+        assert example["right"] == [True] + [False] * 4
