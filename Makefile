@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: setup demo test lint bench list
+.PHONY: setup demo demos test lint bench list
 
 setup: .venv/ready
 
@@ -22,3 +22,10 @@ lint: setup
 
 list: setup
 	$(RUN) -m experiments.list
+
+bench: setup
+	$(RUN) -m experiments.bench
+
+# Do the demos learn? Each prints its table beside its baselines.
+demos: setup
+	$(RUN) run.py experiment=sail_dinov2

@@ -46,7 +46,7 @@ def loss_curves(series: dict[str, tuple[list[int], list[float]]], path: Path) ->
             axis.set_yscale("log")
         axis.set(xlabel="optimiser step", title=title)
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=7)
+        axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _save(plt, figure, path)
 
 
