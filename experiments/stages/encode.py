@@ -37,9 +37,8 @@ def encode(run: Run) -> dict[str, Any]:
         _encode_texts(split, dataset, store, offsets, text, batch_size)
     skipped = data.skip_report()
     for split, lost in skipped["splits"].items():
-        if lost["skipped"]:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in lost["by_reason"].items())
-            run.note(f"SKIPPED SAMPLES: {lost['skipped']} of the split {split} ({kinds}); result.json lists them.")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in lost["reasons"].items())
+        run.note(f"SKIPPED SAMPLES: {lost['total']} of the split {split} ({kinds}); result.json lists the first of them.")
     return {"encoders": {"vision": vision.identity, "text": text.identity}, "skipped": skipped}
 
 
