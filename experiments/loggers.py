@@ -93,7 +93,7 @@ def finish_wandb(succeeded: bool) -> None:
     """Close the job's W&B run with the right exit state, so that each job of a sweep is a run of its own."""
     if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
         try:
-            sys.modules["wandb"].finish(exit_code=0 if succeeded else 1, quiet=True)
+            sys.modules["wandb"].finish(exit_code=0 if succeeded else 1)
         except Exception as error:
             log.warning("W&B did not close its run: %s", error)
 

@@ -55,7 +55,7 @@ def _loggers(run: Run, resume_step: int | None) -> list:
         if node:
             name = f"{run.record['experiment']}/{run.dir.name}"
             config = OmegaConf.to_container(run.cfg, resolve=True)
-            active.append(build(node, folder=run.dir, name=name, config=config))
+            active.append(build(node)(folder=run.dir, name=name, config=config))
     return [logger for logger in active if logger is not None]
 
 

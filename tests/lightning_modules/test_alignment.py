@@ -1,0 +1,58 @@
+"""The alignment module: what stops it, what it clamps, which parameters decay."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from datamodules.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, INDEX, TEXT_FEATURES
+from lightning_modules.alignment import AlignmentModule
+from lightning_modules.base import LossNotFinite
+from models.alignment import AlignmentHead
+from models.errors import UserError
+from models.losses.contrastive import SigmoidLoss
+from models.projectors import LinearProjector
+
+
+def _module(**arguments) -> AlignmentModule:
+    head = partial(AlignmentHead, embed_dim=4, projector=LinearProjector)
+    return AlignmentModule(head=head, loss=SigmoidLoss(), vision_dim=6, text_dim=5, **arguments)
+
+
+def _batch() -> dict:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(3, 6, generator=generator)
+    text, extra = (torch.randn(3, 5, generator=generator) for _ in range(2))
+    return {INDEX: torch.tensor([7, 8, 9]), IMAGE_FEATURES: image, TEXT_FEATURES: text, EXTRA_TEXT_FEATURES: extra}
+
+
+def test_loss_that_is_not_finite_stops_with_term_and_samples():
+    module, batch = _module(), _batch()
+    step = module.shared_step(batch, "train")
+    assert torch.isfinite(module._total(step, batch))
+    batch[IMAGE_FEATURES][1, 2] = float("nan")
+    with pytest.raises(LossNotFinite, match=r"step 0: contrastive=nan.*\[7, 8, 9\]"):
+        module._total(module.shared_step(batch, "train"), batch)
+
+
+def test_weight_of_an_unknown_term_is_refused():
+    module, batch = _module(loss_weights={"contrastiv": 2.0}), _batch()
+    with pytest.raises(UserError, match="contrastiv"):
+        module._total(module.shared_step(batch, "train"), batch)
+
+
+def test_log_scale_is_clamped_after_the_step():
+    module = _module()
+    with torch.no_grad():
+        module.head.logit_scale.fill_(9.0)
+        module.after_optimizer_step()
+    assert module.head.logit_scale.item() == pytest.approx(math.log(100))
+
+
+def test_decay_groups():
+    everything = list(_module().parameter_groups())
+    decayed, spared = _module(decay_all=False).parameter_groups()
+    assert spared["weight_decay"] == 0
+    assert len(everything) == len(decayed["params"]) + len(spared["params"])
+    assert {p.ndim for p in decayed["params"]} == {2}
