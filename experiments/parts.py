@@ -34,11 +34,6 @@ def _shared(kind: str, node: DictConfig, make) -> Any:
     return _SHARED[key]
 
 
-def forget_shared() -> None:
-    """Drop everything built so far (between jobs of a sweep in one process)."""
-    _SHARED.clear()
-
-
 def datamodule(run: Run) -> pl.LightningDataModule:
     """The configured datamodule, prepared and set up."""
 
