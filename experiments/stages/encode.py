@@ -23,7 +23,7 @@ def encode(run: Run) -> dict[str, Any]:
     """Encode what is not in the stores yet; a run that was killed goes on where it stopped."""
     data = parts.datamodule(run)
     vision, text = parts.encoder(run, "vision"), parts.encoder(run, "text")
-    batch_size = run.cfg.encoder.get("batch_size", 64)
+    batch_size = run.cfg.encoder.batch_size
     for split, dataset in data.splits.items():
         manifest = parts.manifest_of(dataset, vision, "image")
         path = parts.store_path(run, split, "image", manifest)
