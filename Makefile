@@ -24,7 +24,7 @@ list: setup
 	$(RUN) -m experiments.list
 
 bench: setup
-	$(RUN) -m experiments.bench
+	$(RUN) -m experiments.benchmarks $(ONLY)
 
 # Do the demos learn? Each prints its table beside its baselines.
 demos: setup

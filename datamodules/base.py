@@ -40,6 +40,19 @@ class BaseDataModule(pl.LightningDataModule):
         self._skipped: dict[str, dict[Skipped, None]] = {}
         self._position = {"epoch": 0, "batch": 0, "samples": 0, "batch_size": 0}
 
+    # ---- what a family implements ---------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What the data decides for the model (feature widths, number of classes): fills module arguments left null."""
+        return {}
+
+    def evaluation_dataloader(self, split: str) -> DataLoader:
+        """Batches of a split without augmentation, in the order of its rows: validation and the stage ``evaluate``."""
+        raise NotImplementedError
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self.evaluation_dataloader("val") if "val" in self.splits else []
+
     # ---- bad samples --------------------------------------------------------------------------------------------
 
     def report_skipped(self, split: str, skipped: Iterable[Skipped]) -> None:

@@ -105,8 +105,8 @@ class FeatureDataModule(BaseDataModule):
         share = max(len(self.train.rows) // self._world_size(), 1)
         return self.train_loader(self.splits["train"], min(self.batch_size, share))
 
-    def val_dataloader(self) -> DataLoader | list:
-        return self.evaluation_loader(self.splits["val"], self.batch_size) if self.val is not None else []
+    def evaluation_dataloader(self, split: str) -> DataLoader:
+        return self.evaluation_loader(self.splits[split], self.batch_size)
 
 
 class _Batches(Dataset):

@@ -81,6 +81,16 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
+def note_skipped(run: Run) -> None:
+    """Keep the report on unreadable samples with the run, and name their number in its notes."""
+    report = datamodule(run).skip_report()
+    if report["total"]:
+        run.record["skipped"] = report
+    for split, lost in report["splits"].items():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in lost["reasons"].items())
+        run.note(f"SKIPPED SAMPLES: {lost['total']} of the split {split} ({kinds}); result.json lists the first of them.")
+
+
 def store_path(run: Run, split: str, kind: str, manifest: dict) -> Path:
     """Feature stores are shared by all runs: their name is what they hold."""
     return Path(run.cfg.paths.features) / f"{split}-{kind}-{stable_hash(manifest)}"

@@ -24,14 +24,14 @@ def _pyplot():
 
 
 def loss_curves(series: dict[str, tuple[list[int], list[float]]], path: Path) -> Path | None:
-    """Training loss and validation recall over steps; None when nothing was logged.
+    """Losses and validation metrics over steps; None when nothing was logged.
 
     Args:
         series: {metric: (steps, values)} as :func:`experiments.loggers.read_metrics` gives it.
     """
     panels = [
         ("loss", [name for name in ("train/loss", "val/loss") if name in series]),
-        ("validation recall (%)", [name for name in sorted(series) if name.startswith("val/") and "recall" in name]),
+        ("validation", [name for name in sorted(series) if name.startswith("val/") and not name.startswith("val/loss")][:12]),
     ]
     panels = [(title, names) for title, names in panels if names]
     if not panels:

@@ -25,7 +25,7 @@ from experiments.signatures import UnknownTarget, is_ours, mismatch, signature_o
 from models.errors import UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-STAGES = ("prepare", "encode", "fit", "evaluate", "predict", "report")
+STAGES = tuple(sorted(p.stem for p in (CONF.parent / "experiments" / "stages").glob("*.py") if p.stem != "__init__"))
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 # The whole vocabulary of the top level; a group is a node, the rest are plain values of these types.
 NODES = {

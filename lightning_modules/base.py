@@ -59,7 +59,10 @@ class BaseModule(pl.LightningModule):
         raise NotImplementedError
 
     def parameter_groups(self) -> Iterable:
-        """Groups for the optimiser; by default every trainable parameter in one group."""
+        """Groups for the optimiser; by default every trainable parameter in one group.
+
+        A group may hold ``lr_scale``, a factor of the optimiser's learning rate for its parameters.
+        """
         return [p for p in self.parameters() if p.requires_grad]
 
     def after_optimizer_step(self) -> None:
@@ -109,6 +112,8 @@ class BaseModule(pl.LightningModule):
         if self.optimizer_factory is None:
             raise UserError(f"{type(self).__name__} was built without an optimizer; choose one: optimizer=<name>.")
         optimizer = self.optimizer_factory(self.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
         if self.scheduler_factory is None:
             return optimizer
         multiplier = self.scheduler_factory(int(self.trainer.estimated_stepping_batches))

@@ -1,13 +1,20 @@
-"""What evaluation suites take and give. Suites are functions of embeddings, not of a datamodule."""
+"""What evaluation suites take and give: the embeddings of a dual encoder, or a trained module and a split for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
+
+from datamodules.batch import SKIPPED
+
+if TYPE_CHECKING:
+    from datamodules.base import BaseDataModule
+    from lightning_modules.base import BaseModule
 
 
 @dataclass
@@ -30,11 +37,32 @@ class EmbeddedSplit:
 
 
 @dataclass
+class TrainedSplit:
+    """A trained module, in eval mode on its device, and the split it is judged on: what the suites of methods that train
+    on raw data take."""
+
+    module: BaseModule
+    data: BaseDataModule
+    name: str
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """The split's batches in the order of its rows, on the module's device; what cannot be read is counted, not given."""
+        for batch in self.data.evaluation_dataloader(self.name):
+            self.data.report_skipped(self.name, batch.pop(SKIPPED, []))
+            if len(batch["index"]):
+                yield self.module.transfer_batch_to_device(batch, self.module.device, 0)
+
+
+@dataclass
 class SuiteResult:
-    """``metrics`` and what ``chance`` would give, by flat name in percent; ``pictures`` is what can be drawn."""
+    """What a suite found, by flat metric name (percent unless the name says otherwise).
+
+    ``baselines`` are columns beside ``metrics``: what chance, a majority vote or another trivial answer would reach.
+    ``pictures`` maps a name to a function that draws the picture into the file it is given.
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
-    chance: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    pictures: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Callable[[Path], Any]] = field(default_factory=dict)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments import pictures
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from models.metrics.retrieval import chance_recall_at, recall_at, retrieval_ranks
 
@@ -27,8 +29,11 @@ def retrieval(split: EmbeddedSplit, ks: Sequence[int] = (1, 5, 10)) -> SuiteResu
             metrics[f"retrieval/{name}_recall@{k}"] = recall_at(ranks, k)
             chance[f"retrieval/{name}_recall@{k}"] = chance_recall_at(k, pool, good)
         metrics[f"retrieval/{name}_median_rank"] = ranks.double().median().item() + 1
-    pictures = {"retrieved_images": _best_images(split), "retrieved_captions": _best_captions(split)}
-    return SuiteResult(metrics, chance, dict(split.hashes), pictures=pictures)
+    drawn = {
+        "retrieved_images": partial(pictures.retrieved_images, _best_images(split), split.load_image),
+        "retrieved_captions": partial(pictures.retrieved_captions, _best_captions(split), split.load_image),
+    }
+    return SuiteResult(metrics, {"chance": chance}, dict(split.hashes), pictures=drawn)
 
 
 def _best_images(split: EmbeddedSplit) -> list[dict]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from experiments import pictures
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from models.errors import UserError
 from models.io import stable_hash
@@ -43,8 +45,8 @@ def zero_shot(split: EmbeddedSplit, templates: Sequence[str], templates_file: st
     chance = {f"zeroshot/top{k}": 100 * k / len(names) for k in (1, 5) if k < len(names)}
     chance["zeroshot/balanced"] = 100 / len(names)
     hashes = {"prompts": stable_hash(prompts), **split.hashes}
-    pictures = {"confusion": confusion_matrix(predicted, labels, len(names)), "class_names": names}
-    return SuiteResult(metrics, chance, hashes, pictures=pictures)
+    drawn = {"confusion": partial(pictures.confusion, confusion_matrix(predicted, labels, len(names)), names)}
+    return SuiteResult(metrics, {"chance": chance}, hashes, pictures=drawn)
 
 
 def _read_templates(path: Path) -> list[str]:

@@ -20,7 +20,9 @@ TEXT_WINDOW = 65_536
 
 
 def encode(run: Run) -> dict[str, Any]:
-    """Encode what is not in the stores yet; a run that was killed goes on where it stopped."""
+    """Encode what is not in the stores yet; a run that was killed goes on where it stopped. Nothing without ``features``."""
+    if not run.cfg.features:
+        return {}
     data = parts.datamodule(run)
     vision, text = parts.encoder(run, "vision"), parts.encoder(run, "text")
     batch_size = run.cfg.encoder.batch_size
@@ -35,11 +37,8 @@ def encode(run: Run) -> dict[str, Any]:
         rows, dim = int(offsets[-1]), text.feature_dim
         store = FeatureStore.create_or_resume(path, manifest, rows=rows, dim=dim, offsets=offsets)
         _encode_texts(split, dataset, store, offsets, text, batch_size)
-    skipped = data.skip_report()
-    for split, lost in skipped["splits"].items():
-        kinds = ", ".join(f"{count} {kind}" for kind, count in lost["reasons"].items())
-        run.note(f"SKIPPED SAMPLES: {lost['total']} of the split {split} ({kinds}); result.json lists the first of them.")
-    return {"encoders": {"vision": vision.identity, "text": text.identity}, "skipped": skipped}
+    parts.note_skipped(run)
+    return {"encoders": {"vision": vision.identity, "text": text.identity}}
 
 
 @torch.inference_mode()

@@ -1,4 +1,8 @@
-"""Stage ``evaluate``: the trained method on the test split, then the variants it is compared with."""
+"""Stage ``evaluate``: the trained method on the test split, then the variants it is compared with.
+
+A recipe with ``features`` is judged by its embeddings (:class:`EmbeddedSplit`), any other by its trained module and its
+data (:class:`TrainedSplit`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import torch
 from hydra import compose
 
 from experiments import parts
-from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from experiments.evaluation.base import EmbeddedSplit, SuiteResult, TrainedSplit
 from experiments.instantiation import build
 from experiments.run_directory import Run, variant_of
 from experiments.stages import run_stages
@@ -20,24 +24,30 @@ log = logging.getLogger("run")
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Run every suite of the configuration; keeps metrics, chance, hashes and what can be drawn."""
+    """Run every suite of the configuration; keeps metrics, baselines and hashes, and draws the pictures."""
     split = "test" if "test" in parts.datamodule(run).splits else "val"
     if split != "test":
         run.note("EVALUATED ON VAL: the data has no test split.")
-    embedded = embed_split(run, split)
-    facts: dict[str, Any] = {"split": split, "metrics": {}, "chance": {}, "hashes": {}}
-    pictures = {}
+    facts: dict[str, Any] = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "pictures": {}}
+    subject = None
     for name, suite in (run.cfg.evaluation or {}).items():
-        result: SuiteResult = build(suite)(embedded)
+        subject = subject or (embed_split(run, split) if run.cfg.features else trained_split(run, split))
+        with torch.inference_mode():
+            result: SuiteResult = build(suite)(subject)
         facts["metrics"] |= {f"{split}/{key}": value for key, value in result.metrics.items()}
-        facts["chance"] |= {f"{split}/{key}": value for key, value in result.chance.items()}
+        for column, values in result.baselines.items():
+            facts["baselines"].setdefault(column, {}).update({f"{split}/{key}": value for key, value in values.items()})
         facts["hashes"][name] = result.hashes
-        pictures |= result.pictures
+        for picture, draw in result.pictures.items():
+            path = run.dir / "pictures" / f"{picture}.png"
+            path.parent.mkdir(exist_ok=True)
+            draw(path)
+            facts["pictures"][picture] = path.name
         for note in result.notes:
             run.note(note)
-    torch.save(pictures, run.dir / "pictures.pt")
+    parts.note_skipped(run)
     facts["compare"] = {name: variant.facts("evaluate") for name, variant in compared(run).items()}
-    log.info("evaluate: %d images and %d captions of the split %s", len(embedded.image), len(embedded.text), split)
+    log.info("evaluate: %d metrics of the split %s", len(facts["metrics"]), split)
     return facts
 
 
@@ -55,6 +65,12 @@ def compared(run: Run) -> dict[str, Run]:
         run_stages(found[name])
         found[name].set_status("finished")
     return found
+
+
+def trained_split(run: Run, split: str) -> TrainedSplit:
+    """The trained module and the data of a recipe without frozen features."""
+    data = parts.datamodule(run)
+    return TrainedSplit(parts.trained_module(run, data.facts()), data, split)
 
 
 @torch.inference_mode()

@@ -44,6 +44,7 @@ def fit(run: Run) -> dict[str, Any]:
     log.info("fit: %.2f M trainable parameters, %s", count / 1e6, f"from step {resume_step}" if resume else "from step 0")
     with interruption.deferred():
         trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
+    parts.note_skipped(run)
     if trainer.global_rank != 0:
         sys.exit(0)  # a child of DDP has done its part; evaluation runs once
     return {"steps": trainer.global_step, "epochs": trainer.current_epoch, "trainable_parameters": count}

@@ -7,12 +7,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from experiments import loggers, parts, pictures
+from experiments import loggers, pictures
 from experiments.run_directory import Run, environment
 from models.io import atomic_write
 
@@ -24,8 +22,7 @@ def report(run: Run) -> dict[str, Any]:
     evaluated = run.facts("evaluate")
     metrics = evaluated.get("metrics", {})
     baselines = {name: facts.get("metrics", {}) for name, facts in evaluated.get("compare", {}).items()}
-    if evaluated.get("chance"):
-        baselines["chance"] = evaluated["chance"]
+    baselines |= evaluated.get("baselines", {})
     durations = {name: stage.get("seconds") for name, stage in run.record["stages"].items()}
     result = {
         "experiment": run.record["experiment"],
@@ -34,7 +31,7 @@ def report(run: Run) -> dict[str, Any]:
         "notes": run.notes,
         "hashes": evaluated.get("hashes", {}),
         "encoders": run.facts("encode").get("encoders", {}),
-        "skipped": run.facts("encode").get("skipped", {}),
+        "skipped": run.record.get("skipped", {}),
         "durations": durations,
         "environment": environment(),
     }
@@ -50,27 +47,12 @@ def _draw(run: Run) -> dict[str, Path]:
     folder, drawn = run.dir / "pictures", {}
     if (run.dir / "metrics.csv").is_file():
         drawn["loss"] = pictures.loss_curves(loggers.read_metrics(run.dir / "metrics.csv"), folder / "loss.png")
-    if (run.dir / "pictures.pt").is_file():
-        kept = torch.load(run.dir / "pictures.pt", weights_only=True)
-        if "confusion" in kept:
-            drawn["confusion"] = pictures.confusion(kept["confusion"], kept["class_names"], folder / "confusion.png")
-        if kept.get("retrieved_images"):
-            split = run.facts("evaluate")["split"]
-            dataset, rows = parts.datamodule(run).splits[split], parts.features(run, split).rows
-
-            def load_image(row: int) -> Image.Image:
-                return dataset.image(int(rows[row]))
-
-            for name, draw in (
-                ("retrieved_images", pictures.retrieved_images),
-                ("retrieved_captions", pictures.retrieved_captions),
-            ):
-                drawn[name] = draw(kept[name], load_image, folder / f"{name}.png")
+    drawn |= {name: folder / file for name, file in run.facts("evaluate").get("pictures", {}).items()}
     return {name: path for name, path in drawn.items() if path is not None}
 
 
 def _print_table(run: Run, metrics: dict, baselines: dict[str, dict], durations: dict) -> None:
-    table = Table(title=f"{run.record['experiment']}  (percent unless it is a rank)")
+    table = Table(title=f"{run.record['experiment']}  (percent unless the name says otherwise)")
     table.add_column("metric")
     for column in ("this run", *baselines):
         table.add_column(column, justify="right")

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL_SCENES = ("datamodule.simulate.train=48", "datamodule.simulate.val=16", "datamodule.simulate.test=24")
-TINY = ("debug=two_steps", "datamodule.num_workers=0", *SMALL_SCENES)
 
 
 def command(folder: Path, *overrides: str) -> list[str]:

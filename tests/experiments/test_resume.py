@@ -8,7 +8,8 @@ import time
 import torch
 from safetensors.torch import load_file
 
-from tests.experiments.launch import SMALL_SCENES, command, environment, launch, result, runs
+from tests.experiments.launch import command, environment, launch, result, runs
+from tests.experiments.stand_ins import SMALL_SCENES
 
 SHORT = (
     "experiment=sail_dinov2", *SMALL_SCENES, "datamodule.num_workers=0", "features.batch_size=8", "compare=null",

@@ -51,9 +51,9 @@ def test_zero_shot_equals_scikit_learn():
     for k in (1, 5):
         expected = 100 * top_k_accuracy_score(labels, scores, k=k, labels=range(len(WORDS)))
         assert result.metrics[f"zeroshot/top{k}"] == pytest.approx(expected)
-        assert result.chance[f"zeroshot/top{k}"] == pytest.approx(100 * k / len(WORDS))
+        assert result.baselines["chance"][f"zeroshot/top{k}"] == pytest.approx(100 * k / len(WORDS))
     assert result.metrics["zeroshot/balanced"] == pytest.approx(100 * balanced_accuracy_score(labels, scores.argmax(1)))
-    matrix = result.pictures["confusion"]
+    matrix, _names = result.pictures["confusion"].args
     assert matrix.sum() == len(labels) and matrix.diagonal().sum() == (scores.argmax(1) == labels).sum()
     assert result.hashes["split"] == "abc" and result.hashes["prompts"] != zero_shot(split, ["a {}"]).hashes["prompts"]
 
@@ -105,7 +105,7 @@ def test_retrieval_chance_is_exact():
     split = _split(3)
     split.owner, split.text = torch.tensor([0, 1, 1, 2]), torch.randn(4, len(WORDS))
     split.captions = ["a", "b", "c", "d"]
-    chance = retrieval(split, ks=(1, 2)).chance
+    chance = retrieval(split, ks=(1, 2)).baselines["chance"]
     orders = list(itertools.permutations(range(4)))
     for k in (1, 2):
         hits = [any(split.owner[c] == i for c in order[:k]) for order in orders for i in range(3)]
@@ -119,8 +119,8 @@ def test_retrieval_examples_name_the_right_answers():
     split.owner, split.text = torch.arange(len(WORDS)), torch.eye(len(WORDS))
     split.captions, split.labels = WORDS, None
     pictures = retrieval(split).pictures
-    for example in pictures["retrieved_images"]:
+    for example in pictures["retrieved_images"].args[0]:
         assert example["images"][0] == example["right"] == WORDS.index(example["caption"])
-    for example in pictures["retrieved_captions"]:
+    for example in pictures["retrieved_captions"].args[0]:
         assert example["captions"][0] == WORDS[example["image"]]
         assert example["right"] == [True] + [False] * 4

@@ -1,0 +1,166 @@
+"""Runs the benchmarks: ``python -m experiments.benchmarks [file or file/case ...]``.
+
+The two sides of a case run in processes of their own, turn by turn, so that both meet the same noise and each has its own
+peak memory. Time is the median of the ratios of neighbouring turns; memory is the growth of the resident set over what
+was there before the step (on a GPU, of the allocator). A step returns its result, and results that differ are an error.
+Ratios are ours / plain. Everything is written to ``outputs/bench.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+ROUNDS = 5
+SAME = 1e-3  # relative difference of the results' norms above which the two sides do not compute the same
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(FILES)}, or one case: file/case; default: all")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.side:
+        serve(*chosen.names, chosen.side)
+        return
+    path = ROOT / "outputs" / "bench.json"
+    path.parent.mkdir(exist_ok=True)
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    found["machine"] = _machine()
+    for name in chosen.names or FILES:
+        file, _, case = name.partition("/")
+        module = importlib.import_module(f"experiments.benchmarks.{file}")
+        for wanted in getattr(module, "CASES", {}):
+            if case in ("", wanted):
+                found[f"{file}/{wanted}"] = compare(f"{file}/{wanted}")
+                _print(f"{file}/{wanted}", found[f"{file}/{wanted}"])
+        for wanted, measure in getattr(module, "MEASURES", {}).items():
+            if case in ("", wanted):
+                found[f"{file}/{wanted}"] = measure()
+                _print(f"{file}/{wanted}", found[f"{file}/{wanted}"])
+        path.write_text(json.dumps(found, indent=1))
+    print(f"written to {path}")
+
+
+def compare(name: str) -> dict[str, float]:
+    """Time and memory of one case: ours, plain and their ratios."""
+    sides = {side: _Side(name, side) for side in ("ours", "plain")}
+    turns: dict[str, list[dict]] = {side: [] for side in sides}
+    for _ in range(ROUNDS + 1):
+        for side, process in sides.items():
+            turns[side].append(process.turn())
+    for process in sides.values():
+        process.close()
+    norms = [turns[side][-1]["norm"] for side in sides]
+    if abs(norms[0] - norms[1]) > SAME * max(abs(norms[1]), 1e-12):
+        raise SystemExit(f"{name}: the two sides compute different results ({norms[0]} and {norms[1]})")
+    timed = [(a["seconds"], b["seconds"]) for a, b in zip(turns["ours"][1:], turns["plain"][1:], strict=True)]
+    peak = {side: max(turn["megabytes"] for turn in turns[side]) for side in sides}
+    return {
+        "time_ratio": statistics.median(a / b for a, b in timed),
+        "memory_ratio": peak["ours"] / max(peak["plain"], 1.0),
+        "seconds": statistics.median(a for a, _ in timed),
+        "plain_seconds": statistics.median(b for _, b in timed),
+        "megabytes": peak["ours"],
+        "plain_megabytes": peak["plain"],
+    }
+
+
+class _Side:
+    """A process that takes a step for each line it is sent."""
+
+    def __init__(self, name: str, side: str):
+        command = [sys.executable, "-m", "experiments.benchmarks", name, "--side", side]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def turn(self) -> dict[str, float]:
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(self.process.args[2:])} failed; its error is above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def serve(name: str, side: str) -> None:
+    """The other end of :class:`_Side`."""
+    import torch
+
+    from run import keep_freed_memory
+
+    # glibc keeps its freed memory in training; for peak memory each step must be seen to grow from the same floor.
+    keep_freed_memory()
+    torch.manual_seed(0)
+    file, _, case = name.partition("/")
+    step: Callable[[], torch.Tensor] = importlib.import_module(f"experiments.benchmarks.{file}").CASES[case](side)
+    floor = _reset_peak()
+    for _ in sys.stdin:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        result = step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        norm = float(result.detach().double().norm())
+        print(json.dumps({"seconds": seconds, "megabytes": _peak() - floor, "norm": norm}), flush=True)
+
+
+def _reset_peak() -> float:
+    """Start counting the peak anew; megabytes in use now."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    if os.path.exists("/proc/self/clear_refs"):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> float:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _status("VmHWM")
+
+
+def _status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def _machine() -> dict:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return {"device": device, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _print(name: str, found: dict[str, float] | float) -> None:
+    if isinstance(found, dict) and "time_ratio" in found:
+        text = f"time x{found['time_ratio']:.2f} ({found['seconds']:.3f} / {found['plain_seconds']:.3f} s)   "
+        text += f"memory x{found['memory_ratio']:.2f} ({found['megabytes']:.0f} / {found['plain_megabytes']:.0f} MB)"
+    elif isinstance(found, dict):
+        text = "  ".join(f"{key} {value:.4g}" for key, value in found.items())
+    else:
+        text = f"{found:.4g}"
+    print(f"{name:44} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
