@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.all_in_one.blocks import Block
 from models.all_in_one.rolling import roll_tokens
 from models.all_in_one.text import MLMHead, TextEmbedding
-from models.all_in_one.visual import PatchOrder, Patches, Tokens, VisualEmbedding
+from models.all_in_one.visual import Patches, PatchOrder, Tokens, VisualEmbedding
 
 Head = Literal["match", "mlm", "contrastive", "rank", "rank_reason", "answer", "option"]
 Mixing = Literal["roll", "none", "joint"]
