@@ -57,6 +57,7 @@ class AllInOne(nn.Module):
         train_order, eval_order: order of the patches, see ``VisualEmbedding.draw_order``. The official code draws at random
             in evaluation as well, which makes its scores change from run to run.
         order_seed: of ``seeded``.
+        init_std: of the initial weights; the official 0.02 suits wide models, narrow ones hardly learn from it.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class AllInOne(nn.Module):
         train_order: PatchOrder = "random",
         eval_order: PatchOrder = "seeded",
         order_seed: int = 0,
+        init_std: float = 0.02,
     ):
         super().__init__()
         self.width, self.mixing, self.roll_divisor = width, mixing, roll_divisor
@@ -95,7 +97,7 @@ class AllInOne(nn.Module):
         self.pooler = nn.Module()
         self.pooler.dense = nn.Linear(width, width)
         self._build_heads(vocab_size, answers, embed_dim)
-        self._initialise()
+        self._initialise(init_std)
 
     # ---- encoding -----------------------------------------------------------------------------------------------
 
@@ -231,10 +233,9 @@ class AllInOne(nn.Module):
         if "option" in self.tasks:
             self.mc_vqa_classifier = _classifier(width, 256, 1, drop_rate=0.1)
 
-    def _initialise(self) -> None:
+    def _initialise(self, std: float) -> None:
         visual = self.transformer
         for name, module in self.named_modules():
-            std = 0.02
             if isinstance(module, nn.Linear):
                 if name.startswith("transformer."):
                     nn.init.trunc_normal_(module.weight, std=std)
@@ -246,7 +247,7 @@ class AllInOne(nn.Module):
                 # The padding row becomes random too (official), and keeps its zero gradient.
                 nn.init.normal_(module.weight, std=std)
         for table in (visual.pos_embed, visual.cls_token, *([visual.dist_token] if visual.distilled else [])):
-            nn.init.trunc_normal_(table, std=0.02)
+            nn.init.trunc_normal_(table, std=std)
         if hasattr(self, "itm_score"):
             self.rank_like_match()
 

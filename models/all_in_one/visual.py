@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PatchOrder = Literal["random", "seeded", "raster"]
+PatchOrder = Literal["random", "seeded", "shared", "raster"]
 
 
 class Patches(NamedTuple):
@@ -146,7 +146,8 @@ class VisualEmbedding(nn.Module):
 
         Args:
             how: ``random``: torch's generator, anew in each forward (official, in evaluation too); ``seeded``: the
-                permutation that ``seed`` and the place in the clip decide, the same for every clip.
+                permutation that ``seed`` and the place in the clip decide, the same for every clip; ``shared``: one
+                permutation that ``seed`` decides for all frames, so that a rolled patch takes the place of the same patch.
         """
         clips, frames, count, _ = patches.tokens.shape
         device = patches.tokens.device
@@ -154,9 +155,10 @@ class VisualEmbedding(nn.Module):
             return None
         if how == "random":
             keys = torch.rand(clips * frames, count, device=device)
-        elif how == "seeded":
-            generator = torch.Generator().manual_seed(seed)
-            keys = torch.rand(frames, count, generator=generator).to(device).repeat(clips, 1)
+        elif how in ("seeded", "shared"):
+            drawn = frames if how == "seeded" else 1
+            keys = torch.rand(drawn, count, generator=torch.Generator().manual_seed(seed))
+            keys = keys.to(device).repeat(clips * frames // drawn, 1)
         else:
             keys = torch.arange(count, device=device).expand(clips * frames, -1) / count
         if patches.grids is None:
