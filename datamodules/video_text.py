@@ -145,7 +145,9 @@ class VideoTextDataModule(BaseDataModule):
             if "val" not in own and "train" in own:
                 if self.validation == "test" and "test" in own:
                     own["val"] = own["test"]
-                    self.notes.append(f"VALIDATED ON TEST: {name} picks its best epoch on the test split, as the official code does.")
+                    self.notes.append(
+                        f"VALIDATED ON TEST: {name} picks its best epoch on the test split, as the official code does."
+                    )
                 else:
                     own["train"], own["val"] = hold_out(own["train"], self.val_fraction)
             for split, rows in own.items():

@@ -16,7 +16,6 @@ from models.io import stable_hash
 IGNORED = -100  # label of a token that is not to be predicted
 
 
-
 class WordPieces:
     """BERT's uncased tokenizer with a fixed length: [CLS] ... [SEP], then padding.
 

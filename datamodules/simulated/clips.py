@@ -177,6 +177,8 @@ def _vocabulary(clips: dict[str, dict[str, Clip]]) -> list[str]:
     """Every word and sign of the world's texts, in BERT's layout."""
     texts = [c.caption for found in clips.values() for c in found.values()]
     texts += [question for found in clips.values() for c in found.values() for question, _, _ in c.questions]
-    words = sorted({word for text in texts for word in text.replace("?", " ?").split()} | set(COLOURS) | set(SHAPES) | set(WAYS))
+    words = sorted(
+        {word for text in texts for word in text.replace("?", " ?").split()} | set(COLOURS) | set(SHAPES) | set(WAYS)
+    )
     letters = "abcdefghijklmnopqrstuvwxyz"
     return [*SPECIALS, *dict.fromkeys([*words, *letters]), *(f"##{letter}" for letter in letters)]

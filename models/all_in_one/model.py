@@ -54,6 +54,7 @@ class AllInOne(nn.Module):
         roll_divisor: 1 / this share of the visual tokens rolls in each direction.
         mixing: ``roll`` is the paper's; ``none`` leaves the frames apart (same cost); ``joint`` attends over the tokens of
             all frames at once, in one sequence.
+        time_vectors: whether the temporal embedding is added and trained; the official code switched it off and on again.
         train_order, eval_order: order of the patches, see ``VisualEmbedding.draw_order``. The official code draws at random
             in evaluation as well, which makes its scores change from run to run.
         order_seed: of ``seeded``.
@@ -79,6 +80,7 @@ class AllInOne(nn.Module):
         drop_path_rate: float = 0.1,
         roll_divisor: int = 8,
         mixing: Mixing = "roll",
+        time_vectors: bool = True,
         train_order: PatchOrder = "random",
         eval_order: PatchOrder = "seeded",
         order_seed: int = 0,
@@ -90,7 +92,7 @@ class AllInOne(nn.Module):
         self.tasks = tuple(tasks)
         self.text_embeddings = TextEmbedding(width, vocab_size, text_length, drop_rate)
         self.token_type_embeddings = nn.Embedding(2, width)
-        self.transformer = VisualEmbedding(width, patch_size, image_size, frames, distilled, drop_rate)
+        self.transformer = VisualEmbedding(width, patch_size, image_size, frames, distilled, time_vectors, drop_rate)
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.transformer.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, drop_rate, rate) for rate in rates)
         self.transformer.norm = nn.LayerNorm(width, eps=1e-6)

@@ -12,7 +12,6 @@ from datamodules.readers.clips import Media
 from datamodules.readers.video_annotations.sample import (
     AnnotationError,
     Annotations,
-    MissingSplit,
     Sample,
     choose,
     existing,
