@@ -1,12 +1,13 @@
 """RandAugment of freeze-align, ALBEF and their descendants: ten operations on uint8 images, drawn by (seed, epoch, row).
 
-Every operation takes and gives (H, W, 3) uint8 (specification of freeze-align, section 4.3).
+Every operation takes and gives (H, W, 3) uint8 (specification of freeze-align, section 4.3). In the official code two of
+them overflow: the stretch of AutoContrast negates an unsigned byte, which turns every image white whose darkest value is
+not 0, and Sharpness wraps what leaves [0, 255]. ``overflow=True`` reproduces both.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,7 +16,7 @@ FILL = (128, 128, 128)
 MAX_LEVEL = 10
 
 
-def auto_contrast(image: np.ndarray) -> np.ndarray:
+def auto_contrast(image: np.ndarray, overflow: bool = False) -> np.ndarray:
     """Each channel stretched from its minimum and maximum to 0 and 255 by a table of truncated values."""
     out = np.empty_like(image)
     for channel in range(3):
@@ -25,7 +26,8 @@ def auto_contrast(image: np.ndarray) -> np.ndarray:
             out[..., channel] = plane
             continue
         scale = 255 / (high - low)
-        out[..., channel] = np.clip(np.arange(256) * scale - low * scale, 0, 255).astype(np.uint8)[plane]
+        offset = -low % 256 if overflow else -low
+        out[..., channel] = np.clip(np.arange(256) * scale + offset * scale, 0, 255).astype(np.uint8)[plane]
     return out
 
 
@@ -38,8 +40,8 @@ def brightness(image: np.ndarray, factor: float) -> np.ndarray:
     return np.clip(image.astype(np.float32) * factor, 0, 255).astype(np.uint8)
 
 
-def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Away from a blurred copy by ``factor``; the one-pixel border stays. Overflow wraps, as in the official code."""
+def sharpness(image: np.ndarray, factor: float, overflow: bool = False) -> np.ndarray:
+    """Away from a blurred copy by ``factor``; the one-pixel border stays."""
     pixels = image.astype(np.float32)
     blurred = 5 * pixels[1:-1, 1:-1]
     for dy in range(3):
@@ -49,7 +51,7 @@ def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
     blurred = np.rint(blurred / 13)
     out = image.copy()
     inner = blurred + factor * (pixels[1:-1, 1:-1] - blurred)
-    out[1:-1, 1:-1] = inner.astype(np.int32).astype(np.uint8)
+    out[1:-1, 1:-1] = (inner if overflow else np.clip(inner, 0, 255)).astype(np.int32).astype(np.uint8)
     return out
 
 
@@ -100,24 +102,37 @@ def _warp(image: np.ndarray, forward: np.ndarray) -> np.ndarray:
     return np.rint(upper * (1 - bottom_share) + lower * bottom_share).astype(np.uint8)
 
 
-# name -> (operation with a strength, strength per level, whether its sign is drawn)
-OPERATIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "Identity": lambda image, level: image,
-    "AutoContrast": lambda image, level: auto_contrast(image),
-    "Equalize": lambda image, level: equalize(image),
-    "Brightness": lambda image, level: brightness(image, _enhance(level)),
-    "Sharpness": lambda image, level: sharpness(image, _enhance(level)),
-    "ShearX": lambda image, level: shear_x(image, 0.3 * level),
-    "ShearY": lambda image, level: shear_y(image, 0.3 * level),
-    "TranslateX": lambda image, level: translate_x(image, 10 * level),
-    "TranslateY": lambda image, level: translate_y(image, 10 * level),
-    "Rotate": lambda image, level: rotate(image, 30 * level),
-}
+OPERATIONS = (
+    "Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate",
+)  # fmt: skip
 SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
-def _enhance(level: float) -> float:
-    return 1.8 * level + 0.1
+def apply_operation(name: str, image: np.ndarray, level: float, overflow: bool = False) -> np.ndarray:
+    """One of :data:`OPERATIONS` at strength ``level`` in [-1, 1], of which only those in :data:`SIGNED` have a sign."""
+    enhance = 1.8 * level + 0.1
+    match name:
+        case "AutoContrast":
+            return auto_contrast(image, overflow)
+        case "Equalize":
+            return equalize(image)
+        case "Brightness":
+            return brightness(image, enhance)
+        case "Sharpness":
+            return sharpness(image, enhance, overflow)
+        case "ShearX":
+            return shear_x(image, 0.3 * level)
+        case "ShearY":
+            return shear_y(image, 0.3 * level)
+        case "TranslateX":
+            return translate_x(image, 10 * level)
+        case "TranslateY":
+            return translate_y(image, 10 * level)
+        case "Rotate":
+            return rotate(image, 30 * level)
+        case "Identity":
+            return image
+    raise ValueError(f"unknown operation '{name}'; choose of {', '.join(OPERATIONS)}")
 
 
 class RandomAugment:
@@ -125,17 +140,17 @@ class RandomAugment:
 
     Args:
         count, level: how many and how strong (of 10); official: 2 and 7.
-        operations: names of :data:`OPERATIONS`; default: all.
+        overflow: see above.
     """
 
-    def __init__(self, count: int = 2, level: int = 7, probability: float = 0.5, operations: Sequence[str] = tuple(OPERATIONS)):
-        self.count, self.level, self.probability, self.operations = count, level / MAX_LEVEL, probability, tuple(operations)
+    def __init__(self, count: int = 2, level: int = 7, probability: float = 0.5, overflow: bool = False):
+        self.count, self.level, self.probability, self.overflow = count, level / MAX_LEVEL, probability, overflow
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(H, W, 3) uint8 to the same; all chance comes from ``rng``."""
-        for name in rng.choice(self.operations, size=self.count):
+        for name in rng.choice(OPERATIONS, size=self.count):
             applied, positive = rng.random(2) < (self.probability, 0.5)
             if applied:
                 level = self.level if positive or name not in SIGNED else -self.level
-                image = OPERATIONS[name](image, level)
+                image = apply_operation(str(name), image, level, self.overflow)
         return image

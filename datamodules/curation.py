@@ -121,9 +121,7 @@ class BestPerConcept:
         counts.clamp_(max=self.keep)
 
 
-def best_captions(
-    pool: Iterable[Tensor], prototypes: Tensor, keep: int, device: str | torch.device = "cpu"
-) -> TopPerConcept:
+def best_captions(pool: Iterable[Tensor], prototypes: Tensor, keep: int, device: str | torch.device = "cpu") -> TopPerConcept:
     """The ``keep`` captions of a pool nearest to each prototype (C, D), in one pass over chunks (n, D) of any size.
 
     The products run on ``device``.

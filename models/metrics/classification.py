@@ -14,9 +14,7 @@ def class_vectors(prompts: Tensor) -> Tensor:
     return F.normalize(F.normalize(prompts, dim=-1).mean(dim=1), dim=-1).T
 
 
-def descriptive_class_vectors(
-    prompts: Tensor, counts: Sequence[int], pad_to: int = 19, normalise: bool = False
-) -> Tensor:
+def descriptive_class_vectors(prompts: Tensor, counts: Sequence[int], pad_to: int = 19, normalise: bool = False) -> Tensor:
     """Prompt embeddings (sum of counts, D), class after class, to class vectors (D, C) by freeze-align's rule.
 
     Official: lists shorter than ``pad_to`` are filled with copies of their first prompt, and the average of the unit

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
-from datamodules import augment as augmentation
+from datamodules.augment import MAX_LEVEL, apply_operation
 from datamodules.curation import (
     BestPerConcept,
     TopPerConcept,
@@ -57,9 +57,7 @@ def projector(case: Case) -> dict[str, Tensor]:
     total = loss
     if config["local_loss_weight"]:
         counts = words_that_count(inputs["input_ids"], mask, config["eos_token_id"])
-        out["loss_fg"] = fine_grained_loss(
-            image.tokens[:, 1:], text.tokens, counts, head.temperature, config["fg_thresh"]
-        )
+        out["loss_fg"] = fine_grained_loss(image.tokens[:, 1:], text.tokens, counts, head.temperature, config["fg_thresh"])
         total = loss + config["local_loss_weight"] * out["loss_fg"]
     total.backward()
     return out | {"grad_temp": head.temperature.grad}
@@ -140,8 +138,8 @@ def augment(case: Case) -> dict[str, np.ndarray]:
     out = {}
     for name in case.wanted:
         operation, _, sign = name.partition("_")
-        level = (-1 if sign == "neg" else 1) * config["level"] / augmentation.MAX_LEVEL
-        out[name] = torch.from_numpy(np.array(augmentation.OPERATIONS[operation](image, level)))
+        level = (-1 if sign == "neg" else 1) * config["level"] / MAX_LEVEL
+        out[name] = torch.from_numpy(np.array(apply_operation(operation, image, level, overflow=True)))
     return out
 
 
