@@ -67,7 +67,11 @@ def to_official(head: AlignmentHead) -> dict[str, Tensor]:
 
 def _describe(side: dict[str, Tensor]) -> tuple[type[nn.Module], int, int]:
     """Kind, input and output width."""
-    for kind, first in ((LinearProjector, "linear_mapping.weight"), (LowRankProjector, "P.weight"), (ReLUProjector, "mlp.0.weight")):
+    for kind, first in (
+        (LinearProjector, "linear_mapping.weight"),
+        (LowRankProjector, "P.weight"),
+        (ReLUProjector, "mlp.0.weight"),
+    ):
         if first in side:
             return kind, side[first].shape[1], side[first].shape[0]
     raise CheckpointError(f"unknown alignment map with {sorted(side)}; known are linear, MLP and ResLowRankHead.")

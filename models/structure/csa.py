@@ -108,13 +108,16 @@ def refine(
     batch_size: int = 4096,
     lr: float = 5e-4,
     divergence: Divergence = "js",
+    whiten: bool = False,
     generator: torch.Generator | None = None,
 ) -> CSAMaps:
-    """Gradient steps from the closed form that trade correlation for STRUCTURE's regulariser, then whitened again.
+    """Gradient steps from the closed form that trade correlation for STRUCTURE's regulariser.
 
     Args:
         image, text: the training features (N, Dx), (N, Dt).
         divergence: see :func:`~models.losses.structure.structure_loss`.
+        whiten: multiply each map by the inverse root of its outputs' covariance afterwards, as the specification says; the
+            vectors made by the official code are not whitened.
         generator: draws the order of each epoch.
     """
     image, text = image - start.mean_image, text - start.mean_text
@@ -126,16 +129,15 @@ def refine(
             for rows in order.split(batch_size):
                 x, t = image[rows], text[rows]
                 a, b = F.normalize(x @ maps[0], dim=-1), F.normalize(t @ maps[1], dim=-1)
-                kept = sum(
-                    structure_loss(raw, z, levels, temperature, "inverse", divergence) for raw, z in ((x, a), (t, b))
-                )
+                kept = sum(structure_loss(raw, z, levels, temperature, "inverse", divergence) for raw, z in ((x, a), (t, b)))
                 loss = structure_weight * kept / 2 - correlation_weight * (a * b).sum() / a.shape[1]
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-    with torch.no_grad():
-        whitened = [_whiten_outputs(features, mapping) for features, mapping in ((image, maps[0]), (text, maps[1]))]
-    return start._replace(image_map=whitened[0], text_map=whitened[1])
+    maps = [mapping.detach() for mapping in maps]
+    if whiten:
+        maps = [_whiten_outputs(features, mapping) for features, mapping in ((image, maps[0]), (text, maps[1]))]
+    return start._replace(image_map=maps[0], text_map=maps[1])
 
 
 def similarity_weights(maps: CSAMaps, image: Tensor, text: Tensor) -> Tensor:
@@ -157,6 +159,6 @@ def _whitening(covariance: Tensor, tolerance: float) -> Tensor:
 
 def _whiten_outputs(features: Tensor, mapping: Tensor) -> Tensor:
     """``W C^(-1/2)`` with ``C = Wᵀ Xᵀ X W / N``."""
-    projected = (features @ mapping.detach()).double()
+    projected = (features @ mapping).double()
     values, vectors = torch.linalg.eigh(projected.T @ projected / len(features))
-    return (mapping.detach().double() @ (vectors / values.sqrt()) @ vectors.T).float()
+    return (mapping.double() @ (vectors / values.sqrt()) @ vectors.T).float()

@@ -69,9 +69,7 @@ def train(case: Case) -> dict[str, Tensor]:
     assert not head.logit_scale.requires_grad
     regulariser = _regulariser(config["loss"])
     trained = [p for p in head.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=config["lr"], betas=tuple(config["betas"]), weight_decay=config["weight_decay"]
-    )
+    optimizer = torch.optim.AdamW(trained, lr=config["lr"], betas=tuple(config["betas"]), weight_decay=config["weight_decay"])
     cosine = repeating_cosine(config["steps"], config["cosine_T_max"])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
     image_features, text_features = case.inputs["image_features"], case.inputs["text_features"]
@@ -102,9 +100,7 @@ def train(case: Case) -> dict[str, Tensor]:
         optimizer.zero_grad()
         total.backward()
         if step == config["steps"] - 1:
-            gradients = AlignmentHead.__new__(AlignmentHead)  # a shape for to_official: same modules, gradients as weights
             out |= _gradients(head)
-            del gradients
         if config["clip_grad"]:
             clip_each_(trained, config["clip_grad"])
         optimizer.step()
@@ -122,7 +118,9 @@ def _with_additional(case: Case, head: AlignmentHead, pairs: list) -> list:
             joined.append((frozen, aligned))
             continue
         extra = extra[:count]
-        joined.append((torch.cat([frozen, extra]), torch.cat([F.normalize(aligned, dim=-1), F.normalize(encode(extra), dim=-1)])))
+        joined.append(
+            (torch.cat([frozen, extra]), torch.cat([F.normalize(aligned, dim=-1), F.normalize(encode(extra), dim=-1)]))
+        )
     return joined
 
 
