@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.losses.gather import GradientScope, gather_texts, logsumexp_over_ranks
@@ -79,8 +78,8 @@ class _TiledSigmoid(torch.autograd.Function):
                     scaled = (x[rows] * logit_scale).to(dtype)
                     tile = torch.mm(scaled, y_low.T).to(x.dtype).add_(logit_bias)
                     diagonal = _own(tile, first_text + rows.start).neg_()  # -log sigmoid(l s) = softplus(-l s)
-                    positives[k] += F.softplus(diagonal).sum()
-                    totals[k] += F.softplus(tile).sum()
+                    positives[k] += _softplus(diagonal).sum()
+                    totals[k] += _softplus(tile).sum()
                     if not need_image and grad_text is None:
                         continue
                     tile.sigmoid_()  # the derivative of softplus
@@ -245,6 +244,11 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum of the products of all entries, without a third matrix."""
     starts = range(0, len(a), _CHUNK)
     return torch.stack([(a[s : s + _CHUNK] * b[s : s + _CHUNK]).sum() for s in starts]).sum()
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """As exact as ``F.softplus``, whose log1p is not vectorised on CPUs: a tenth of the time."""
+    return torch.logaddexp(x, x.new_zeros(()))
 
 
 def _own(tile: Tensor, first: int) -> Tensor:

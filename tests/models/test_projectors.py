@@ -62,20 +62,19 @@ def test_gradients_of_a_norm_before_frozen_features(chunk, monkeypatch):
 
 
 def test_gated_projector_follows_autocast():
+    """Its error in bfloat16 is that of torch's own autocast."""
     torch.manual_seed(0)
     module, norm, x = GatedProjector(16, 8), torch.nn.LayerNorm(16), torch.randn(9, 16)
-    wanted = module.after_norm(x, norm)
+    inputs = [*norm.parameters(), *module.parameters()]
+    exact = torch.autograd.grad(gated_plain(module, norm(x)).sum(), inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = module.after_norm(x, norm)
+        got, plain = module.after_norm(x, norm), gated_plain(module, norm(x))
     assert got.dtype == torch.bfloat16
-    torch.testing.assert_close(got.float(), wanted, rtol=0, atol=0.03 * float(wanted.abs().max()))
-    for p in (norm.weight, module.gate_and_value.weight, module.down.bias):
-        ours, plain = (
-            torch.autograd.grad(got.float().sum(), p, retain_graph=True)[0],
-            torch.autograd.grad(wanted.sum(), p, retain_graph=True)[0],
-        )
+    torch.testing.assert_close(got, plain, rtol=2e-2, atol=2e-2)
+    grads = (torch.autograd.grad(out.float().sum(), inputs) for out in (got, plain))
+    for ours, autocast, wanted in zip(*grads, exact, strict=True):
         assert ours.dtype == torch.float32
-        torch.testing.assert_close(ours, plain, rtol=0, atol=0.05 * float(plain.abs().max()))
+        assert (ours - wanted).norm() <= 1.2 * (autocast - wanted).norm()
 
 
 def test_fused_halves_have_the_spread_of_separate_matrices():
