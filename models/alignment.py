@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.projectors import GatedProjector
+
 
 class AlignmentHead(nn.Module):
     """Maps frozen image and text features into one space (SAIL, arXiv 2412.04616, section 3.2).
@@ -56,7 +58,7 @@ class AlignmentHead(nn.Module):
     def encode_image(self, features: Tensor) -> Tensor:
         """Frozen image features ``(..., vision_dim)`` to embeddings ``(..., embed_dim)``, not normalised."""
         # Stored features are float16 and the head is float32: only autocast lowers the precision of the products.
-        return self.vision_projector(self.vision_norm(features.to(self.logit_scale.dtype)))
+        return _project(features.to(self.logit_scale.dtype), self.vision_norm, self.vision_projector)
 
     def encode_text(self, features: Tensor) -> Tensor:
         """Frozen text features ``(..., text_dim)`` to embeddings ``(..., embed_dim)``, not normalised.
@@ -65,7 +67,7 @@ class AlignmentHead(nn.Module):
         """
         if not hasattr(self, "text_norm"):
             raise ValueError("this head has no text branch (text_dim=None): it can embed images only.")
-        return self.text_projector(self.text_norm(features.to(self.logit_scale.dtype)))
+        return _project(features.to(self.logit_scale.dtype), self.text_norm, self.text_projector)
 
     def scale(self) -> Tensor:
         """What multiplies the cosines (1,)."""
@@ -78,3 +80,9 @@ class AlignmentHead(nn.Module):
     def logits_per_text(self, image: Tensor, text: Tensor) -> Tensor:
         """``exp(scale) * cosine + bias`` for embeddings ``(B, D)`` and ``(M, D)``; rows are texts ``(M, B)``."""
         return self.scale() * F.normalize(text, dim=-1) @ F.normalize(image, dim=-1).T + self.logit_bias
+
+
+def _project(x: Tensor, norm: nn.Module, projector: nn.Module) -> Tensor:
+    if isinstance(projector, GatedProjector) and isinstance(norm, nn.LayerNorm):
+        return projector.after_norm(x, norm)
+    return projector(norm(x))

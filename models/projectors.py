@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CHUNK_ROWS = 1024  # rows whose hidden layer is in memory at once
+
 
 def _xavier(*layers: nn.Linear) -> None:
     for layer in layers:
@@ -70,9 +72,103 @@ class GatedProjector(nn.Module):
                 nn.init.xavier_uniform_(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.gate_and_value(x).chunk(2, dim=-1)
-        # ReLU6 alone bounds the gate to [0, 6], so its clamp at ±clamp is the identity for any clamp >= 6.
-        return self.down(torch.clamp(gate, 0, min(6.0, self.clamp)) * torch.clamp(value, -self.clamp, self.clamp))
+        return self._gated(x, None)
+
+    def after_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """``self(norm(x))``, without a gradient towards ``x`` where ``x`` needs none: cheaper on frozen features."""
+        return self(norm(x)) if x.requires_grad else self._gated(x, norm)
+
+    def _gated(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        affine = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
+        up, down = self.gate_and_value, self.down
+        out = _Gated.apply(x.flatten(0, -2), *affine, up.weight, up.bias, down.weight, down.bias, self.clamp)
+        return out.unflatten(0, x.shape[:-1])
+
+
+class _Gated(torch.autograd.Function):
+    """The gated unit behind an optional LayerNorm of its input, rows in chunks.
+
+    Only the two limited branches are kept for the backward pass; their product is made again there. With a norm there is
+    no gradient towards the input, and those of the norm's weight and bias follow from the one of the next weight:
+    for ``u = W (g * n + b) + c`` with normalised input n, let ``M = (dL/du)^T n``. Then ``dL/dW = M * g + dL/dc b^T``,
+    ``dL/dg = colsum(W * M)`` and ``dL/db = W^T dL/dc``.
+    """
+
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, eps, up_weight, up_bias, down_weight, down_bias, clamp):
+        ctx.dtype, ctx.eps, ctx.clamp = _product_dtype(up_weight), eps, clamp
+        up, down = up_weight.to(ctx.dtype), down_weight.to(ctx.dtype)
+        branches = x.new_empty(len(x), len(up), dtype=ctx.dtype)
+        out = x.new_empty(len(x), len(down), dtype=ctx.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            for rows in _chunks(len(x)):
+                h = x[rows]
+                if norm_weight is not None:
+                    h = F.layer_norm(h, h.shape[-1:], norm_weight, norm_bias, eps)
+                torch.addmm(up_bias.to(ctx.dtype), h.to(ctx.dtype), up.T, out=branches[rows])
+                gate, value = branches[rows].chunk(2, dim=-1)
+                # ReLU6 alone bounds the gate to [0, 6], so its clamp at ±clamp is the identity for any clamp >= 6.
+                gate.clamp_(0, min(6.0, clamp))
+                value.clamp_(-clamp, clamp)
+                torch.addmm(down_bias.to(ctx.dtype), gate * value, down.T, out=out[rows])
+        ctx.save_for_backward(x, norm_weight, norm_bias, up_weight, down_weight, branches)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        x, norm_weight, norm_bias, up_weight, down_weight, branches = ctx.saved_tensors
+        up, down = up_weight.to(ctx.dtype), down_weight.to(ctx.dtype)
+        grad_out = grad_out.to(ctx.dtype)
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_up, grad_down = torch.zeros_like(up_weight), torch.zeros_like(down_weight)
+        grad_up_bias = up_weight.new_zeros(len(up))
+        for rows in _chunks(len(x)):
+            gate, value = branches[rows].chunk(2, dim=-1)
+            _add_product(grad_down, grad_out[rows].T, gate * value)
+            grad_branches = torch.empty_like(branches[rows])
+            grad_gate, grad_value = grad_branches.chunk(2, dim=-1)
+            grad_hidden = torch.mm(grad_out[rows], down)
+            torch.mul(grad_hidden, gate, out=grad_value)
+            torch.mul(grad_hidden, value, out=grad_gate)
+            grad_gate.masked_fill_((gate <= 0) | (gate >= min(6.0, ctx.clamp)), 0)
+            grad_value.masked_fill_(value.abs() >= ctx.clamp, 0)
+            h = x[rows] if norm_weight is None else F.layer_norm(x[rows], x.shape[-1:], eps=ctx.eps)
+            _add_product(grad_up, grad_branches.T, h.to(ctx.dtype))
+            grad_up_bias += grad_branches.sum(dim=0)
+            if grad_x is not None:
+                grad_x[rows] = torch.mm(grad_branches, up).to(x.dtype)
+        grad_norm_weight = grad_norm_bias = None
+        if norm_weight is not None:
+            grad_norm_weight = sum((grad_up[r] * up_weight[r]).sum(dim=0) for r in _chunks(len(up)))
+            grad_norm_bias = up_weight.T @ grad_up_bias
+            grad_up.mul_(norm_weight).addr_(grad_up_bias, norm_bias)
+        grads = (
+            grad_norm_weight,
+            grad_norm_bias,
+            None,
+            grad_up,
+            grad_up_bias,
+            grad_down,
+            grad_out.sum(dim=0).to(up_weight.dtype),
+        )
+        return grad_x, *grads, None
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype == out.dtype:
+        out.addmm_(a, b)
+    else:
+        out.add_(torch.mm(a, b))
+
+
+def _chunks(rows: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK_ROWS, rows)) for start in range(0, rows, CHUNK_ROWS)]
 
 
 class TokenProjector(nn.Module):

@@ -118,9 +118,8 @@ def _with_additional(case: Case, head: AlignmentHead, pairs: list) -> list:
             joined.append((frozen, aligned))
             continue
         extra = extra[:count]
-        joined.append(
-            (torch.cat([frozen, extra]), torch.cat([F.normalize(aligned, dim=-1), F.normalize(encode(extra), dim=-1)]))
-        )
+        both = torch.cat([F.normalize(aligned, dim=-1), F.normalize(encode(extra), dim=-1)])
+        joined.append((torch.cat([frozen, extra]), both))
     return joined
 
 
