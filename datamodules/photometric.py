@@ -23,9 +23,7 @@ class PhotometricAugment:
         sharpness_overflow: True lets sharpened values beyond 0..255 wrap around as officially; False clips them.
     """
 
-    def __init__(
-        self, count: int = 2, level: int = 7, autocontrast_overflow: bool = False, sharpness_overflow: bool = False
-    ):
+    def __init__(self, count: int = 2, level: int = 7, autocontrast_overflow: bool = False, sharpness_overflow: bool = False):
         self.count = count
         factor = level / 10 * 1.8 + 0.1
         self.operations = {

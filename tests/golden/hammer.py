@@ -234,7 +234,10 @@ def schedule_and_pos_embed(case: Case) -> dict[str, Tensor]:
         )
         for i in columns
     ]
-    for name, steps in (("epoch0_per_iteration", range(length)), ("first_iteration_of_epoch", range(0, length * epochs, length))):
+    for name, steps in (
+        ("epoch0_per_iteration", range(length)),
+        ("first_iteration_of_epoch", range(0, length * epochs, length)),
+    ):
         values = [[rates[i] * curve(step) for i, curve in zip(columns, curves, strict=True)] for step in steps]
         out[f"lr_{name}"] = torch.tensor(values, dtype=torch.float64)
     out["pos_embed"] = resize_positions(case.inputs["pos_embed"], config["new_grid"] ** 2 + 1)
