@@ -27,6 +27,13 @@ EXTRA_TEXT_TOKENS = "extra_text_tokens"  # these three: of the second positive c
 EXTRA_TEXT_MASK = "extra_text_mask"
 EXTRA_TEXT_LAYERS = "extra_text_layers"
 
+TOKEN_IDS = "token_ids"  # (B, L) int64, 0 at padding
+TOKEN_MASK = "token_mask"  # (B, L) int64, 1 at tokens
+TOKEN_LABELS = "token_labels"  # (B, L') int64 class of each token, -100 where there is none
+FAKE = "fake"  # (B,) int64, 1 where the pair was manipulated
+MULTI_LABEL = "multi_label"  # (B, C) int64 of 0 and 1
+BOX = "box"  # (B, 4) float32 centre x, centre y, width, height as shares of the image; zeros where there is none
+
 
 class Skipped(NamedTuple):
     """A sample that could not be read: counted, listed and bounded by the base datamodule and nobody else.
