@@ -16,6 +16,11 @@ LABEL = "label"  # (B,) int64 class index
 IMAGE_FEATURES = "image_features"  # (B, Dv) frozen features
 TEXT_FEATURES = "text_features"  # (B, Dt) frozen features of the first caption
 SKIPPED = "skipped"  # list of Skipped: rows of this batch that could not be read and are not in it
+FRAMES = "frames"  # (B, T, 3, H, W) uint8 RGB of a video's snippets
+TIMES = "times"  # (B, T) float32 seconds of the frames
+AUDIO = "audio"  # (B, T, n) float32 in [-1, 1]: the sound around each frame
+AUDIO_VALID = "audio_valid"  # (B,) bool: whether the video has sound; where not, AUDIO is 0
+LABELS = "labels"  # (B, L) int64: all labels of a sample, padded with -1
 EXTRA_TEXT_FEATURES = "extra_text_features"  # (B, Dt) frozen features of a second positive caption of the same image
 
 
