@@ -1,4 +1,7 @@
-"""Batches of clips with texts, as the tasks of a video-language model want them: every draw a function of (seed, epoch, row)."""
+"""Batches of clips with texts, as the tasks of a video-language model want them.
+
+Every draw is a function of (seed, epoch, row).
+"""
 
 from __future__ import annotations
 
@@ -148,7 +151,7 @@ class VideoTextDataset(Dataset):
                 batch[keys.REASON] = _targets([s.reason for s in samples])
             return batch
         ids, mask = self.words(texts)
-        batch |= {keys.TEXT_IDS: ids, keys.TEXT_MASK: mask}
+        batch |= {keys.TOKEN_IDS: ids, keys.TOKEN_MASK: mask}
         if "answer" in self.tasks:
             batch[keys.ANSWER] = _targets([s.answer for s in samples])
         if "mlm" in self.tasks:

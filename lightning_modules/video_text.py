@@ -34,8 +34,8 @@ class VideoTextModule(BaseModule):
 
     Args:
         model: factory ``(tasks, vocab_size, answers) -> AllInOne``.
-        tasks: ``match`` (VTM and word-patch alignment), ``mlm``, ``contrastive`` (VTC), ``rank`` (retrieval against false texts),
-            ``answer`` (open-ended questions, actions), ``option`` (multiple choice by its own classifier), ``choice`` (by the
+        tasks: ``match`` (VTM and word-patch alignment), ``mlm``, ``contrastive`` (VTC), ``rank`` (retrieval against false
+            texts), ``answer`` (open-ended questions, actions), ``option`` (multiple choice by its own classifier), ``choice`` (by the
             ranking head), ``reason`` (VCR, both steps).
         vocab_size, answers: left null they are taken from the data.
         head_lr_scale: of the classifiers of ``answer`` and ``option``.
@@ -107,7 +107,7 @@ class VideoTextModule(BaseModule):
 
     def _mlm(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
         labels = batch[keys.MASKED_LABELS]
-        loss, logits = objectives.masked_language(self.model, batch[keys.MASKED_IDS], batch[keys.TEXT_MASK], labels, patches)
+        loss, logits = objectives.masked_language(self.model, batch[keys.MASKED_IDS], batch[keys.TOKEN_MASK], labels, patches)
         return {"mlm": loss}, {"mlm_logits": logits.detach(), "mlm_labels": labels[labels != IGNORED]}
 
     def _match(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
@@ -119,12 +119,12 @@ class VideoTextModule(BaseModule):
             still = video.shape[1] == 1
             false = self.model.embed(video, self._grids(batch.get(keys.FALSE_PIXELS), video.shape[1]), still)
         found = objectives.video_text_matching(
-            self.model, batch[keys.TEXT_IDS], batch[keys.TEXT_MASK], matched, patches, false, skip_visual=self.skip_visual
+            self.model, batch[keys.TOKEN_IDS], batch[keys.TOKEN_MASK], matched, patches, false, skip_visual=self.skip_visual
         )
         return {"match": found.match, "align": found.align}, {"match_logits": found.logits.detach(), "match_labels": matched}
 
     def _contrastive(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
-        text, video = self.embed_texts(batch[keys.TEXT_IDS], batch[keys.TEXT_MASK]), self.embed_videos(patches)
+        text, video = self.embed_texts(batch[keys.TOKEN_IDS], batch[keys.TOKEN_MASK]), self.embed_videos(patches)
         loss = objectives.contrastive(text, video)
         return {"contrastive": loss}, {"text_embedding": text.detach(), "video_embedding": video.detach()}
 
@@ -137,7 +137,7 @@ class VideoTextModule(BaseModule):
         return self.model.similarity_embeddings(self.model.encode_video(patches, read="first"), "video")
 
     def _answer(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
-        logits, _ = objectives.answer_logits(self.model, batch[keys.TEXT_IDS], batch[keys.TEXT_MASK], patches)
+        logits, _ = objectives.answer_logits(self.model, batch[keys.TOKEN_IDS], batch[keys.TOKEN_MASK], patches)
         loss = objectives.answer_loss(logits, batch[keys.ANSWER])
         return {"answer": loss}, {"answer_logits": logits.detach(), "answer_labels": batch[keys.ANSWER]}
 

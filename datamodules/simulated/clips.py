@@ -181,4 +181,4 @@ def _vocabulary(clips: dict[str, dict[str, Clip]]) -> list[str]:
         {word for text in texts for word in text.replace("?", " ?").split()} | set(COLOURS) | set(SHAPES) | set(WAYS)
     )
     letters = "abcdefghijklmnopqrstuvwxyz"
-    return [*SPECIALS, *dict.fromkeys([*words, *letters]), *(f"##{letter}" for letter in letters)]
+    return [*SPECIALS, *dict.fromkeys([*sorted(words), *letters]), *(f"##{letter}" for letter in letters)]
