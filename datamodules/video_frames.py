@@ -117,7 +117,8 @@ class ClipTransform:
         flip: bool = False,
     ):
         self.size, self.short = size, int(resize_ratio * size)
-        self.normalisation, self.flip = NORMALISATIONS[normalisation], flip
+        self.normalisation = NORMALISATIONS[normalisation]
+        self.flip = flip
 
     def __call__(self, clip: NDArray[np.uint8], rng: np.random.Generator | None = None) -> Tensor:
         """(T, H, W, 3) uint8 to (T, 3, size, size); ``rng`` decides on the augmentation, None: no augmentation."""

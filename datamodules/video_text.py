@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.base import BaseDataModule
 from datamodules.readers.video_annotations.sample import AnnotationError, Annotations, MissingSplit
-from datamodules.video_text_dataset import Task, Transform, TwoStreams, VideoTextDataset
+from datamodules.video_text_dataset import Transform, TwoStreams, VideoTextDataset
 from datamodules.word_pieces import WordPieces
 from models.errors import UserError
 
@@ -46,7 +46,7 @@ class VideoTextDataModule(BaseDataModule):
         self,
         root: str,
         annotations: Mapping[str, Reader],
-        tasks: Sequence[Task],
+        tasks: Sequence[str],
         train_transform: Transform,
         transform: Transform,
         images: Mapping[str, Reader] | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from models.all_in_one.visual import Patches
 from models.errors import UserError
 from models.metrics.video_retrieval import rank_summary, text_to_video_ranks, video_to_text_ranks
 
-Task = Literal["match", "mlm", "contrastive", "rank", "answer", "option", "choice", "reason"]
 HEADS: dict[str, tuple[str, ...]] = {  # task -> heads of the model
     "match": ("match",), "mlm": ("mlm",), "contrastive": ("contrastive",), "rank": ("match", "rank"), "answer": ("answer",),
     "option": ("option",), "choice": ("match", "rank"), "reason": ("match", "rank", "rank_reason"),
@@ -35,8 +33,8 @@ class VideoTextModule(BaseModule):
     Args:
         model: factory ``(tasks, vocab_size, answers) -> AllInOne``.
         tasks: ``match`` (VTM and word-patch alignment), ``mlm``, ``contrastive`` (VTC), ``rank`` (retrieval against false
-            texts), ``answer`` (open-ended questions, actions), ``option`` (multiple choice by its own classifier), ``choice`` (by the
-            ranking head), ``reason`` (VCR, both steps).
+            texts), ``answer`` (open-ended questions, actions), ``option`` (multiple choice by its own classifier), ``choice``
+            (by the ranking head), ``reason`` (VCR, both steps).
         vocab_size, answers: left null they are taken from the data.
         head_lr_scale: of the classifiers of ``answer`` and ``option``.
         linear: only the pooler and the heads train.
@@ -50,7 +48,7 @@ class VideoTextModule(BaseModule):
     def __init__(
         self,
         model: Callable[..., AllInOne],
-        tasks: Sequence[Task],
+        tasks: Sequence[str],
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         scheduler: Callable[[int], Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,

@@ -29,7 +29,7 @@ def encode(run: Run) -> dict[str, Any]:
 
     With several ``trainer.devices`` or nodes each process takes its share of the batches.
     """
-    if not run.cfg.features:
+    if not run.cfg.get("features"):
         return {}
     data = parts.datamodule(run)
     vision, text = parts.encoder(run, "vision"), parts.encoder(run, "text")
