@@ -24,7 +24,7 @@ class VideoTextDataModule(BaseDataModule):
     Args:
         root: the data root, below which media lie as ``<name>/...`` and annotations as ``meta_data/<name>/...``.
         annotations: name -> ``(root, split) -> Annotations``, the readers of ``datamodules.readers.video_annotations``; several
-            are concatenated.
+            are concatenated, null leaves one of an inherited recipe out.
         tasks: what the batches are for, see :class:`VideoTextDataset`.
         train_transform, transform: of clips, in training and evaluation.
         images: like ``annotations``, for still pictures: co-training (All-in-One+). ``image_transform``: theirs.
@@ -74,7 +74,7 @@ class VideoTextDataModule(BaseDataModule):
         if images and image_transform is None:
             raise UserError("datamodule.images needs datamodule.image_transform.")
         self.root, self.simulate = root, simulate
-        self.readers, self.image_readers = dict(annotations), dict(images or {})
+        self.readers, self.image_readers = ({k: v for k, v in (of or {}).items() if v} for of in (annotations, images))
         self.train_transform, self.transform, self.image_transform = train_transform, transform, image_transform
         self.batch_size, self.evaluation_batch_size, self.frames = batch_size, evaluation_batch_size, frames
         self.vocabulary, self.text_length, self.keep_tail = vocabulary, text_length, keep_tail

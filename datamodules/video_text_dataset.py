@@ -119,7 +119,7 @@ class VideoTextDataset(Dataset):
         def choose(count: int) -> NDArray[np.int64]:
             return sample_frames(self.frames, count, fractions, self.official_frames)
 
-        if media.kind == "image":
+        if media.kind in ("image", "arrow"):
             return read_clip(media, choose)
         if media in self.kept:
             whole = self.kept[media]

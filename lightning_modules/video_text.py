@@ -10,7 +10,7 @@ from torch import Tensor
 from datamodules import batch as keys
 from lightning_modules.base import BaseModule, StepOutput
 from models.all_in_one import objectives
-from models.all_in_one.checkpoint import load_official
+from models.all_in_one.checkpoint import load_backbone, load_official
 from models.all_in_one.model import AllInOne
 from models.all_in_one.objectives import IGNORED
 from models.all_in_one.text import trim
@@ -36,6 +36,7 @@ class VideoTextModule(BaseModule):
             texts), ``answer`` (open-ended questions, actions), ``option`` (multiple choice by its own classifier), ``choice``
             (by the ranking head), ``reason`` (VCR, both steps).
         vocab_size, answers: left null they are taken from the data.
+        backbone: gives the ViT or DeiT weights from which training starts; not asked where a checkpoint is loaded.
         head_lr_scale: of the classifiers of ``answer`` and ``option``.
         linear: only the pooler and the heads train.
         frozen_dropout: with ``linear``, the frozen backbone keeps its dropout and drop path (official).
@@ -54,6 +55,7 @@ class VideoTextModule(BaseModule):
         loss_weights: Mapping[str, float] | None = None,
         vocab_size: int | None = None,
         answers: int | None = None,
+        backbone: Callable[[], Mapping[str, Tensor]] | None = None,
         head_lr_scale: float = 10.0,
         linear: bool = False,
         frozen_dropout: bool = False,
@@ -71,6 +73,7 @@ class VideoTextModule(BaseModule):
         self.head_lr_scale, self.linear, self.frozen_dropout = head_lr_scale, linear, frozen_dropout
         self.skip_visual = self.model.transformer.specials if skip_visual is None else skip_visual
         self.rank_from_match, self.seed = rank_from_match, seed
+        self.backbone, self.loaded = backbone, False
         self.fresh_heads: list[str] = []
         self._validation: list[Mapping[str, Tensor]] = []
         self._freeze()
@@ -174,6 +177,10 @@ class VideoTextModule(BaseModule):
             for (decays, fast), params in groups.items()
         ]
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.backbone is not None and not self.loaded and self.trainer.ckpt_path is None:
+            load_backbone(self.model, self.backbone())
+
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
         torch.manual_seed((self.seed * 1_000_003 + done) * 4099 + self.trainer.global_rank)
@@ -224,6 +231,7 @@ class VideoTextModule(BaseModule):
 
     def load_official(self, weights: dict[str, Tensor]) -> None:
         fresh = load_official(self.model, weights, self.rank_from_match).fresh
+        self.loaded = True
         self.fresh_heads = sorted({name.split(".")[0] for name in fresh})
         if self.rank_from_match and any("itm_score" in name or "vtm_score" in name for name in weights):
             self.fresh_heads = [name for name in self.fresh_heads if not name.startswith("rank_output")]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from datamodules.readers.arrow_images import arrow_picture
 from datamodules.readers.video import VideoError, VideoReader
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -21,12 +22,13 @@ class Media(NamedTuple):
     """Where a clip lies.
 
     ``kind``: ``video`` (any file PyAV decodes: mp4, webm, avi, gif), ``frames`` (a folder of numbered pictures), ``image``
-    (one picture), ``tar`` (a member of an uncompressed tar at ``offset``, ``size`` bytes long, itself a video).
+    (one picture), ``tar`` (a member of an uncompressed tar at ``offset``, ``size`` bytes long, itself a video), ``arrow`` (the
+    picture in row ``offset`` of an Arrow file).
     ``span``: (start, end) in seconds, None: the whole. ``fps``: of a folder of frames. ``window``: (centre, width) in frames.
     """
 
     path: str
-    kind: Literal["video", "frames", "image", "tar"] = "video"
+    kind: Literal["video", "frames", "image", "tar", "arrow"] = "video"
     span: tuple[float, float] | None = None
     fps: float = 0.0
     window: tuple[int, int] | None = None
@@ -51,6 +53,8 @@ def read_clip(media: Media, choose: Choose) -> NDArray[np.uint8]:
     """
     if media.kind == "image":
         return _picture(Path(media.path))[None]
+    if media.kind == "arrow":
+        return arrow_picture(media.path, media.offset)[None]
     if media.kind == "frames":
         return _from_folder(media, choose)
     with VideoReader(_source(media)) as video:

@@ -4,7 +4,7 @@ There are two kinds. In a *turn*, one shape appears, then another, then nothing:
 one shape crosses the picture: which way? The frames of a clip, shuffled, leave two answers open to every question.
 
 A clip is a pure function of (seed, index). The world is written as MSR-VTT lies on disk: mp4 files, MSRVTT-QA and its answers,
-retrieval captions, multiple choice, and the same clips once more as WebVid captions.
+retrieval captions, multiple choice; and the same clips once more as WebVid captions, LSMDC's multiple choice and CC3M pictures.
 """
 
 from __future__ import annotations
@@ -114,15 +114,20 @@ def write_clips(
         videos = temporary / "msrvtt" / "videos" / "all"
         videos.mkdir(parents=True)
         clips: dict[str, dict[str, Clip]] = {}
+        stills: dict[str, Image.Image] = {}
         for split, count in sizes.items():
             clips[split] = {}
             for number in range(STARTS[split], STARTS[split] + count):
                 clip, pictures = make_clip(seed, number, frames, size)
                 write_mp4(videos / f"video{number}.mp4", pictures, fps)
                 clips[split][f"video{number}"] = clip
+                if split == "train":
+                    stills[f"video{number}"] = Image.fromarray(pictures[0])
         _write_questions(temporary / "meta_data" / "msrvtt", clips)
         _write_retrieval(temporary / "msrvtt", clips)
         _write_webvid(temporary, clips)
+        _write_choices(temporary, clips)
+        _write_pictures(temporary, stills, clips["train"])
         (temporary / "vocab.txt").write_text("\n".join(_vocabulary(clips)) + "\n")
     return folder
 
@@ -137,15 +142,49 @@ def _write_questions(folder: Path, clips: dict[str, dict[str, Clip]]) -> None:
             for question, answer, kind in clip.questions
         ]
         (folder / f"msrvtt_qa_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    captions = [clip.caption for clip in clips["test"].values()]
     lines = []
-    for place, (name, clip) in enumerate(clips["test"].items()):
-        rng = np.random.default_rng((1, place))
-        others = [text for text in captions if text not in (clip.caption, clip.reversed_caption)]
-        options = [clip.caption, clip.reversed_caption, *(others[i] for i in rng.integers(0, len(others), 3))]
-        order = rng.permutation(len(options))
+    for name, options in _options(clips["test"]).items():
+        order = np.random.default_rng((2, len(lines))).permutation(len(options))
         lines.append({"clip_name": name, "options": [options[i] for i in order], "answer": int(np.flatnonzero(order == 0)[0])})
     (folder / "msrvtt_mc_test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _options(clips: dict[str, Clip]) -> dict[str, list[str]]:
+    """Five captions for each clip: its own, what it would show backwards, and three of other clips."""
+    captions = list(dict.fromkeys(clip.caption for clip in clips.values()))
+    found = {}
+    for place, (name, clip) in enumerate(clips.items()):
+        own = [clip.caption, clip.reversed_caption]
+        order = np.random.default_rng((1, place)).permutation(len(captions))
+        found[name] = (own + [captions[i] for i in order if captions[i] not in own])[:5]
+    return found
+
+
+def _write_choices(root: Path, clips: dict[str, dict[str, Clip]]) -> None:
+    """LSMDC's multiple choice: the training file has the right option first, the test file its number from 1."""
+    meta, media = root / "meta_data" / "lsmdc", root / "lsmdc" / "simulated"
+    meta.mkdir(parents=True)
+    media.mkdir(parents=True)
+    for split, part in (("train", "train"), ("test", "test_randomized")):
+        rows = []
+        for place, (name, options) in enumerate(_options(clips[split]).items()):
+            os.link(root / "msrvtt" / "videos" / "all" / f"{name}.mp4", media / f"simulated_{name}.avi")
+            order = np.arange(5) if split == "train" else np.random.default_rng((3, place)).permutation(5)
+            right = int(np.flatnonzero(order == 0)[0]) + 1
+            rows.append("\t".join([f"simulated_{name}", *"----", *(options[i] for i in order), str(right)]))
+        (meta / f"LSMDC16_multiple_choice_{part}.csv").write_text("\n".join(rows) + "\n")
+
+
+def _write_pictures(root: Path, pictures: dict[str, Image.Image], clips: dict[str, Clip]) -> None:
+    """CC3M: the first frame of each training clip, with the name of what is on it."""
+    meta, media = root / "meta_data" / "cc3m", root / "cc3m" / "training"
+    meta.mkdir(parents=True)
+    media.mkdir(parents=True)
+    rows = ["caption\tfile"]
+    for name, picture in pictures.items():
+        picture.save(media / f"{name}.jpg", quality=92)
+        rows.append(f"a {' '.join(clips[name].shapes[0])}\t{name}.jpg")
+    (meta / "cc3m_training_success_full.tsv").write_text("\n".join(rows) + "\n")
 
 
 def _write_retrieval(folder: Path, clips: dict[str, dict[str, Clip]]) -> None:
