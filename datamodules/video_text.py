@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader
 
 from datamodules.base import BaseDataModule
+from datamodules.batch import IMAGES, VIDEO
 from datamodules.readers.video_annotations.sample import AnnotationError, Annotations, MissingSplit
 from datamodules.video_text_dataset import Transform, TwoStreams, VideoTextDataset
 from datamodules.word_pieces import WordPieces
@@ -95,13 +96,13 @@ class VideoTextDataModule(BaseDataModule):
         root = self._folder()
         self.words = WordPieces(self.vocabulary or str(Path(root, "vocab.txt")), self.text_length, self.keep_tail)
         clips = self._splits(self.readers, root)
-        images = self._splits(self.image_readers, root) if self.image_readers else {}
+        pictures = [reader(root, "train") for reader in self.image_readers.values()]
         for split, rows in clips.items():
             transform = self.train_transform if split == "train" else self.transform
             dataset = self._dataset(rows, transform, split == "train")
-            if split == "train" and images:
-                pictures = self._dataset(images["train"], self.image_transform, True, frames=1)
-                dataset = TwoStreams(dataset, pictures)
+            if split == "train" and pictures:
+                stills = self._dataset(concatenate(pictures), self.image_transform, True, frames=1)
+                dataset = TwoStreams(dataset, stills)
             self.splits[split] = dataset
             self.report_skipped(split, rows.skipped)
 
@@ -126,6 +127,15 @@ class VideoTextDataModule(BaseDataModule):
             rows = Annotations(dataset.samples, dataset.answers)
             dataset = self._dataset(rows, self.transform, training=False, view=view)
         return self.evaluation_loader(dataset, self.evaluation_batch_size)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        if isinstance(batch, dict) and any(VIDEO not in part for part in (batch, batch.get(IMAGES, batch))):
+            raise UserError(
+                "not one clip of a whole batch could be read or is long enough; look at datamodule.root, at datamodule.frames "
+                "and, for short clips, at datamodule.official_frames."
+            )
+        return batch
 
     def _dataset(self, rows: Annotations, transform: Transform, training: bool, frames: int | None = None, view: int = 0):
         frames = frames or self.frames

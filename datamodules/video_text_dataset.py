@@ -24,6 +24,7 @@ from datamodules.readers.video import VideoError
 from datamodules.readers.video_annotations.sample import UNKNOWN, Annotations
 from datamodules.video_frames import TooShort, resize_clip, sample_frames
 from datamodules.word_pieces import IGNORED, WordPieces
+from models.errors import UserError
 from models.io import stable_hash
 
 Task = Literal["match", "mlm", "contrastive", "rank", "answer", "option", "choice", "reason"]
@@ -197,13 +198,12 @@ class VideoTextDataset(Dataset):
 
     def _false_clip(self, rng: np.random.Generator) -> Tensor:
         """A clip of the data set, as the official code draws it: it may be the true one."""
-        for attempt in range(FALSE_DRAWS):
+        for _ in range(FALSE_DRAWS):
             try:
                 return self.read(int(rng.integers(len(self.samples))), rng)[1]
-            except (VideoError, TooShort):
-                if attempt == FALSE_DRAWS - 1:
-                    raise
-        raise AssertionError("unreachable")
+            except (VideoError, TooShort) as error:
+                last = error
+        raise UserError(f"{FALSE_DRAWS} clips in a row, drawn as false clips, cannot be used; the last: {last}")
 
     def _draws(self, request: BatchRequest, row: int, purpose: int) -> np.random.Generator:
         epoch = request.epoch if self.training else EVALUATION

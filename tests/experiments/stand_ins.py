@@ -47,21 +47,22 @@ def video_text(data: str, *more: str) -> StandIns:
     )
 
 
-PRETRAINING = ("+module.backbone=null", "~datamodule.annotations.howto100m")
+PRETRAINING = ("module.backbone=null", "++datamodule.annotations.howto100m=null")
+ALL_FRAMES = "datamodule.official_frames=false"  # twelve frames give no eight segments of two
 # The longest prefix of a recipe's name counts.
 BY_PREFIX = {
     "sail": ALIGNMENT,
     "all_in_one": video_text("simulated_clips"),
     "all_in_one_pretrain": video_text("simulated_pretraining", *PRETRAINING),
-    "all_in_one_pretrain_ytt": video_text("simulated_pretraining", *PRETRAINING, "~datamodule.annotations.yttemporal"),
+    "all_in_one_pretrain_ytt": video_text("simulated_pretraining", *PRETRAINING, "++datamodule.annotations.yttemporal=null"),
     "all_in_one_small_pretrain": video_text("simulated_pretraining", *PRETRAINING),
     "all_in_one_tiny_pretrain": video_text("simulated_pretraining", *PRETRAINING),
     "all_in_one_plus_pretrain": video_text("simulated_pretraining", *PRETRAINING),
     "all_in_one_plus_pretrain_8sets": video_text(
         "simulated_pretraining",
         *PRETRAINING,
-        "~datamodule.annotations.yttemporal",
-        *(f"~datamodule.images.{name}" for name in ("cc12m", "coco", "vg", "sbu")),
+        "++datamodule.annotations.yttemporal=null",
+        *(f"++datamodule.images.{name}=null" for name in ("cc12m", "coco", "vg", "sbu")),
     ),
     **dict.fromkeys(
         ("all_in_one_msrvtt_vtc", "all_in_one_msrvtt_fused", "all_in_one_lsmdc", "all_in_one_msvd", "all_in_one_didemo"),
@@ -69,6 +70,8 @@ BY_PREFIX = {
     ),
     "all_in_one_activitynet": video_text("simulated_captions"),
     "all_in_one_msvd_qa": video_text("simulated_clips"),
+    "all_in_one_k400": video_text("simulated_clips", ALL_FRAMES),
+    "all_in_one_pretrain_webvid": video_text("simulated_pretraining", *PRETRAINING, ALL_FRAMES),
     **dict.fromkeys(
         ("all_in_one_lsmdc_choice", "all_in_one_tgif_action", "all_in_one_tgif_transition", "all_in_one_tvqa"),
         video_text("simulated_choice"),
