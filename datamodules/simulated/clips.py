@@ -66,7 +66,7 @@ def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDAr
     colours = [list(COLOURS)[i] for i in rng.choice(len(COLOURS), 2, replace=False)]
     shapes = [list(SHAPES)[i] for i in rng.integers(0, len(SHAPES), 2)]
     ground = int(rng.integers(200, 246))
-    if index % 2:
+    if index % 3 == 0:  # a turn has two questions, a move one: as many of each
         clip = Clip("turn", tuple(zip(colours, shapes, strict=True)))
         radius = rng.uniform(0.3, 0.42, 2)
         places = [rng.uniform(r, 1 - r, 2) for r in radius]
@@ -78,7 +78,7 @@ def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDAr
     else:
         way = list(WAYS)[rng.integers(len(WAYS))]
         clip = Clip("move", ((colours[0], shapes[0]),), way)
-        radius, across = rng.uniform(0.24, 0.3), rng.uniform(0.3, 0.7)
+        radius, across = rng.uniform(0.26, 0.32), rng.uniform(0.35, 0.65)
         direction = np.array(WAYS[way])
         side = np.array([0.5, across]) if direction[0] else np.array([across, 0.5])
         path = np.linspace(-0.5 + 0.8 * radius, 0.5 - 0.8 * radius, frames)
@@ -95,7 +95,7 @@ def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDAr
 
 
 def write_clips(
-    root: str, train: int = 2000, val: int = 200, test: int = 400, size: int = 40, frames: int = 12, fps: int = 6, seed: int = 0
+    root: str, train: int = 2400, val: int = 240, test: int = 400, size: int = 40, frames: int = 12, fps: int = 6, seed: int = 0
 ) -> Path:
     """The data root with the simulated data set of these arguments, written unless it is there already.
 
