@@ -131,7 +131,7 @@ class _Chunks:
             if odd is not None or lengths[-1] > lengths[0]:
                 raise UserError(
                     f"{files[odd or -1]} holds {lengths[odd or -1]} rows, {files[0].name} holds {lengths[0]}: chunks must "
-                    "be of one size, the last excepted, or texts and images are shifted against each other. Encode this folder again."
+                    "be of one size, the last excepted, or texts and images are shifted against each other. Encode it again."
                 )
             self.files += files
             sizes += lengths
