@@ -118,7 +118,8 @@ def _fill(
 
             def done(rows: int, skipped: list[Skipped]) -> None:
                 data.report_skipped(split, skipped)
-                progress.advance(rows)
+                if parts.is_first_process():  # where several devices work, an estimate from this one's share
+                    progress.advance(min(rows, progress.total - progress.done))
 
             def read(rank: int, world_size: int) -> Any:
                 share = batches(pending=pending, rank=rank, world_size=world_size)

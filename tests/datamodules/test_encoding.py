@@ -92,7 +92,7 @@ def test_padding_is_bounded_and_repeated_captions_are_encoded_once():
     padded = real = captions = 0
     for batch in CaptionBatches(texts, texts.offsets, Words(), batch_size=64):
         mask = batch[TOKENS]["attention_mask"]
-        assert mask.numel() <= encoding.PADDING * mask.sum()
+        assert mask.numel() <= encoding.PADDING * int(mask.sum())
         padded, real, captions = padded + mask.numel(), real + int(mask.sum()), captions + len(mask)
     assert padded <= 1.05 * real
     distinct = {text for own in texts._texts for text in own}
