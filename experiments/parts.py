@@ -112,11 +112,18 @@ def manifests_of(run: Run, split: str, modality: str) -> dict[str, dict]:
     """What makes cached features these features, for each kind of them that the recipe keeps of 'vision' or 'text': the
     data's content, the encoder with its weights and preprocessing, and how they are kept.
     """
-    keep, built = run.cfg.encoder.keep, encoder(run, modality)
-    dataset = datamodule(run).splits[split]
-    shared = {"of": "image" if modality == "vision" else "text", "dtype": keep.dtype}
-    shared |= {"dataset": dataset.fingerprint, "encoder": built.identity}
+    keep, dataset = run.cfg.encoder.keep, datamodule(run).splits[split]
+    shared = {"of": "image" if modality == "vision" else "text", "dtype": keep.dtype, "dataset": dataset.fingerprint}
+    if is_encoded(dataset):
+        shared["encoder"] = dataset.encoder_identity(modality)
+        return {"pooled": {"kind": "pooled", **shared}}
+    shared["encoder"] = encoder(run, modality).identity
     return {kind: {"kind": kind, **shared} for kind in keep[modality]}
+
+
+def is_encoded(dataset: Any) -> bool:
+    """Whether a dataset holds features that someone else has computed, in place of images and captions."""
+    return hasattr(dataset, "encoded")
 
 
 def features(run: Run, split: str) -> PairedFeatures:

@@ -86,19 +86,19 @@ def embed_split(run: Run, split: str) -> EmbeddedSplit:
     text_rows = np.repeat(features.texts.offsets[rows], counts) + np.arange(len(owner)) - first
     text = _embed(module.head.encode_text, features.texts, text_rows, module.device)
     labels = torch.from_numpy(np.asarray(dataset.labels[rows])) if dataset.class_names else None
-    text_encoder = parts.encoder(run, "text")
+    preprocessing = parts.manifests_of(run, split, "vision")
     return EmbeddedSplit(
         image=image,
         text=text,
         owner=torch.from_numpy(owner),
         captions=[caption for row in rows for caption in dataset.captions(int(row))],
-        encode_text=lambda texts: parts.embed_texts(module, text_encoder, texts),
+        encode_text=lambda texts: parts.embed_texts(module, parts.encoder(run, "text"), texts),
         load_image=lambda row: dataset.image(int(rows[row])),
         labels=labels,
         class_names=dataset.class_names,
         hashes={
             "split": stable_hash([dataset.fingerprint, len(rows)]),
-            "preprocessing": stable_hash(parts.encoder(run, "vision").identity),
+            "preprocessing": stable_hash(next(iter(preprocessing.values()))["encoder"]),
         },
     )
 
