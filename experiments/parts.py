@@ -21,7 +21,6 @@ from models.io import read_tensors, stable_hash
 
 if TYPE_CHECKING:
     from lightning_modules.base import BaseModule
-    from models.encoders.text import HFTextEncoder
 
 log = logging.getLogger("run")
 _SHARED: dict[str, Any] = {}
@@ -168,13 +167,3 @@ def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:
         load_weights(built, found)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return built.to(device).eval()
-
-
-@torch.inference_mode()
-def embed_texts(built: BaseModule, text_encoder: HFTextEncoder, texts: list[str], batch_size: int = 256) -> torch.Tensor:
-    """Aligned embeddings (N, D) of raw texts, on the CPU."""
-    parts = []
-    for start in range(0, len(texts), batch_size):
-        tokens = {k: v.to(built.device) for k, v in text_encoder.tokenize(texts[start : start + batch_size]).items()}
-        parts.append(built.head.encode_text(text_encoder(tokens).pooled.float()).cpu())
-    return torch.cat(parts)

@@ -18,6 +18,7 @@ from experiments.evaluation.base import EmbeddedSplit, SuiteResult, TrainedSplit
 from experiments.instantiation import build
 from experiments.run_directory import Run, variant_of
 from experiments.stages import run_stages
+from models.dual_encoder import DualEncoder
 from models.io import stable_hash
 
 log = logging.getLogger("run")
@@ -86,19 +87,28 @@ def embed_split(run: Run, split: str) -> EmbeddedSplit:
     text_rows = np.repeat(features.texts.offsets[rows], counts) + np.arange(len(owner)) - first
     text = _embed(module.head.encode_text, features.texts, text_rows, module.device)
     labels = torch.from_numpy(np.asarray(dataset.labels[rows])) if dataset.class_names else None
-    text_encoder = parts.encoder(run, "text")
+    encoders = DualEncoder(parts.encoder(run, "vision"), parts.encoder(run, "text"), module.head)
+
+    def labelled_features(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        other, stored = parts.datamodule(run).splits[name], parts.features(run, name)
+        return stored.images.read(stored.rows), torch.from_numpy(np.asarray(other.labels[stored.rows]))
+
     return EmbeddedSplit(
         image=image,
         text=text,
         owner=torch.from_numpy(owner),
         captions=[caption for row in rows for caption in dataset.captions(int(row))],
-        encode_text=lambda texts: parts.embed_texts(module, text_encoder, texts),
+        encode_text=encoders.embed_texts,
         load_image=lambda row: dataset.image(int(rows[row])),
         labels=labels,
         class_names=dataset.class_names,
+        name=split,
+        encoders=encoders,
+        labelled_features=labelled_features if dataset.class_names else None,
         hashes={
             "split": stable_hash([dataset.fingerprint, len(rows)]),
-            "preprocessing": stable_hash(parts.encoder(run, "vision").identity),
+            "preprocessing": stable_hash(encoders.vision.identity["preprocessing"]),
+            "encoders": stable_hash([encoders.vision.identity, encoders.text.identity]),
         },
     )
 
