@@ -21,7 +21,7 @@ TEXT_WINDOW = 65_536
 
 def encode(run: Run) -> dict[str, Any]:
     """Encode what is not in the stores yet; a run that was killed goes on where it stopped. Nothing without ``features``."""
-    if not run.cfg.features:
+    if not run.cfg.get("features"):
         return {}
     data = parts.datamodule(run)
     vision, text = parts.encoder(run, "vision"), parts.encoder(run, "text")

@@ -31,7 +31,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     facts: dict[str, Any] = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "pictures": {}}
     subject = None
     for name, suite in (run.cfg.evaluation or {}).items():
-        subject = subject or (embed_split(run, split) if run.cfg.features else trained_split(run, split))
+        subject = subject or (embed_split(run, split) if run.cfg.get("features") else trained_split(run, split))
         with torch.inference_mode():
             result: SuiteResult = build(suite)(subject)
         facts["metrics"] |= {f"{split}/{key}": value for key, value in result.metrics.items()}
