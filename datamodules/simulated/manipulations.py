@@ -182,7 +182,8 @@ def write_split(
         kinds = classes[rng.choice(len(classes), p=chances)].split("&")
         kinds = [] if kinds == ["orig"] else kinds
         pair = source(i)
-        donor = source((i + 1 + int(rng.integers(count - 1))) % count) if kinds and count > 1 else pair
+        wants_donor = {"face_swap", "text_swap", "text_attribute"} & set(kinds) and count > 1
+        donor = source((i + 1 + int(rng.integers(count - 1))) % count) if wants_donor else pair
         found = manipulate(pair, donor, kinds, rng)
         image_kind = next((kind for kind in found.kinds if kind.startswith("face")), None)
         if image_kind:
@@ -229,7 +230,7 @@ def manipulated_scenes(
     shares = dict(shares or EVEN_SHARES)
     folder = Path(root, f"manipulated_scenes_{stable_hash([WORLD, sizes, image_size, shares, seed])}")
     if not folder.is_dir():
-        with atomic_directory(folder) as temporary:
+        with atomic_directory(folder, sync=False) as temporary:
             for split, count in sizes.items():
                 start = SPLIT_STARTS[split]
                 if count:
@@ -263,7 +264,7 @@ def manipulated_pairs(root: str, pairs: str, shares: Mapping[str, float] | None 
     prints = {split: data.fingerprint for split, data in splits.items()}
     folder = Path(root, f"manipulated_pairs_{stable_hash([WORLD, prints, shares, seed])}")
     if not folder.is_dir():
-        with atomic_directory(folder) as temporary:
+        with atomic_directory(folder, sync=False) as temporary:
             for split, data in splits.items():
                 rows = [i for i in range(len(data)) if isinstance(data.image_or_skipped(i), Image.Image)]
                 read = lambda i, d=data, r=rows: CaptionedImage(d.image_or_skipped(r[i]), d.captions(r[i])[0])  # noqa: E731
