@@ -11,12 +11,26 @@ from typing import NamedTuple
 INDEX = "index"  # (B,) int64
 KEY = "key"  # list of B str: the sample's name on disk
 IMAGE = "image"  # (B, 3, H, W) float32 after the encoder's preprocessing
+TOKENS = "tokens"  # dict of (B, L) int64: what a text encoder takes
 CAPTIONS = "captions"  # list of B lists of str, the first one the raw caption
 LABEL = "label"  # (B,) int64 class index
 IMAGE_FEATURES = "image_features"  # (B, Dv) frozen features
 TEXT_FEATURES = "text_features"  # (B, Dt) frozen features of the first caption
 SKIPPED = "skipped"  # list of Skipped: rows of this batch that could not be read and are not in it
+FRAMES = "frames"  # (B, T, 3, H, W) uint8 RGB of a video's snippets
+TIMES = "times"  # (B, T) float32 seconds of the frames
+AUDIO = "audio"  # (B, T, n) float32 in [-1, 1]: the sound around each frame
+AUDIO_VALID = "audio_valid"  # (B,) bool: whether the video has sound; where not, AUDIO is 0
+LABELS = "labels"  # (B, L) int64: all labels of a sample, padded with -1
 EXTRA_TEXT_FEATURES = "extra_text_features"  # (B, Dt) frozen features of a second positive caption of the same image
+IMAGE_TOKENS = "image_tokens"  # (B, P, Dv) frozen tokens, prefix tokens (CLS, registers) first
+TEXT_TOKENS = "text_tokens"  # (B, L, Dt) frozen tokens of the first caption, zeros beyond its own
+TEXT_MASK = "text_mask"  # (B, L) bool, True where a token is real
+IMAGE_LAYERS = "image_layers"  # (B, n_layers, Dv) pooled features of every layer
+TEXT_LAYERS = "text_layers"  # (B, n_layers, Dt) likewise of the first caption
+EXTRA_TEXT_TOKENS = "extra_text_tokens"  # these three: of the second positive caption
+EXTRA_TEXT_MASK = "extra_text_mask"
+EXTRA_TEXT_LAYERS = "extra_text_layers"
 
 TOKEN_IDS = "token_ids"  # (B, L) int64, 0 at padding
 TOKEN_MASK = "token_mask"  # (B, L) int64, 1 at tokens

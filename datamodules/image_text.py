@@ -4,17 +4,10 @@ encoding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
 from datamodules.base import BaseDataModule
-from datamodules.batch import IMAGE, INDEX, SKIPPED, Skipped
 from datamodules.readers.tar_shards import TarShards
 from models.errors import UserError
 
@@ -79,63 +72,8 @@ class ImageTextDataModule(BaseDataModule):
         for split, dataset in self.splits.items():
             self.report_skipped(split, dataset.skipped)
 
-    def image_loader(
-        self,
-        split: str,
-        transform: Callable[[Image.Image], Tensor],
-        batch_size: int,
-        rows: np.ndarray | None = None,
-    ) -> Iterator[dict]:
-        """Batches of images for encoding, in the order of ``rows`` (default: all).
-
-        Args:
-            transform: ``PIL.Image -> (3, H, W)``; runs in the workers.
-            rows: (N,) rows of the split to read, for instance those a feature store still lacks.
-
-        Yields:
-            INDEX (B,) int64, IMAGE (B, 3, H, W), and SKIPPED: the :class:`Skipped` rows of the batch, which are counted
-            here and are absent from the other two. A batch may hold nothing but skipped rows.
-        """
-        dataset = self.splits[split]
-        rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
-        loader = DataLoader(
-            _Images(dataset, transform),
-            batch_size=None,
-            sampler=np.array_split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else [],
-            num_workers=self.num_workers,
-            collate_fn=_as_is,
-        )
-        for batch in loader:
-            self.report_skipped(split, batch[SKIPPED])
-            yield batch
-
     def _folder(self) -> Path:
         """Where the dataset lies: ``root``, or what ``simulate`` wrote below it."""
         root = Path(self.root)
         own = (root / "train").is_dir() or any(root.glob("*.tar"))
         return root if own or self.simulate is None else Path(self.simulate(self.root))
-
-
-class _Images(Dataset):
-    """``rows -> batch``: decodes and transforms a whole batch in one worker, so nothing is collated in the main
-    process.
-    """
-
-    def __init__(self, dataset: TarShards, transform: Callable[[Image.Image], Tensor]):
-        self.dataset, self.transform = dataset, transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, rows: np.ndarray) -> dict:
-        read = [(int(i), self.dataset.image_or_skipped(int(i))) for i in rows]
-        images = [self.transform(image) for _, image in read if not isinstance(image, Skipped)]
-        return {
-            INDEX: torch.tensor([i for i, image in read if not isinstance(image, Skipped)], dtype=torch.int64),
-            IMAGE: torch.stack(images) if images else torch.empty(0),
-            SKIPPED: [image for _, image in read if isinstance(image, Skipped)],
-        }
-
-
-def _as_is(batch: dict) -> dict:
-    return batch

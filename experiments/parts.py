@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +83,16 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
+def join_children(run: Run) -> None:
+    """DDP starts its other ranks by repeating the command line: make it this one job, in this directory."""
+    sys.argv = [sys.argv[0], *run.overrides, f"resume={run.dir}"]
+
+
+def is_first_process() -> bool:
+    """False in the other ranks of DDP, which end when their share of the work is done."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("SLURM_PROCID", 0)) == 0
+
+
 def note_skipped(run: Run) -> None:
     """Keep the report on unreadable samples with the run, and name their number in its notes."""
     report = datamodule(run).skip_report()
@@ -91,24 +103,31 @@ def note_skipped(run: Run) -> None:
         run.note(f"SKIPPED SAMPLES: {lost['total']} of the split {split} ({kinds}); result.json lists the first of them.")
 
 
-def store_path(run: Run, split: str, kind: str, manifest: dict) -> Path:
+def store_path(run: Run, split: str, manifest: dict) -> Path:
     """Feature stores are shared by all runs: their name is what they hold."""
-    return Path(run.cfg.paths.features) / f"{split}-{kind}-{stable_hash(manifest)}"
+    return Path(run.cfg.paths.features) / f"{split}-{manifest['of']}-{manifest['kind']}-{stable_hash(manifest)}"
 
 
-def manifest_of(dataset: Any, built: torch.nn.Module, kind: str) -> dict:
-    """What makes cached features these features: the data's content and the encoder with its weights and preprocessing."""
-    return {"kind": kind, "dataset": dataset.fingerprint, "encoder": built.identity}
+def manifests_of(run: Run, split: str, modality: str) -> dict[str, dict]:
+    """What makes cached features these features, for each kind of them that the recipe keeps of 'vision' or 'text': the
+    data's content, the encoder with its weights and preprocessing, and how they are kept.
+    """
+    keep, built = run.cfg.encoder.keep, encoder(run, modality)
+    dataset = datamodule(run).splits[split]
+    shared = {"of": "image" if modality == "vision" else "text", "dtype": keep.dtype}
+    shared |= {"dataset": dataset.fingerprint, "encoder": built.identity}
+    return {kind: {"kind": kind, **shared} for kind in keep[modality]}
 
 
 def features(run: Run, split: str) -> PairedFeatures:
     """The encoded image and text features of a split."""
-    dataset = datamodule(run).splits[split]
-    stores = []
-    for kind, modality in (("image", "vision"), ("text", "text")):
-        manifest = manifest_of(dataset, encoder(run, modality), kind)
-        stores.append(FeatureStore.open(store_path(run, split, kind, manifest), expect=manifest))
-    return PairedFeatures(*stores)
+    sides = []
+    for modality in ("vision", "text"):
+        stores = {}
+        for kind, manifest in manifests_of(run, split, modality).items():
+            stores[kind] = FeatureStore.open(store_path(run, split, manifest), expect=manifest)
+        sides.append(stores)
+    return PairedFeatures(*sides)
 
 
 def training_data(run: Run) -> pl.LightningDataModule:
@@ -156,9 +175,9 @@ def load_weights(built: BaseModule, checkpoint: Path) -> None:
 
 
 def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:
-    """The module with the weights that evaluation and prediction use: ``checkpoint`` if given, else this run's own."""
+    """The module with the weights that evaluation and prediction use: this run's own where it trains, else ``checkpoint``."""
     built = module(run, facts)
-    if run.cfg.checkpoint:
+    if run.cfg.checkpoint and "fit" not in run.cfg.stages:  # where it fits, ``checkpoint`` is only what it began with
         load_weights(built, Path(run.cfg.checkpoint))
     else:
         own = [run.dir / "checkpoints" / name for name in (run.cfg.select, "last")]

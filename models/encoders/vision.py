@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from models.encoders.base import DTYPES, Dtype, Features, FrozenEncoder
 from models.encoders.pooling import pool_tokens
 from models.encoders.preprocess import from_processor_folder, from_timm_config
-from models.encoders.transformer import load_transformer
+from models.encoders.transformer import load_transformer, network_identity
 from models.encoders.weights import find_weights, tensor_file
 from models.io import CheckpointError, hash_tensors, read_tensors
 
@@ -152,6 +152,7 @@ class HFVisionEncoder(FrozenEncoder):
             "pooling": pooling,
             "layers": layers,
             "dtype": dtype,
+            "config": network_identity(self.network),
             "preprocessing": self.preprocess.identity(),
         }
 

@@ -27,9 +27,21 @@ ALIGNMENT = StandIns(
         "trainer.precision=32-true",
     ),
 )
+TINY_HAMMER = (
+    "datamodule.simulate.train=130", "datamodule.simulate.val=16", "datamodule.simulate.test=40",
+)  # fmt: skip
+HAMMER = StandIns(
+    TINY_HAMMER,
+    (
+        "datamodule=simulated_manipulations", "checkpoint=null", "trainer.devices=1", "module.model.width=24",
+        "module.model.vision_layers=1", "module.model.text_layers=2", "module.model.fusion_layer=1",
+        "module.model.text_intermediate=32", "module.model.embed_dim=8", "module.model.queue_size=96",
+    ),
+)  # fmt: skip
 # The longest prefix of a recipe's name counts.
 BY_PREFIX = {
     "sail": ALIGNMENT,
+    "hammer": HAMMER,
 }
 
 
