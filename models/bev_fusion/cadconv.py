@@ -22,7 +22,7 @@ class CaDConv(nn.Module):
 
     Args:
         channels: C, in and out. dilations: the R fields to choose from. groups: G sets of kernels over the channels.
-        reduction: the content is judged in C / reduction channels.
+        mid: channels in which the content is judged; null is C / 4.
         mode: 'dynamic' predicts a kernel per cell, group and dilation; 'select' shares one kernel and predicts which
             dilation it is used with.
     """
@@ -32,15 +32,15 @@ class CaDConv(nn.Module):
         channels: int,
         dilations: Sequence[int] = (1, 2, 3),
         groups: int = 8,
-        reduction: int = 4,
+        mid: int | None = None,
         mode: str = "dynamic",
     ):
         super().__init__()
-        if channels % groups or channels < reduction:
-            raise UserError(f"CaDConv: {channels} channels do not divide into {groups} groups and a {reduction}th of them.")
+        if mode == "dynamic" and channels % groups:
+            raise UserError(f"CaDConv: {channels} channels do not divide into {groups} groups.")
         if mode not in ("dynamic", "select"):
             raise UserError(f"CaDConv: unknown mode '{mode}'; there are dynamic and select.")
-        mid, fields = channels // reduction, len(dilations)
+        mid, fields = mid or max(channels // 4, 1), len(dilations)
         self.dilations, self.groups, self.mode = tuple(dilations), groups, mode
         self.compress = nn.Sequential(nn.Conv2d(channels, mid, 1, bias=False), nn.BatchNorm2d(mid))
         self.dilation = nn.Conv2d(mid, fields, 3, padding=1)
