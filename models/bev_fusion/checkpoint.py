@@ -40,10 +40,6 @@ def decoder_from_official(weights: dict[str, Tensor]) -> Decoder:
     return _load(Decoder(inside, channels, len(own["cls.weight"])), own)
 
 
-def resnext_from_torchvision(encoder: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load torchvision's ``resnext50_32x4d`` (or another ResNet) into timm's backbone; its classifier is dropped."""
-    names = {key.replace("downsample.", "downsample."): value for key, value in weights.items() if not key.startswith("fc.")}
-    _load(encoder, names)
 
 
 def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
