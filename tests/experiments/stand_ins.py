@@ -49,6 +49,17 @@ def video_text(data: str, *more: str) -> StandIns:
 
 PRETRAINING = ("module.backbone=null", "++datamodule.annotations.howto100m=null")
 ALL_FRAMES = "datamodule.official_frames=false"  # twelve frames give no eight segments of two
+TINY_HAMMER = (
+    "datamodule.simulate.train=130", "datamodule.simulate.val=16", "datamodule.simulate.test=40",
+)  # fmt: skip
+HAMMER = StandIns(
+    TINY_HAMMER,
+    (
+        "datamodule=simulated_manipulations", "checkpoint=null", "trainer.devices=1", "module.model.width=24",
+        "module.model.vision_layers=1", "module.model.text_layers=2", "module.model.fusion_layer=1",
+        "module.model.text_intermediate=32", "module.model.embed_dim=8", "module.model.queue_size=96",
+    ),
+)  # fmt: skip
 # The longest prefix of a recipe's name counts.
 BY_PREFIX = {
     "sail": ALIGNMENT,
@@ -81,6 +92,7 @@ BY_PREFIX = {
         ("all_in_one_msrvtt_choice", "all_in_one_ego4d_choice"),
         video_text("simulated_choice", "stages=[prepare,fit,evaluate,report]"),
     ),
+    "hammer": HAMMER,
 }
 
 
