@@ -78,10 +78,10 @@ def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDAr
     else:
         way = list(WAYS)[rng.integers(len(WAYS))]
         clip = Clip("move", ((colours[0], shapes[0]),), way)
-        radius, across = rng.uniform(0.26, 0.32), rng.uniform(0.35, 0.65)
+        radius, across = rng.uniform(0.24, 0.32), rng.uniform(0.35, 0.65)
         direction = np.array(WAYS[way])
         side = np.array([0.5, across]) if direction[0] else np.array([across, 0.5])
-        path = np.linspace(-0.5 + 0.8 * radius, 0.5 - 0.8 * radius, frames)
+        path = np.linspace(-0.45, 0.45, frames)  # more than a third of the picture from one act to the next
         scenes = [(0, side + direction * step, radius) for step in path]
     pictures = []
     for scene in scenes:

@@ -73,7 +73,8 @@ def _training(side: str) -> Callable[[], Tensor]:
     masked, labels = ids.clone(), torch.full_like(ids, -100)
     masked[:, 3:9], labels[:, 3:9] = 103, ids[:, 3:9]
     batch = {
-        "ids": ids, "mask": mask, "masked_ids": masked, "labels": labels, "matched": matched, "video": video, "false_video": false,
+        "ids": ids, "mask": mask, "masked_ids": masked, "labels": labels, "matched": matched, "video": video,
+        "false_video": false,
     }  # fmt: skip
 
     def step() -> Tensor:

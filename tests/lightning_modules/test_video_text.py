@@ -194,3 +194,24 @@ def _as(built: VideoTextModule, *tasks) -> VideoTextModule:
     other = module(*tasks).eval()
     other.load_pretrained(built.state_dict())
     return other
+
+
+def test_dropout_and_patch_order_repeat_after_a_resume(tmp_path):
+    import pytorch_lightning as pl
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+    def run(epochs: int, resume: str | None = None) -> tuple[VideoTextModule, pl.Trainer]:
+        built = module("match", "mlm", optimizer=partial(torch.optim.SGD, lr=0.1), seed=3)
+        assert built.model.train_order == "random" and built.model.text_embeddings.dropout.p > 0
+        trainer = pl.Trainer(max_epochs=epochs, default_root_dir=tmp_path, enable_checkpointing=False, **quiet)
+        trainer.fit(built, torch.utils.data.DataLoader([batch(), batch()], batch_size=None), ckpt_path=resume)
+        return built, trainer
+
+    whole, _ = run(2)
+    _, first = run(1)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    torch.manual_seed(99)
+    again, _ = run(2, str(tmp_path / "half.ckpt"))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
