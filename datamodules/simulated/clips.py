@@ -1,8 +1,8 @@
 """Clips of moving shapes, with captions, questions and choices whose answers depend on the order of the frames.
 
 There are two kinds. In a *turn*, one shape appears, then another, then nothing: what came first, what came last? In a *move*,
-one shape comes closer or goes away, and is gone: which way did it move? The frames of a clip, shuffled, leave two answers open to
-every question.
+one shape comes closer or goes away, and is gone: which way did it move? The frames of a clip, shuffled, leave two answers
+open to every question.
 
 A clip is a pure function of (seed, index). The world is written as MSR-VTT lies on disk: mp4 files, MSRVTT-QA and its answers,
 retrieval captions, multiple choice; and the same clips once more as WebVid captions, LSMDC's multiple choice and CC3M pictures.
