@@ -38,7 +38,7 @@ from models.io import atomic_write
 PENDING, WRITTEN, SKIPPED = 0, 1, 2
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}  # NumPy lacks bfloat16: its bits
 AROUND = 64 * 2**10  # bytes that the kernel maps around a row that is touched (its fault-around)
-RESIDENT = 128 * 2**20  # bytes of a store that are mapped at a time, at most
+RESIDENT = 32 * 2**20  # bytes of a store that are mapped at a time, at most
 
 
 class StoreError(UserError):
