@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from models.losses.gather import GradientScope, gather_texts, logsumexp_over_ranks
 
 TILE_ENTRIES = 2**22  # of the logit matrix, 16 MB in float32: larger tiles are no faster
-KEPT_ENTRIES = 2**25  # of InfoNCE's matrix, kept for the backward pass: 128 MB that spare the product for these tiles
+KEPT_ENTRIES = 2**26  # of InfoNCE's matrix, kept for the backward pass: 256 MB that spare the product for these tiles
+KEPT_SHARE = 0.75  # of it at most: never the whole matrix
 _CHUNK = 2048  # embeddings that pass through the normalisation at once
 
 
@@ -145,7 +146,7 @@ def info_nce(
 ) -> Tensor:
     """Mean of the image-to-text and text-to-image cross-entropies (CLIP, arXiv 2103.00020). Embeddings (B, D).
 
-    Exact, with ``tile_entries`` of the matrix in memory at once and ``kept_entries`` from forward to backward pass. With
+    Exact, with ``tile_entries`` of the matrix in memory at once and up to ``kept_entries`` between the two passes. With
     ranks that share negatives (``scope``) each computes its images' rows; the mean over ranks is the loss of all.
     """
     text, first_text = gather_texts(text, scope)
@@ -170,7 +171,7 @@ class _TiledInfoNCE(torch.autograd.Function):
                 positive += _own(tile, first_text + rows.start).sum()
                 row_lse[rows] = tile.logsumexp(dim=1)
                 column_lse = torch.logaddexp(column_lse, tile.logsumexp(dim=0))
-                if keeps and rows.stop * columns <= kept_entries:
+                if keeps and rows.stop * columns <= kept_entries and rows.stop <= KEPT_SHARE * size:
                     kept.append(tile)
         if columns != size:
             column_lse = logsumexp_over_ranks(column_lse)
