@@ -120,11 +120,18 @@ def manifests_of(run: Run, split: str, modality: str) -> dict[str, dict]:
     """What makes cached features these features, for each kind of them that the recipe keeps of 'vision' or 'text': the
     data's content, the encoder with its weights and preprocessing, and how they are kept.
     """
-    keep, built = run.cfg.encoder.keep, encoder(run, modality)
-    dataset = datamodule(run).splits[split]
-    shared = {"of": "image" if modality == "vision" else "text", "dtype": keep.dtype}
-    shared |= {"dataset": dataset.fingerprint, "encoder": built.identity}
+    keep, dataset = run.cfg.encoder.keep, datamodule(run).splits[split]
+    shared = {"of": "image" if modality == "vision" else "text", "dtype": keep.dtype, "dataset": dataset.fingerprint}
+    if is_encoded(dataset):
+        shared["encoder"] = dataset.encoder_identity(modality)
+        return {"pooled": {"kind": "pooled", **shared}}
+    shared["encoder"] = encoder(run, modality).identity
     return {kind: {"kind": kind, **shared} for kind in keep[modality]}
+
+
+def is_encoded(dataset: Any) -> bool:
+    """Whether a dataset holds features that someone else has computed, in place of images and captions."""
+    return hasattr(dataset, "encoded")
 
 
 def features(run: Run, split: str) -> PairedFeatures:
@@ -155,8 +162,11 @@ def module(run: Run, facts: dict[str, Any]) -> BaseModule:
     return build(node, **given)
 
 
-def load_weights(built: BaseModule, checkpoint: Path) -> None:
-    """Load a checkpoint for evaluation or fine-tuning: a run, a checkpoint directory of ours, or an official file."""
+def load_weights(built: BaseModule, checkpoint: Path, fine_tune: bool = False) -> None:
+    """Load a checkpoint: a run, a checkpoint directory of ours, or an official file.
+
+    To ``fine_tune``, a run of another task of the same family will do, where the method knows how to take from it.
+    """
     checkpoint = Path(checkpoint)
     for inner in ("checkpoints/best", "checkpoints/last"):
         if (checkpoint / inner).is_dir():
@@ -174,6 +184,8 @@ def load_weights(built: BaseModule, checkpoint: Path) -> None:
         if key in weights and weights[key].shape != value.shape
     ]
     if missing or unexpected or wrong:
+        if fine_tune and built.load_pretrained(weights):
+            return
         raise UserError(
             f"{checkpoint} is of another architecture than this configuration: missing {missing[:4]}, unexpected "
             f"{unexpected[:4]}, shapes {wrong[:4]}. Use the module, projector and encoders it was trained with "
@@ -183,9 +195,9 @@ def load_weights(built: BaseModule, checkpoint: Path) -> None:
 
 
 def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:
-    """The module with the weights that evaluation and prediction use: ``checkpoint`` if given, else this run's own."""
+    """The module with the weights that evaluation and prediction use: what this run has trained, else ``checkpoint``."""
     built = module(run, facts)
-    if run.cfg.checkpoint:
+    if run.cfg.checkpoint and "fit" not in run.cfg.stages:
         load_weights(built, Path(run.cfg.checkpoint))
     else:
         own = [run.dir / "checkpoints" / name for name in (run.cfg.select, "last")]

@@ -24,7 +24,7 @@ class EmbeddedSplit:
 
     ``image`` (N, D) and ``text`` (M, D) embeddings, ``owner`` (M,) the image row of each text, ``labels`` (N,) or None,
     ``captions`` the M texts, ``encode_text`` raw strings to embeddings, ``load_image`` an image row to its picture,
-    ``encoders`` the model itself, ``labelled_features`` a split's name to its frozen image features (N, D) and labels (N,).
+    ``load_encoders`` gives the model itself, built when it is first asked for, ``labelled_features`` a split's name to its frozen image features (N, D) and labels (N,).
     """
 
     image: Tensor
@@ -37,8 +37,12 @@ class EmbeddedSplit:
     class_names: list[str] | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     name: str = "test"
-    encoders: DualEncoder | None = None
+    load_encoders: Callable[[], DualEncoder] | None = None
     labelled_features: Callable[[str], tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def encoders(self) -> DualEncoder:
+        return self.load_encoders()
 
 
 @dataclass

@@ -15,6 +15,7 @@ from transformers import BertTokenizerFast
 
 from models.encoders.weights import find_weights
 from models.errors import UserError
+from models.io import stable_hash
 from models.losses.token_grounding import IGNORE
 
 _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
@@ -68,11 +69,16 @@ class CaptionTokenizer:
         self._tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True)
         self.vocab_size = len(words)
         self.max_words, self.max_length, self.shifted_labels = max_words, max_length, shifted_labels
+        self.identity = {"vocabulary": stable_hash(words), "max_words": max_words, "max_length": max_length}
+        self.identity["shifted_labels"] = shifted_labels
+
+    def clean(self, text: str) -> str:
+        return clean_caption(text, self.max_words)
 
     def __call__(self, texts: Sequence[str], positions: Sequence[Collection[int]] | None = None) -> TokenisedCaptions:
         """``texts`` raw captions; ``positions`` their manipulated words (default: none), both of length B."""
         positions = positions or [()] * len(texts)
-        captions = [clean_caption(text, self.max_words) for text in texts]
+        captions = [self.clean(text) for text in texts]
         encoded = self._tokenizer(
             captions, max_length=self.max_length, truncation=True, return_offsets_mapping=True, return_attention_mask=False
         )

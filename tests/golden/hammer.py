@@ -17,7 +17,7 @@ from datamodules.image_box import box_target, image_tensor
 from datamodules.photometric import OPERATIONS, PhotometricAugment
 from lightning_modules.hammer import HammerModule
 from models.hammer.checkpoint import hammer_from_official
-from models.hammer.model import MANIPULATIONS, Hammer
+from models.hammer.model import Hammer
 from models.hammer.parameter_groups import hammer_groups
 from models.hammer.schedule import epoch_cosine
 from models.hammer.text import CaptionTokenizer, clean_caption, word_mask

@@ -68,7 +68,7 @@ def _subject(**fields) -> EmbeddedSplit:
     encoders = DualEncoder(_Eye(), _Reader(), _Identity())
     empty = torch.empty(0, 3)
     return EmbeddedSplit(
-        empty, empty, torch.empty(0), [], encoders.embed_texts, lambda row: None, encoders=encoders,
+        empty, empty, torch.empty(0), [], encoders.embed_texts, lambda row: None, load_encoders=lambda: encoders,
         **{"hashes": {"preprocessing": "p"}, **fields},
     )  # fmt: skip
 
@@ -214,7 +214,7 @@ def _dino_subject() -> EmbeddedSplit:
         return head.encode_text(_Reader().tokenize(texts)["colours"] + 0.1 * torch.tensor([len(t) for t in texts])[:, None])
 
     split = _subject()
-    split.encoders, split.encode_text = encoders, torch.no_grad()(encode_text)
+    split.load_encoders, split.encode_text = (lambda: encoders), torch.no_grad()(encode_text)
     return split
 
 
