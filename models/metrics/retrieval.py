@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE_ENTRIES = 3 * 2**21  # scores held at once, 25 MB: with fewer the matrix product loses speed
-_FLAG_ROWS = 64  # of a tile that are compared at once
+_FLAG_ENTRIES = 2**19  # of a tile that are compared at once
 
 
 @torch.no_grad()
@@ -54,12 +54,13 @@ def _ranks(queries: Tensor, pool: Tensor, right: Tensor, tile_entries: int) -> T
     ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
     scores_tile = queries.new_empty(min(rows, len(queries)), len(pool))
     # Of scores' type: counting booleans takes three times as long.
-    flags_tile = queries.new_empty(min(_FLAG_ROWS, len(scores_tile)), len(pool))
+    flag_rows = max(1, _FLAG_ENTRIES // len(pool))
+    flags_tile = queries.new_empty(min(flag_rows, len(scores_tile)), len(pool))
     exact = None if len(pool) < 2**24 else torch.float64
 
     def count(compare: Callable, scores: Tensor, best: Tensor) -> Tensor:
         parts = []
-        for part, limit in zip(scores.split(_FLAG_ROWS), best.split(_FLAG_ROWS), strict=True):
+        for part, limit in zip(scores.split(flag_rows), best.split(flag_rows), strict=True):
             parts.append(compare(part, limit, out=flags_tile[: len(part)]).sum(dim=1, dtype=exact))
         return torch.cat(parts).long()
 
