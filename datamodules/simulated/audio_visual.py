@@ -112,7 +112,7 @@ def write_audio_visual(
     """The folder with the simulated set of these arguments, written unless it is there already, whole or not at all.
 
     Args:
-        train, val, test: number of videos. side: of the square frames, pixels, even. fps: frames per second; a slot is a second.
+        train, val, test: number of videos. side: of the square frames, pixels, even. fps: frames a second; a slot is a second.
         silent: share of videos without a sound track. seed: of the world.
     """
     sizes = {"train": train, "val": val, "test": test}

@@ -28,7 +28,7 @@ class PolicyNetwork(nn.Module):
         self.fc = nn.Sequential(nn.Linear(hidden, 2), nn.Sigmoid())
 
     def forward(self, maps: Tensor, frames: int) -> Tensor:
-        """Maps (B*K, C, n, n), K = ``frames`` of each video in temporal order, to actions (B, K, 2): (row, column) in (0, 1)."""
+        """Maps (B*K, C, n, n), K = ``frames`` of each video in temporal order, to actions (B, K, 2), (row, column)."""
         states, _ = self.gru(self.encoder(maps).unflatten(0, (-1, frames)))
         return self.fc(states)
 
