@@ -18,14 +18,25 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from datamodules.readers.video import write_mp4
-from datamodules.simulated.shapes import COLOURS, SHAPES, draw_shape
+from datamodules.simulated.shapes import COLOURS, draw_shape
 from models.io import atomic_directory, stable_hash
 
 WORLD = 1  # raise it when the same arguments would give other videos
 SPLIT_STARTS = {"train": 0, "val": 10**9, "test": 2 * 10**9}
-CLASSES = ("circle", "square", "triangle", "star", "ring", "cross", "moon", "arrow")
+PERIOD = 4  # of the stripes, pixels: gone when frames are halved
+PATTERNS = {
+    "horizontal": lambda row, column: row % PERIOD < PERIOD // 2,
+    "vertical": lambda row, column: column % PERIOD < PERIOD // 2,
+    "rising": lambda row, column: (row + column) % PERIOD < PERIOD // 2,
+    "falling": lambda row, column: (row - column) % PERIOD < PERIOD // 2,
+    "checked": lambda row, column: (row // 2 + column // 2) % 2 == 0,
+    "plain": lambda row, column: row % 2 >= 0,
+}
+CLASSES = tuple(PATTERNS)
+OUTLINES = ("circle", "square", "triangle", "star", "flower", "heart", "cross", "arrow")  # tell nothing of the class
 RATE = 8000  # Hz, of the sound
 SUPERSAMPLE = 3
+RADIUS = 0.125  # of a shape, in frame sides
 SHADES = [colour for name, colour in COLOURS.items() if name != "brown"]
 
 
@@ -69,20 +80,27 @@ def render(seed: int, index: int, video: Video, side: int, frames_per_slot: int)
         frames[own] = ground
         if slot.shape < 0:
             continue
-        colour, angle = SHADES[int(rng.integers(len(SHADES)))], float(rng.uniform(-0.3, 0.3))
+        colour, outline = SHADES[int(rng.integers(len(SHADES)))], OUTLINES[int(rng.integers(len(OUTLINES)))]
+        angle = float(rng.uniform(-0.3, 0.3))
         drift = rng.uniform(-0.02, 0.02, 2)
         for step in range(frames_per_slot):
             row, column = np.array(slot.place) + step * drift
-            frames[own][step] = _with_shape(ground, CLASSES[slot.shape], colour, (column, row), angle)
+            frames[own][step] = _with_shape(ground, outline, CLASSES[slot.shape], colour, (column, row), angle)
     return frames
 
 
-def _with_shape(ground: NDArray[np.uint8], shape: str, colour, centre, angle: float) -> NDArray[np.uint8]:
+def _with_shape(
+    ground: NDArray[np.uint8], outline: str, pattern: str, colour: tuple, centre: tuple[float, float], angle: float
+) -> NDArray[np.uint8]:
+    """The ground with a shape on it, filled with light and dark stripes of its pattern; smooth outline, sharp stripes."""
     side = len(ground)
-    big = Image.fromarray(ground).resize((side * SUPERSAMPLE,) * 2)
+    mask = Image.new("L", (side * SUPERSAMPLE,) * 2)
     place = (centre[0] * side * SUPERSAMPLE, centre[1] * side * SUPERSAMPLE)
-    draw_shape(ImageDraw.Draw(big), shape, colour, place, 0.125 * side * SUPERSAMPLE, angle)
-    return np.asarray(big.resize((side, side), Image.Resampling.BOX))
+    draw_shape(ImageDraw.Draw(mask), outline, 255, place, RADIUS * side * SUPERSAMPLE, angle)
+    opaque = np.asarray(mask.resize((side, side), Image.Resampling.BOX), np.float32)[..., None] / 255
+    row, column = np.mgrid[:side, :side]
+    light = np.where(PATTERNS[pattern](row, column), 1.0, 0.3)[..., None] * np.array(colour)
+    return (ground * (1 - opaque) + light * opaque).astype(np.uint8)
 
 
 def sound(seed: int, index: int, video: Video) -> NDArray[np.float32]:
@@ -138,5 +156,3 @@ def _write_one(folder: Path, seed: int, index: int, side: int, fps: int, silent:
     write_mp4(folder / "videos" / f"v_{index:010d}.mp4", frames, fps, None if mute else sound(seed, index, video), RATE)
     return [f"v_{index:010d}", len(frames), video.label]
 
-
-assert set(CLASSES) <= SHAPES.keys()
