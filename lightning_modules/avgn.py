@@ -45,6 +45,8 @@ class AVGNModule(BaseModule):
         saliency_loss: divergence from the teacher's distribution, ranking of pairs, or a binary loss for each snippet.
         teacher: whose opinion of single snippets is learnt: the global head's, or its mean with the local head's where it ran.
         temperature: of the target distribution. saliency_from_epoch: epochs before AV-TeST is trained at all.
+        whole_until_epoch: before this epoch whole frames of every snippet are looked at: the close look learns what to
+            recognise before where to look is learnt from it.
         audio_dropout: share of training videos that AV-TeST does not hear.
         measure_audio: training videos from whose sound the front end takes its mean and deviation before the first step; 0
             keeps 0 and 1.
@@ -67,6 +69,7 @@ class AVGNModule(BaseModule):
         teacher: Literal["global", "global_local"] = "global_local",
         temperature: float = 1.0,
         saliency_from_epoch: int = 0,
+        whole_until_epoch: int = 0,
         audio_dropout: float = 0.1,
         measure_audio: int = 0,
     ):
@@ -75,13 +78,18 @@ class AVGNModule(BaseModule):
         self.lr_scales, self.objective, self.train_select = dict(lr_scales or {}), objective, train_select
         self.diversity, self.bn_split, self.saliency_loss, self.teacher = diversity, bn_split, saliency_loss, teacher
         self.temperature, self.saliency_from_epoch, self.audio_dropout = temperature, saliency_from_epoch, audio_dropout
-        self.measure_audio = measure_audio
+        self.measure_audio, self.whole_until_epoch = measure_audio, whole_until_epoch
         self._validation: list[tuple[Tensor, Tensor]] = []
 
     def shared_step(self, batch: dict, stage: str) -> StepOutput:
         if self.objective == "audio":
             return self._audio_step(batch)
-        return self._train_step(batch) if stage == "train" else self._evaluation_step(batch)
+        if stage != "train":
+            return self._evaluation_step(batch)
+        if self.current_epoch >= self.whole_until_epoch:
+            return self._train_step(batch)
+        with self.network.using(patch_size=self.network.image_size, num_selected=batch[FRAMES].shape[1]):
+            return self._train_step(batch)
 
     def _audio_step(self, batch: dict) -> StepOutput:
         """Stage 0: the sound alone."""
@@ -97,7 +105,8 @@ class AVGNModule(BaseModule):
     def _train_step(self, batch: dict) -> StepOutput:
         net, frames, label = self.network, batch[FRAMES], batch[LABEL]
         glance = net.glance(frames, batch[AUDIO], batch[AUDIO_VALID])
-        scores = net.saliency(self._partly_deaf(glance)).logits
+        select = net.select if net.select.startswith("saliency") else "saliency"
+        scores = net.saliency(self._partly_deaf(glance), select=select).logits
         indices = self._select(scores.detach())
         global_logits = net.global_fc(glance.visual)
         found = {

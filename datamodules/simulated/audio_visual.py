@@ -1,9 +1,9 @@
 """Long simulated videos with sound: what they show is seen for a moment, in a small place, and is announced by a chirp.
 
 Written as ActivityNet is laid out: comma-separated lists, class names, and one mp4 with an AAC track for each video. A video is
-a row of equal slots. In a few of them the shape of its class is seen while a chirp sounds; in more of them a shape of any class
-is seen in silence, in some the chirp sounds and nothing is seen, and the rest is empty. So seeing alone does not tell which
-moment matters, nor does hearing alone, and only a close look tells the shapes apart.
+a row of equal slots. In a few of them a shape with the stripes of its class is seen while a chirp sounds; in more of them a shape with
+any stripes is seen in silence, in some the chirp sounds and nothing is seen, and the rest is empty. So seeing alone does not
+tell which moment matters, nor does hearing alone, and only a close look tells the stripes apart: in halved frames they are gone.
 """
 
 from __future__ import annotations
@@ -24,24 +24,30 @@ from models.io import atomic_directory, stable_hash
 WORLD = 1  # raise it when the same arguments would give other videos
 SPLIT_STARTS = {"train": 0, "val": 10**9, "test": 2 * 10**9}
 PERIOD = 4  # of the stripes, pixels: gone when frames are halved
-PATTERNS = {
-    "horizontal": lambda row, column: row % PERIOD < PERIOD // 2,
-    "vertical": lambda row, column: column % PERIOD < PERIOD // 2,
-    "rising": lambda row, column: (row + column) % PERIOD < PERIOD // 2,
-    "falling": lambda row, column: (row - column) % PERIOD < PERIOD // 2,
-    "checked": lambda row, column: (row // 2 + column // 2) % 2 == 0,
-    "plain": lambda row, column: row % 2 >= 0,
+
+
+def _wave(distance: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.sin(2 * np.pi * (distance + 0.5) / PERIOD)
+
+
+PATTERNS = {  # brightness between -1 and 1 at (row, column)
+    "horizontal": lambda row, column: _wave(row),
+    "vertical": lambda row, column: _wave(column),
+    "rising": lambda row, column: _wave(row + column),
+    "falling": lambda row, column: _wave(row - column),
+    "checked": lambda row, column: _wave(row) * _wave(column) * 2,
+    "plain": lambda row, column: 0.0 * row,
 }
 CLASSES = tuple(PATTERNS)
 OUTLINES = ("circle", "square", "triangle", "star", "flower", "heart", "cross", "arrow")  # tell nothing of the class
 RATE = 8000  # Hz, of the sound
 SUPERSAMPLE = 3
-RADIUS = 0.125  # of a shape, in frame sides
+RADIUS = 0.16  # of a shape, in frame sides
 SHADES = [colour for name, colour in COLOURS.items() if name != "brown"]
 
 
 class Slot(NamedTuple):
-    """One slot of a video: the class of the shape that is seen (-1: none), whether it chirps, where (row, column, in frame
+    """One slot of a video: the class of the stripes that are seen (-1: none), whether it chirps, where (row, column, in frame
     sides)."""
 
     shape: int
@@ -54,7 +60,7 @@ class Video(NamedTuple):
     slots: list[Slot]
 
 
-def make_video(seed: int, index: int, slots: int = 16, events: int = 2, decoys: int = 5, alarms: int = 2) -> Video:
+def make_video(seed: int, index: int, slots: int = 12, events: int = 2, decoys: int = 4, alarms: int = 2) -> Video:
     """What happens in video ``index``: a pure function of the arguments. Decoys are of any class, so they tell nothing."""
     rng = np.random.default_rng((seed, index))
     label = int(rng.integers(len(CLASSES)))
@@ -99,8 +105,8 @@ def _with_shape(
     draw_shape(ImageDraw.Draw(mask), outline, 255, place, RADIUS * side * SUPERSAMPLE, angle)
     opaque = np.asarray(mask.resize((side, side), Image.Resampling.BOX), np.float32)[..., None] / 255
     row, column = np.mgrid[:side, :side]
-    light = np.where(PATTERNS[pattern](row, column), 1.0, 0.3)[..., None] * np.array(colour)
-    return (ground * (1 - opaque) + light * opaque).astype(np.uint8)
+    light = (0.65 + 0.45 * PATTERNS[pattern](row, column)[..., None]) * np.array(colour)
+    return (ground * (1 - opaque) + light.clip(0, 255) * opaque).astype(np.uint8)
 
 
 def sound(seed: int, index: int, video: Video) -> NDArray[np.float32]:
@@ -119,10 +125,11 @@ def sound(seed: int, index: int, video: Video) -> NDArray[np.float32]:
 
 def write_audio_visual(
     root: str,
-    train: int = 600,
-    val: int = 100,
+    train: int = 480,
+    val: int = 48,
     test: int = 300,
-    side: int = 64,
+    side: int = 48,
+    slots: int = 12,
     fps: int = 3,
     silent: float = 0.0,
     seed: int = 0,
@@ -130,11 +137,11 @@ def write_audio_visual(
     """The folder with the simulated set of these arguments, written unless it is there already, whole or not at all.
 
     Args:
-        train, val, test: number of videos. side: of the square frames, pixels, even. fps: frames a second; a slot is a second.
+        train, val, test: number of videos. side: of the square frames, pixels, even. slots: of a second each. fps: frames a second.
         silent: share of videos without a sound track. seed: of the world.
     """
     sizes = {"train": train, "val": val, "test": test}
-    folder = Path(root, f"audio_visual_{stable_hash([WORLD, sizes, side, fps, silent, seed])}")
+    folder = Path(root, f"audio_visual_{stable_hash([WORLD, sizes, side, slots, fps, silent, seed])}")
     if folder.is_dir():
         return folder
     with atomic_directory(folder) as temporary:
@@ -143,14 +150,14 @@ def write_audio_visual(
         for split, count in sizes.items():
             numbers = range(SPLIT_STARTS[split], SPLIT_STARTS[split] + count)
             with ThreadPoolExecutor(2) as pool:  # the codecs work outside the interpreter's lock
-                rows = list(pool.map(lambda n: _write_one(temporary, seed, n, side, fps, silent), numbers))
+                rows = list(pool.map(lambda n: _write_one(temporary, seed, n, side, slots, fps, silent), numbers))
             with (temporary / f"actnet_{split}_split.txt").open("w", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows(rows)
     return folder
 
 
-def _write_one(folder: Path, seed: int, index: int, side: int, fps: int, silent: float) -> list:
-    video = make_video(seed, index)
+def _write_one(folder: Path, seed: int, index: int, side: int, slots: int, fps: int, silent: float) -> list:
+    video = make_video(seed, index, slots)
     frames = render(seed, index, video, side, fps)
     mute = np.random.default_rng((seed, index, 3)).random() < silent
     write_mp4(folder / "videos" / f"v_{index:010d}.mp4", frames, fps, None if mute else sound(seed, index, video), RATE)

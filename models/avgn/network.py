@@ -65,7 +65,8 @@ class AVGN(nn.Module):
         aespa: "none" gives the glance's own map to the policy (AdaFocusV2).
         policy: "network", or patches at "random" places or the "centre".
         modality: "visual" never listens: no audio encoder runs.
-        dim, layers, heads, max_snippets: of AV-TeST and AESPA. policy_hidden: H. mlp_width: of the classifier.
+        dim, layers, heads, max_snippets: of AV-TeST and AESPA. policy_hidden: H, policy_start: where it looks untrained
+            ("chance" is AdaFocusV2's). mlp_width: of the classifier.
         dropout, aux_dropout: before the heads of the classifier and of the auxiliary classifiers.
         detach_inputs: the saliency loss does not reach the encoders.
 
@@ -94,6 +95,7 @@ class AVGN(nn.Module):
         heads: int = 4,
         max_snippets: int = 16,
         policy_hidden: int = 512,
+        policy_start: Literal["middle", "chance"] = "middle",
         mlp_width: int = 4096,
         dropout: float = 0.2,
         aux_dropout: float = 0.2,
@@ -113,7 +115,7 @@ class AVGN(nn.Module):
         self.audio_missing = nn.Parameter(torch.zeros(audio))
         self.avtest = AVTeST(visual, audio, dim, layers, heads, max_snippets=max_snippets)
         self.aespa = AESPA(visual, audio, dim, heads, positions) if aespa == "full" else None
-        self.policy = PolicyNetwork(dim if self.aespa else visual, positions, policy_hidden)
+        self.policy = PolicyNetwork(dim if self.aespa else visual, positions, policy_hidden, policy_start)
         steps = max_steps or num_selected
         self.classifier = CumulativeClassifier(visual + audio + local, num_classes, steps, mlp_width, dropout)
         self.global_fc = nn.Sequential(nn.Dropout(aux_dropout), nn.Linear(visual, num_classes))
