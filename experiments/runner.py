@@ -36,6 +36,8 @@ def run(cfg: DictConfig) -> float | None:
             current.set_status("interrupted")
             loggers.finish_wandb(succeeded=False)
             raise
+        except SystemExit:  # a child of DDP that has done its part
+            raise
         except BaseException as error:
             current.set_status("failed")
             (current.dir / "error.log").write_text("".join(traceback.format_exception(error)))
