@@ -26,13 +26,13 @@ def module(model=None, **options) -> HammerModule:
     return HammerModule(model or small_hammer(queue_size=24), optimizer, scheduler, **options)
 
 
-def fit(built: HammerModule, tmp_path, epochs: int = 1, **options) -> pl.Trainer:
+def fit(built: HammerModule, tmp_path, epochs: int = 1, ckpt_path=None, **options) -> pl.Trainer:
     trainer = pl.Trainer(
         default_root_dir=tmp_path, accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **options,
     )  # fmt: skip
     data = DataLoader(batches(), batch_size=None)
-    trainer.fit(built, data, data)
+    trainer.fit(built, data, data, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
@@ -126,3 +126,15 @@ def test_alpha_rises_during_the_first_epoch(tmp_path):
 def test_unknown_term():
     with pytest.raises(UserError, match="MAC"):
         module(loss_weights={"MAC": 1.0})
+
+
+def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path):
+    whole, first, second = module(), module(), module()
+    fit(whole, tmp_path, epochs=2)
+    fit(first, tmp_path, epochs=1).save_checkpoint(tmp_path / "half.ckpt")
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.zero_()
+    fit(second, tmp_path, epochs=2, ckpt_path=tmp_path / "half.ckpt")
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, msg=lambda text, name=name: f"{name}: {text}")
