@@ -229,7 +229,7 @@ def manipulated_scenes(
     test: int = 1000,
     image_size: int = 64,
     shares: Mapping[str, float] | None = None,
-    trace: int = 20,
+    trace: int = 32,
     seed: int = 0,
 ) -> Path:
     """A folder in DGM4's format made from simulated scenes, written unless it is there already.
