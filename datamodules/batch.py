@@ -39,6 +39,17 @@ FAKE = "fake"  # (B,) int64, 1 where the pair was manipulated
 MULTI_LABEL = "multi_label"  # (B, C) int64 of 0 and 1
 BOX = "box"  # (B, 4) float32 centre x, centre y, width, height as shares of the image; zeros where there is none
 
+VIDEO = "video"  # (B, T, 3, H, W) float32
+FALSE_VIDEO = "false_video"  # (n, T, 3, H, W): other clips, for the rows of MATCHED that are 0, in their order
+FALSE_ROWS = "false_rows"  # (n,) int64 rows of this batch whose clips take the place of FALSE_VIDEO
+MATCHED = "matched"  # (B,) int64: 1 where text and clip belong together
+MASKED_IDS, MASKED_LABELS = "masked_ids", "masked_labels"  # (B, L) int64; labels are -100 where nothing is masked
+CANDIDATE_IDS, CANDIDATE_MASK = "candidate_ids", "candidate_mask"  # (B, C, L): texts to choose from
+REASON_IDS, REASON_MASK = "reason_ids", "reason_mask"  # (B, C, L): candidates of a second step (VCR)
+PIXELS, FALSE_PIXELS = "pixels", "false_pixels"  # (B, 2) int64 real rows and columns of zero-padded VIDEO, FALSE_VIDEO
+IMAGES = "images"  # a batch of still pictures beside one of clips: co-training
+ANSWER, REASON = "answer", "reason"  # (B,) int64 class or candidate; -100 where unknown
+
 
 class Skipped(NamedTuple):
     """A sample that could not be read: counted, listed and bounded by the base datamodule and nobody else.

@@ -96,7 +96,7 @@ def crop_clip(clip: NDArray[np.uint8], size: int, place: tuple[float, float] | N
 def to_tensor(clip: NDArray[np.uint8], normalisation: tuple[Sequence[float], Sequence[float]] = IMAGENET) -> Tensor:
     """(T, H, W, 3) uint8 to normalised (T, 3, H, W) float32."""
     mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in normalisation)
-    return (torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return (torch.from_numpy(np.array(clip)).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
 class ClipTransform:
@@ -107,6 +107,9 @@ class ClipTransform:
         normalisation: tie it to the checkpoint: ``imagenet`` for All-in-One's default backend, ``pytorchvideo`` for
             co-trained models and K400, ``half`` for images.
         flip: mirror half of the training clips (off in the default backend: left and right have names).
+        largest_ratio: in training the shorter side is drawn between ``resize_ratio`` and this (the ``v100`` backend: 1.5).
+        rand_augment: magnitude, of 30, of two random operations in training, the same on all frames; 0: none. They are
+            torchvision's, where the official backend has pytorchvideo's.
     """
 
     def __init__(
@@ -115,16 +118,23 @@ class ClipTransform:
         resize_ratio: float = 1.2,
         normalisation: Literal["imagenet", "pytorchvideo", "half"] = "imagenet",
         flip: bool = False,
+        largest_ratio: float | None = None,
+        rand_augment: int = 0,
     ):
         self.size, self.short = size, int(resize_ratio * size)
-        self.normalisation, self.flip = NORMALISATIONS[normalisation], flip
+        self.longest_short = None if largest_ratio is None else int(largest_ratio * size)
+        self.normalisation = NORMALISATIONS[normalisation]
+        self.flip, self.rand_augment = flip, rand_augment
 
     def __call__(self, clip: NDArray[np.uint8], rng: np.random.Generator | None = None) -> Tensor:
         """(T, H, W, 3) uint8 to (T, 3, size, size); ``rng`` decides on the augmentation, None: no augmentation."""
-        clip = resize_clip(clip, self.short)
         if rng is None:
-            return to_tensor(crop_clip(clip, self.size), self.normalisation)
-        down, right, mirrored = rng.random(3)
+            return to_tensor(crop_clip(resize_clip(clip, self.short), self.size), self.normalisation)
+        down, right, mirrored, scale = rng.random(4)
+        if self.rand_augment:
+            clip = _rand_augment(clip, self.rand_augment, int(rng.integers(2**31)))
+        short = self.short if self.longest_short is None else int(self.short + scale * (self.longest_short - self.short + 1))
+        clip = resize_clip(clip, short)
         clip = crop_clip(clip, self.size, (down, right))
         return to_tensor(clip[:, :, ::-1] if self.flip and mirrored < 0.5 else clip, self.normalisation)
 
@@ -139,3 +149,32 @@ def resize_image(image: Image.Image, short: int = 224, longest: int = 373) -> Im
         width, height = width * scale, height * scale
     size = (int(width + 0.5) // 32 * 32, int(height + 0.5) // 32 * 32)
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+class ImageTransform:
+    """Still pictures of co-training: ViLT's resize, which keeps the aspect ratio; batches of them are padded with zeros.
+
+    Args:
+        short, longest: of the sides in pixels. rand_augment: see :class:`ClipTransform`.
+    """
+
+    def __init__(self, short: int = 224, longest: int = 373, rand_augment: int = 0):
+        self.short_side, self.longest, self.rand_augment = short, longest, rand_augment
+        self.normalisation = HALF
+
+    def __call__(self, clip: NDArray[np.uint8], rng: np.random.Generator | None = None) -> Tensor:
+        """(1, H, W, 3) uint8 to (1, 3, h, w), h and w multiples of 32."""
+        if rng is not None and self.rand_augment:
+            clip = _rand_augment(clip, self.rand_augment, int(rng.integers(2**31)))
+        resized = [np.asarray(resize_image(Image.fromarray(frame), self.short_side, self.longest)) for frame in clip]
+        return to_tensor(np.stack(resized), self.normalisation)
+
+
+def _rand_augment(clip: NDArray[np.uint8], magnitude: int, seed: int) -> NDArray[np.uint8]:
+    """Two random operations, the same on every frame; a pure function of its arguments."""
+    from torchvision.transforms.v2 import RandAugment
+
+    frames = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RandAugment(num_ops=2, magnitude=magnitude)(frames).permute(0, 2, 3, 1).numpy()

@@ -78,6 +78,10 @@ class BaseModule(pl.LightningModule):
         """Load a checkpoint of the official implementation, given as official names and tensors."""
         raise UserError(f"{type(self).__name__} has no importer of official checkpoints.")
 
+    def load_pretrained(self, weights: dict[str, Tensor]) -> bool:
+        """Begin fine-tuning from a run of ours whose heads are others: take what fits. False: this method has no such way."""
+        return False
+
     # ---- shared machinery ---------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.all_in_one.model import AllInOne
-from models.io import CheckpointError
+from models.encoders.weights import find_weights, tensor_file
+from models.io import CheckpointError, read_tensors
 
 HEADS = {  # first part of a parameter's name -> the task it belongs to; None: nothing of ours
     "itm_score": "match", "mlm_score": "mlm", "txt_proj": "contrastive", "vid_proj": "contrastive", "rank_output": "rank",
@@ -102,6 +103,15 @@ def load_backbone(model: AllInOne, weights: Mapping[str, Tensor]) -> None:
     if wrong:
         raise CheckpointError(f"these are not the weights of this model's ViT: {wrong[:6]} do not fit.")
     model.load_state_dict({**state, **named})
+
+
+def timm_weights(name: str, weights: str | None = None) -> dict[str, Tensor]:
+    """The tensors of timm's model ``name``: from ``weights`` (a file or folder), else the local cache, else the hub.
+
+    Raises WeightsUnavailable with the remedy.
+    """
+    path = find_weights(name, f"timm/{name}", weights, "module.backbone.weights")
+    return read_tensors(tensor_file(path))
 
 
 def _named(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -54,9 +54,11 @@ class AllInOne(nn.Module):
         roll_divisor: 1 / this share of the visual tokens rolls in each direction.
         mixing: ``roll`` is the paper's; ``none`` leaves the frames apart (same cost); ``joint`` attends over the tokens of
             all frames at once, in one sequence.
+        time_vectors: whether the temporal embedding is added and trained; the official code switched it off and on again.
         train_order, eval_order: order of the patches, see ``VisualEmbedding.draw_order``. The official code draws at random
             in evaluation as well, which makes its scores change from run to run.
         order_seed: of ``seeded``.
+        init_std: of the initial weights; the official 0.02 suits wide models, narrow ones hardly learn from it.
     """
 
     def __init__(
@@ -78,9 +80,11 @@ class AllInOne(nn.Module):
         drop_path_rate: float = 0.1,
         roll_divisor: int = 8,
         mixing: Mixing = "roll",
+        time_vectors: bool = True,
         train_order: PatchOrder = "random",
         eval_order: PatchOrder = "seeded",
         order_seed: int = 0,
+        init_std: float = 0.02,
     ):
         super().__init__()
         self.width, self.mixing, self.roll_divisor = width, mixing, roll_divisor
@@ -88,14 +92,14 @@ class AllInOne(nn.Module):
         self.tasks = tuple(tasks)
         self.text_embeddings = TextEmbedding(width, vocab_size, text_length, drop_rate)
         self.token_type_embeddings = nn.Embedding(2, width)
-        self.transformer = VisualEmbedding(width, patch_size, image_size, frames, distilled, drop_rate)
+        self.transformer = VisualEmbedding(width, patch_size, image_size, frames, distilled, time_vectors, drop_rate)
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.transformer.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, drop_rate, rate) for rate in rates)
         self.transformer.norm = nn.LayerNorm(width, eps=1e-6)
         self.pooler = nn.Module()
         self.pooler.dense = nn.Linear(width, width)
         self._build_heads(vocab_size, answers, embed_dim)
-        self._initialise()
+        self._initialise(init_std)
 
     # ---- encoding -----------------------------------------------------------------------------------------------
 
@@ -231,10 +235,9 @@ class AllInOne(nn.Module):
         if "option" in self.tasks:
             self.mc_vqa_classifier = _classifier(width, 256, 1, drop_rate=0.1)
 
-    def _initialise(self) -> None:
+    def _initialise(self, std: float) -> None:
         visual = self.transformer
         for name, module in self.named_modules():
-            std = 0.02
             if isinstance(module, nn.Linear):
                 if name.startswith("transformer."):
                     nn.init.trunc_normal_(module.weight, std=std)
@@ -246,7 +249,7 @@ class AllInOne(nn.Module):
                 # The padding row becomes random too (official), and keeps its zero gradient.
                 nn.init.normal_(module.weight, std=std)
         for table in (visual.pos_embed, visual.cls_token, *([visual.dist_token] if visual.distilled else [])):
-            nn.init.trunc_normal_(table, std=0.02)
+            nn.init.trunc_normal_(table, std=std)
         if hasattr(self, "itm_score"):
             self.rank_like_match()
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PatchOrder = Literal["random", "seeded", "raster"]
+PatchOrder = Literal["random", "seeded", "shared", "raster"]
 
 
 class Patches(NamedTuple):
@@ -60,9 +60,12 @@ class VisualEmbedding(nn.Module):
     Args:
         frames: rows of the temporal embedding.
         distilled: DeiT's distilled class: a second leading token, and no temporal vector is ever added.
+        time_vectors: False leaves the temporal embedding out in any class.
     """
 
-    def __init__(self, width: int, patch_size: int, image_size: int, frames: int, distilled: bool, drop_rate: float):
+    def __init__(
+        self, width: int, patch_size: int, image_size: int, frames: int, distilled: bool, time_vectors: bool, drop_rate: float
+    ):
         super().__init__()
         side = image_size // patch_size
         self.patch_size, self.side, self.distilled = patch_size, side, distilled
@@ -73,7 +76,8 @@ class VisualEmbedding(nn.Module):
         if distilled:
             self.dist_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, self.specials + side * side, width))
-        self.temporal_embed = nn.Parameter(torch.zeros(1, frames, width))
+        self.timed = time_vectors and not distilled
+        self.temporal_embed = nn.Parameter(torch.zeros(1, frames, width), requires_grad=self.timed)
         self.pos_drop = nn.Dropout(drop_rate)
 
     def patches(self, video: Tensor, grids: Tensor | None = None, still: bool = False) -> Patches:
@@ -84,13 +88,13 @@ class VisualEmbedding(nn.Module):
             still: images of co-training get no temporal vector.
         """
         clips, frames = video.shape[:2]
-        if not still and not self.distilled and frames > self.temporal_embed.shape[1]:
+        if not still and self.timed and frames > self.temporal_embed.shape[1]:
             raise ValueError(f"{frames} frames, but the model was built for {self.temporal_embed.shape[1]}")
         tokens = self.patch_embed.proj(video.flatten(0, 1))
         rows, columns = tokens.shape[-2:]
         tokens = tokens.flatten(2).transpose(1, 2) + self.positions(rows, columns, grids)
         tokens = tokens.view(clips, frames, rows * columns, -1)
-        if not still and not self.distilled:
+        if not still and self.timed:
             tokens = tokens + self.temporal_embed[:, :frames, None]
         return Patches(tokens, grids, columns)
 
@@ -146,7 +150,8 @@ class VisualEmbedding(nn.Module):
 
         Args:
             how: ``random``: torch's generator, anew in each forward (official, in evaluation too); ``seeded``: the
-                permutation that ``seed`` and the place in the clip decide, the same for every clip.
+                permutation that ``seed`` and the place in the clip decide, the same for every clip; ``shared``: one
+                permutation that ``seed`` decides for all frames, so that a rolled patch takes the place of the same patch.
         """
         clips, frames, count, _ = patches.tokens.shape
         device = patches.tokens.device
@@ -154,9 +159,10 @@ class VisualEmbedding(nn.Module):
             return None
         if how == "random":
             keys = torch.rand(clips * frames, count, device=device)
-        elif how == "seeded":
-            generator = torch.Generator().manual_seed(seed)
-            keys = torch.rand(frames, count, generator=generator).to(device).repeat(clips, 1)
+        elif how in ("seeded", "shared"):
+            drawn = frames if how == "seeded" else 1
+            keys = torch.rand(drawn, count, generator=torch.Generator().manual_seed(seed))
+            keys = keys.to(device).repeat(clips * frames // drawn, 1)
         else:
             keys = torch.arange(count, device=device).expand(clips * frames, -1) / count
         if patches.grids is None:
