@@ -264,9 +264,7 @@ def captioned_scene(scene: Scene, size: int) -> CaptionedImage:
     return CaptionedImage(render(scene, size), caption, [box])
 
 
-def manipulated_pairs(
-    root: str, pairs: str, shares: Mapping[str, float] | None = None, trace: int = 0, seed: int = 0
-) -> Path:
+def manipulated_pairs(root: str, pairs: str, shares: Mapping[str, float] | None = None, trace: int = 0, seed: int = 0) -> Path:
     """A folder in DGM4's format made from your own captioned images, written unless it is there already.
 
     Args:
