@@ -106,13 +106,13 @@ class BEVFusion(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
-    def forward(self, image: Tensor, grid: Tensor, valid: Tensor, echo_map: Tensor) -> Occupancy:
+    def forward(self, image: Tensor, grid: Tensor, valid: Tensor, echo_map: Tensor | None) -> Occupancy:
         """Occupancy on the feature grid and class logits on one twice as fine.
 
         Args:
             image: (B, 3, H, W) in [0, 1]. grid (B, Z, rows, cols, 2), valid (B, Z, rows, cols): where each cell of the
                 feature grid (with place='early': of the echo map) appears in the image, see ``sampling_grid``.
-            echo_map: (B, 3, s rows, s cols), s the stride of the ultrasonic encoder.
+            echo_map: (B, 3, s rows, s cols), s the stride of the ultrasonic encoder; None where it is not heard.
         """
         image = (image - self.mean) / self.std
         if self.place == "early":
