@@ -1,9 +1,21 @@
 """Frozen features on disk: memory-mapped rows, written by position, keyed by everything that made them.
 
-A store is a directory: ``rows.bin`` (rows x dim), ``state.bin`` (one byte per row: pending, written, skipped),
-``offsets.npy`` where samples own several rows (captions), ``skipped.jsonl`` with the reason of every skip, and
-``manifest.json``. Rows are written by position, so that a writer that was killed goes on exactly where it stopped, and
-several writers can share a store. Nothing needs it in RAM.
+A store is a directory: ``rows.bin`` (vectors x dim), ``state.bin`` (one byte per row: pending, written, skipped),
+``extents.npy`` where rows hold different numbers of vectors (text tokens), ``offsets.npy`` where samples own several
+rows (captions), ``skipped.jsonl`` with the reason of every skip, and ``manifest.json``. Rows are written by position, so
+that a writer that was killed goes on exactly where it stopped, and several writers can share a store. Nothing needs it
+in RAM.
+
+A row holds one vector (pooled features), a fixed number of them (layers, the tokens of an image) or its own number (the
+tokens of a text):
+
+=========================  ===========================  ==========================================
+``per_row`` at creation    :meth:`FeatureStore.write`   :meth:`FeatureStore.read`
+=========================  ===========================  ==========================================
+None                       (n, dim)                     (n, dim)
+an integer p               (n, p, dim)                  (n, p, dim); with ``layer=k`` (n, dim)
+(rows,) lengths            (n, L, dim), mask (n, L)     ``read_tokens``: (n, L, dim), mask (n, L)
+=========================  ===========================  ==========================================
 """
 
 from __future__ import annotations
@@ -25,7 +37,8 @@ from models.io import atomic_write
 
 PENDING, WRITTEN, SKIPPED = 0, 1, 2
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}  # NumPy lacks bfloat16: its bits
-RESIDENT = 16 * 2**20  # bytes gathered before the mapped pages are given back; each row maps up to 64 KiB around it
+AROUND = 64 * 2**10  # bytes that the kernel maps around a row that is touched (its fault-around)
+RESIDENT = 256 * 2**20  # bytes mapped, at most, before they are given back
 
 
 class StoreError(UserError):
@@ -36,12 +49,15 @@ class FeatureStore:
     """Opened with :meth:`create_or_resume` for writing or :meth:`open` for reading.
 
     ``offsets`` is None, or (N + 1,) int64: sample i owns rows ``offsets[i]:offsets[i + 1]``.
+    ``extents`` is None, or (rows + 1,) int64: row r holds the vectors ``extents[r]:extents[r + 1]``.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any], writable: bool):
         self.path, self.facts = Path(path), facts
         self._writable = writable
-        self.offsets = np.load(path / "offsets.npy", mmap_mode="r") if (path / "offsets.npy").is_file() else None
+        self.offsets, self.extents = (
+            np.load(path / name, mmap_mode="r") if (path / name).is_file() else None for name in ("offsets.npy", "extents.npy")
+        )
         self._check_sizes()
         self._map()
 
@@ -54,6 +70,7 @@ class FeatureStore:
         dim: int,
         dtype: str = "float16",
         offsets: np.ndarray | None = None,
+        per_row: int | np.ndarray | None = None,
     ) -> FeatureStore:
         """A store for writing: the one at ``path`` as far as it got, or a new one. Several processes may call this.
 
@@ -62,21 +79,38 @@ class FeatureStore:
             rows, dim: its shape; at least one row.
             dtype: 'float32', 'float16' or 'bfloat16'.
             offsets: (N + 1,) where sample i owns rows ``offsets[i]:offsets[i + 1]``.
+            per_row: vectors in a row: None for one, an integer for so many in each, (rows,) for a number of its own.
 
         Raises:
             StoreError: the store at ``path`` has another manifest or shape, or the disk cannot hold it.
         """
         path = Path(path)
-        if rows < 1 or dtype not in _NUMPY:
+        lengths = None if per_row is None or isinstance(per_row, int) else np.asarray(per_row, np.int64)
+        vectors = rows * (per_row or 1) if lengths is None else int(lengths.sum())
+        if rows < 1 or vectors < 1 or dtype not in _NUMPY:
             raise StoreError(f"a feature store of {rows} rows of {dtype}: it needs a row, and one of {sorted(_NUMPY)}.")
-        facts = {"manifest": manifest, "rows": rows, "dim": dim, "dtype": dtype}
+        if lengths is not None and (lengths.shape != (rows,) or lengths.min() < 0):
+            raise ValueError(f"{path}: per_row of shape {lengths.shape} for {rows} rows.")
+        facts = {"manifest": manifest, "rows": rows, "dim": dim, "dtype": dtype, "vectors": vectors}
+        facts["per_row"] = per_row if lengths is None else "own"
         if not (path / "manifest.json").is_file():
-            _create(path, facts, offsets)
+            extents = None if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
+            _create(path, facts, {"offsets.npy": offsets, "extents.npy": extents})
         found = _facts(path)
         different = _differences({name: found.get(name) for name in facts}, facts)
         if different:
             raise StoreError(f"{path} holds other features than these: {different}. Delete it, or use another paths.features.")
         return cls(path, found, writable=True)
+
+    @classmethod
+    def resume(cls, path: Path, manifest: dict[str, Any]) -> FeatureStore | None:
+        """The store that was begun at ``path``, for writing; None where there is none yet."""
+        if not (Path(path) / "manifest.json").is_file():
+            return None
+        facts = _facts(Path(path))
+        if different := _differences(facts["manifest"], manifest):
+            raise StoreError(f"{path} holds other features than these: {different}. Delete it, or use another paths.features.")
+        return cls(Path(path), facts, writable=True)
 
     @classmethod
     def open(cls, path: Path, expect: dict[str, Any] | None = None) -> FeatureStore:
@@ -103,6 +137,18 @@ class FeatureStore:
         return self.facts["dim"]
 
     @property
+    def per_row(self) -> int | np.ndarray | None:
+        """Vectors in a row: None for one, the number that all have, or (rows,) int64."""
+        return self.facts["per_row"] if self.extents is None else np.diff(self.extents)
+
+    @property
+    def complete(self) -> bool:
+        """Whether :meth:`finish` was reached, here or in another process."""
+        if not self.facts["complete"]:
+            self.facts = _facts(self.path)
+        return self.facts["complete"]
+
+    @property
     def state(self) -> np.ndarray:
         """(rows,) uint8: PENDING, WRITTEN or SKIPPED."""
         return np.fromfile(self.path / "state.bin", np.uint8)
@@ -111,23 +157,36 @@ class FeatureStore:
         """Rows not written yet (n,)."""
         return np.flatnonzero(self.state == PENDING)
 
-    def write(self, rows: np.ndarray, values: Tensor) -> None:
-        """Put ``values`` (n, dim) at ``rows`` (n,). Raises StoreError when the disk is full; what is written stays.
+    def write(self, rows: np.ndarray, values: Tensor, mask: Tensor | None = None) -> None:
+        """Put ``values`` (see the table above) at ``rows`` (n,). Raises StoreError when the disk is full; what is written
+        stays.
 
-        Written with ``pwrite`` and not through the memory map, where a full disk would kill the process.
+        ``mask`` (n, L) bool marks the real tokens, where each row holds its own number of them; they may be padded on
+        either side. Written with ``pwrite`` and not through the memory map, where a full disk would kill the process.
         """
         rows = np.asarray(rows)
-        if values.shape != (len(rows), self.dim):
-            raise ValueError(f"{self.path}: values of shape {tuple(values.shape)} for {len(rows)} rows x {self.dim}.")
+        firsts, lasts = self._extent(rows), self._extent(rows + 1)
+        if self.extents is not None:
+            found = mask.sum(dim=1).cpu().numpy()
+            if values.shape != (*mask.shape, self.dim) or not np.array_equal(found, lasts - firsts):
+                raise ValueError(
+                    f"{self.path}: values of shape {tuple(values.shape)} with {found[:4].tolist()}… real tokens, wanted "
+                    f"{(lasts - firsts)[:4].tolist()}… x {self.dim}."
+                )
+            values = values[mask]
+        elif values.shape != (len(rows), *self._row_shape()):
+            shape = " x ".join(map(str, self._row_shape()))
+            raise ValueError(f"{self.path}: values of shape {tuple(values.shape)} for {len(rows)} rows x {shape}.")
         values = values.detach().cpu().to(getattr(torch, self.facts["dtype"])).contiguous()
         data = memoryview(values.view(torch.uint8).numpy()).cast("B")
         size = self.dim * values.element_size()
+        places = np.concatenate([[0], np.cumsum(lasts - firsts)]) * size  # of each row in `data`
         # Neighbouring rows go to disk in one piece.
         starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
         ends = np.append(starts[1:], len(rows))
         try:
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-                _write_at(self._rows_file, data[start * size : end * size], int(rows[start]) * size)
+                _write_at(self._rows_file, data[int(places[start]) : int(places[end])], int(firsts[start]) * size)
                 self._mark(int(rows[start]), end - start, WRITTEN)
         except OSError as error:
             raise _disk_error(self.path, error) from error
@@ -162,24 +221,59 @@ class FeatureStore:
         except OSError as error:
             raise _disk_error(self.path, error) from error
 
-    def read(self, rows: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Rows (n,) as a tensor (n, dim). Ascending rows are read from disk in ascending blocks, which is fastest.
+    def read(self, rows: np.ndarray, dtype: torch.dtype | None = torch.float32, layer: int | None = None) -> Tensor:
+        """Rows (n,) as a tensor, see the table above, in ``dtype`` (None: as stored).
 
-        The resident memory stays bounded: mapped pages are given back (to the page cache) now and then.
+        Ascending rows are read from disk in one direction, which is fastest.
+        ``layer`` reads one vector of each row and leaves the others on disk; negative numbers count from the last.
         """
-        gathered = self._mapped.index_select(0, torch.as_tensor(rows, dtype=torch.int64)).to(dtype)
-        self._gathered += len(rows) * self._mapped.element_size() * self.dim
-        if self._gathered > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+        if self.extents is not None:
+            raise ValueError(f"{self.path}: rows of different lengths; use read_tokens")
+        rows, count = torch.as_tensor(rows, dtype=torch.int64), self.facts["per_row"]
+        if layer is None:
+            return self._gather(self._mapped.view(len(self), *self._row_shape()), rows, dtype)
+        if count is None or not -count <= layer < count:
+            raise ValueError(f"{self.path}: there is no vector {layer}, a row holds {count or 1}")
+        return self._gather(self._mapped, rows * count + layer % count, dtype)
+
+    def read_tokens(self, rows: np.ndarray, dtype: torch.dtype | None = torch.float32) -> tuple[Tensor, Tensor]:
+        """Tokens (n, L, dim) of rows (n,), right-padded with zeros to the longest, and their mask (n, L) bool."""
+        if self.extents is None:
+            tokens = self.read(rows, dtype)
+            return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)
+        rows = np.asarray(rows)
+        firsts = self._extent(rows)
+        lengths = self._extent(rows + 1) - firsts
+        mask = torch.from_numpy(np.arange(lengths.max(initial=0)) < lengths[:, None])
+        vectors = np.repeat(firsts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        tokens = torch.zeros(*mask.shape, self.dim, dtype=dtype or self._mapped.dtype)
+        tokens[mask] = self._gather(self._mapped, torch.from_numpy(vectors), dtype)
+        return tokens, mask
+
+    def _gather(self, table: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Copy rows out of the map. Resident memory stays bounded: mapped pages are given back (to the page cache)."""
+        gathered = table.index_select(0, rows).to(dtype or table.dtype)
+        size = table[0].numel() * table.element_size()
+        span = int(rows.max() - rows.min() + 1) * size if len(rows) else 0
+        self._touched += min(span + AROUND, len(rows) * (size + AROUND))
+        if self._touched > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
             self._map_of_rows.madvise(mmap.MADV_DONTNEED)
-            self._gathered = 0
+            self._touched = 0
         return gathered
 
+    def _extent(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) first vector of each row."""
+        return rows * (self.facts["per_row"] or 1) if self.extents is None else self.extents[rows]
+
+    def _row_shape(self) -> tuple[int, ...]:
+        count = self.facts["per_row"]
+        return (self.dim,) if count is None else (count, self.dim)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "facts": self.facts, "_writable": self._writable, "offsets": self.offsets}
+        return {"path": self.path, "facts": self.facts, "_writable": self._writable}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._map()  # a worker maps the files itself
+        self.__init__(state["path"], state["facts"], state["_writable"])  # a worker maps the files itself
 
     def __del__(self):
         for name in ("_rows_file", "_state_file"):
@@ -193,14 +287,14 @@ class FeatureStore:
         # A private copy-on-write map: nothing can change the file through it, and torch wants a writable buffer.
         self._map_of_rows = mmap.mmap(self._rows_file, 0, access=mmap.ACCESS_COPY)
         flat = torch.frombuffer(self._map_of_rows, dtype=getattr(torch, self.facts["dtype"]))
-        self._mapped = flat.view(len(self), self.dim)
-        self._gathered = 0
+        self._mapped = flat.view(self.facts["vectors"], self.dim)
+        self._touched = 0
 
     def _mark(self, row: int, count: int, state: int) -> None:
         _write_at(self._state_file, memoryview(bytes([state]) * count), row)
 
     def _check_sizes(self) -> None:
-        wanted = {"rows.bin": _row_bytes(self.facts) * len(self), "state.bin": len(self)}
+        wanted = {"rows.bin": _vector_bytes(self.facts) * self.facts["vectors"], "state.bin": len(self)}
         for name, size in wanted.items():
             file = self.path / name
             found = file.stat().st_size if file.is_file() else 0
@@ -211,15 +305,16 @@ class FeatureStore:
                 )
 
 
-def _create(path: Path, facts: dict[str, Any], offsets: np.ndarray | None) -> None:
+def _create(path: Path, facts: dict[str, Any], arrays: dict[str, np.ndarray | None]) -> None:
     """Lay out an empty store. The manifest comes last: without it the rest counts for nothing."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _allocate(path / "rows.bin", _row_bytes(facts) * facts["rows"])
+        _allocate(path / "rows.bin", _vector_bytes(facts) * facts["vectors"])
         _allocate(path / "state.bin", facts["rows"])
-        if offsets is not None:
-            with atomic_write(path / "offsets.npy") as temporary, temporary.open("wb") as file:
-                np.save(file, np.asarray(offsets, np.int64))
+        for name, array in arrays.items():
+            if array is not None:
+                with atomic_write(path / name) as temporary, temporary.open("wb") as file:
+                    np.save(file, np.asarray(array, np.int64))
         _write_facts(path, {**facts, "complete": False})
     except OSError as error:
         raise _disk_error(path, error) from error
@@ -245,7 +340,7 @@ def _write_at(handle: int, data: memoryview, position: int) -> None:
         data, position = data[written:], position + written
 
 
-def _row_bytes(facts: dict[str, Any]) -> int:
+def _vector_bytes(facts: dict[str, Any]) -> int:
     return facts["dim"] * np.dtype(_NUMPY[facts["dtype"]]).itemsize
 
 

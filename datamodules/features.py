@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules import batch as keys
 from datamodules.base import BaseDataModule
-from datamodules.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, INDEX, TEXT_FEATURES
+from datamodules.batch import INDEX
 from datamodules.feature_store import WRITTEN, FeatureStore
 from datamodules.order import BatchRequest, draw
 from models.errors import UserError
+
+Kind = Literal["pooled", "tokens", "layers"]
+IMAGE_KEYS = {"pooled": keys.IMAGE_FEATURES, "tokens": keys.IMAGE_TOKENS, "layers": keys.IMAGE_LAYERS}
+TEXT_KEYS = {"pooled": keys.TEXT_FEATURES, "tokens": keys.TEXT_TOKENS, "layers": keys.TEXT_LAYERS, "mask": keys.TEXT_MASK}
+EXTRA_TEXT_KEYS = {
+    "pooled": keys.EXTRA_TEXT_FEATURES,
+    "tokens": keys.EXTRA_TEXT_TOKENS,
+    "layers": keys.EXTRA_TEXT_LAYERS,
+    "mask": keys.EXTRA_TEXT_MASK,
+}
 
 
 class PairedFeatures:
     """The image and caption features of one split.
 
-    ``rows`` (n,) int64: the usable samples, those whose image and every caption are in the stores.
+    ``rows`` (n,) int64: the usable samples, those whose image and every caption are in the stores. ``images`` and ``texts``
+    are the first store of each side.
 
     Args:
-        images: (N, dim) store.
-        texts: (M, dim) store with offsets: sample i owns captions ``offsets[i]:offsets[i + 1]``.
+        images: what is kept of the N images, by kind: 'pooled', 'tokens' or 'layers'.
+        texts: what is kept of the M captions, with offsets: sample i owns captions ``offsets[i]:offsets[i + 1]``.
 
     Raises:
         UserError: the stores are not of the same samples, or no sample is usable.
     """
 
-    def __init__(self, images: FeatureStore, texts: FeatureStore):
-        self.images, self.texts = images, texts
-        if texts.offsets is None or len(texts.offsets) != len(images) + 1:
+    def __init__(self, images: Mapping[Kind, FeatureStore], texts: Mapping[Kind, FeatureStore]):
+        self.image_stores, self.text_stores = dict(images), dict(texts)
+        self.images, self.texts = images, texts = next(iter(images.values())), next(iter(texts.values()))
+        offsets = texts.offsets
+        if offsets is None or len(offsets) != len(images) + 1:
             raise UserError(f"{images.path} and {texts.path} are not of the same samples. Run the stage encode.")
-        written = np.concatenate([[0], np.cumsum(texts.state == WRITTEN)])[texts.offsets]
-        captions = np.diff(texts.offsets)
-        self.rows = np.flatnonzero((images.state == WRITTEN) & (captions > 0) & (np.diff(written) == captions))
+        seen = np.logical_and.reduce([store.state == WRITTEN for store in self.image_stores.values()])
+        read = np.logical_and.reduce([store.state == WRITTEN for store in self.text_stores.values()])
+        written, captions = np.concatenate([[0], np.cumsum(read)])[offsets], np.diff(offsets)
+        self.rows = np.flatnonzero(seen & (captions > 0) & (np.diff(written) == captions))
         if not len(self.rows):
             raise UserError(
                 f"none of the {len(images)} samples of {images.path} could be encoded; the reasons are in its skipped.jsonl."
@@ -53,10 +69,21 @@ class PairedFeatures:
 
         ``picks`` are the caption numbers of the text and, optionally, of the extra text.
         """
-        out = {INDEX: torch.from_numpy(samples.astype(np.int64)), IMAGE_FEATURES: self.images.read(samples)}
-        for key, pick in zip((TEXT_FEATURES, EXTRA_TEXT_FEATURES), picks, strict=False):
-            out[key] = self.texts.read(self.caption_rows(samples, pick))
+        out = {INDEX: torch.from_numpy(samples.astype(np.int64))}
+        out |= _read(self.image_stores, samples, IMAGE_KEYS)
+        for names, pick in zip((TEXT_KEYS, EXTRA_TEXT_KEYS), picks, strict=False):
+            out |= _read(self.text_stores, self.caption_rows(samples, pick), names)
         return out
+
+
+def _read(stores: Mapping[Kind, FeatureStore], rows: np.ndarray, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    out = {}
+    for kind, store in stores.items():
+        if store.extents is None:
+            out[names[kind]] = store.read(rows)
+        else:
+            out[names[kind]], out[names["mask"]] = store.read_tokens(rows)
+    return out
 
 
 class FeatureDataModule(BaseDataModule):

@@ -1,20 +1,13 @@
-"""Image-text pairs in tar shards: one's own, downloaded, or simulated. Gives the splits and reads images for
-encoding.
-"""
+"""Image-text pairs: in tar shards (one's own, downloaded, or simulated), or in any format that has a reader."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from typing import Any
 
 from datamodules.base import BaseDataModule
-from datamodules.batch import IMAGE, INDEX, SKIPPED, Skipped
+from datamodules.readers.joined import Joined
 from datamodules.readers.tar_shards import TarShards
 from models.errors import UserError
 
@@ -52,11 +45,7 @@ class ImageTextDataModule(BaseDataModule):
         max_skipped: float = 0.05,
     ):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)
-        if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
-            raise UserError(
-                f"datamodule.val_fraction={val_fraction} and test_fraction={test_fraction} must not be negative and "
-                "together leave something to train on (less than 1)."
-            )
+        _check_fractions(val_fraction, test_fraction)
         self.root, self.simulate, self.caption_fields, self.index_dir = root, simulate, caption_fields, index_dir
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 
@@ -71,43 +60,11 @@ class ImageTextDataModule(BaseDataModule):
         if (root / "train").is_dir():
             places = {split: {"split": split} for split in SPLITS if (root / split).is_dir()}
         else:
-            test, val = self.test_fraction, self.test_fraction + self.val_fraction
-            parts = {"train": (val, 1.0), "val": (test, val), "test": (0.0, test)}
-            places = {split: {"part": part} for split, part in parts.items() if part[1] > part[0]}
+            places = {split: {"part": part} for split, part in _shares(self.val_fraction, self.test_fraction).items()}
         shared = {"caption_fields": self.caption_fields, "index_dir": self.index_dir}
         self.splits = {split: TarShards(str(root), **place, **shared) for split, place in places.items()}
         for split, dataset in self.splits.items():
             self.report_skipped(split, dataset.skipped)
-
-    def image_loader(
-        self,
-        split: str,
-        transform: Callable[[Image.Image], Tensor],
-        batch_size: int,
-        rows: np.ndarray | None = None,
-    ) -> Iterator[dict]:
-        """Batches of images for encoding, in the order of ``rows`` (default: all).
-
-        Args:
-            transform: ``PIL.Image -> (3, H, W)``; runs in the workers.
-            rows: (N,) rows of the split to read, for instance those a feature store still lacks.
-
-        Yields:
-            INDEX (B,) int64, IMAGE (B, 3, H, W), and SKIPPED: the :class:`Skipped` rows of the batch, which are counted
-            here and are absent from the other two. A batch may hold nothing but skipped rows.
-        """
-        dataset = self.splits[split]
-        rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
-        loader = DataLoader(
-            _Images(dataset, transform),
-            batch_size=None,
-            sampler=np.array_split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else [],
-            num_workers=self.num_workers,
-            collate_fn=_as_is,
-        )
-        for batch in loader:
-            self.report_skipped(split, batch[SKIPPED])
-            yield batch
 
     def _folder(self) -> Path:
         """Where the dataset lies: ``root``, or what ``simulate`` wrote below it."""
@@ -116,26 +73,69 @@ class ImageTextDataModule(BaseDataModule):
         return root if own or self.simulate is None else Path(self.simulate(self.root))
 
 
-class _Images(Dataset):
-    """``rows -> batch``: decodes and transforms a whole batch in one worker, so nothing is collated in the main
-    process.
+class ReaderDataModule(BaseDataModule):
+    """Image-text pairs of any format: ``splits`` maps train, val and test to what their readers give.
+
+    Args:
+        train: a reader, ``() -> dataset`` (see :mod:`datamodules.readers.formats`), or several by name, whose rows follow
+            one another.
+        val, test: likewise; a split without a reader is drawn from ``train`` by a hash of each sample's path.
+        root: folder of the dataset, which the readers' paths in the YAML refer to.
+        val_fraction, test_fraction: shares of ``train`` that are drawn; a split of share 0 is left out.
+        seed, num_workers, max_skipped: see :class:`BaseDataModule`.
+
+    Raises:
+        UserError: no dataset, an empty split, or more bad samples than allowed.
     """
 
-    def __init__(self, dataset: TarShards, transform: Callable[[Image.Image], Tensor]):
-        self.dataset, self.transform = dataset, transform
+    def __init__(
+        self,
+        train: Callable[[], Any] | Mapping[str, Callable[[], Any]],
+        val: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
+        test: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
+        root: str | None = None,
+        val_fraction: float = 0.0,
+        test_fraction: float = 0.0,
+        seed: int = 0,
+        num_workers: int = 2,
+        max_skipped: float = 0.05,
+    ):
+        super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)
+        _check_fractions(val_fraction, test_fraction)
+        self.readers = {"train": train, "val": val, "test": test}
+        self.root = root
+        # A split that has a reader of its own is not drawn.
+        self.val_fraction, self.test_fraction = (0.0 if val else val_fraction), (0.0 if test else test_fraction)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def setup(self, stage: str | None = None) -> None:
+        if self.splits:
+            return
+        if self.root is not None and not Path(self.root).is_dir():
+            raise UserError(f"no dataset at {self.root}: datamodule.root is the folder that holds annotations and images.")
+        read = {split: _read(readers) for split, readers in self.readers.items() if readers}
+        shares = _shares(self.val_fraction, self.test_fraction)
+        drawn = {split: read["train"].part(*share) for split, share in shares.items()} if len(shares) > 1 else {}
+        found = read | drawn
+        self.splits = {split: found[split] for split in SPLITS if split in found}
+        for split, dataset in self.splits.items():
+            self.report_skipped(split, dataset.skipped)
 
-    def __getitem__(self, rows: np.ndarray) -> dict:
-        read = [(int(i), self.dataset.image_or_skipped(int(i))) for i in rows]
-        images = [self.transform(image) for _, image in read if not isinstance(image, Skipped)]
-        return {
-            INDEX: torch.tensor([i for i, image in read if not isinstance(image, Skipped)], dtype=torch.int64),
-            IMAGE: torch.stack(images) if images else torch.empty(0),
-            SKIPPED: [image for _, image in read if isinstance(image, Skipped)],
-        }
+
+def _read(readers: Callable[[], Any] | Mapping[str, Callable[[], Any]]) -> Any:
+    if callable(readers):
+        return readers()
+    return Joined([reader() for reader in readers.values()])
 
 
-def _as_is(batch: dict) -> dict:
-    return batch
+def _check_fractions(val: float, test: float) -> None:
+    if min(val, test) < 0 or val + test >= 1:
+        raise UserError(
+            f"datamodule.val_fraction={val} and test_fraction={test} must not be negative and together leave something to "
+            "train on (less than 1)."
+        )
+
+
+def _shares(val: float, test: float) -> dict[str, tuple[float, float]]:
+    """[low, high) of the samples that each drawn split gets."""
+    parts = {"train": (test + val, 1.0), "val": (test, test + val), "test": (0.0, test)}
+    return {split: part for split, part in parts.items() if part[1] > part[0]}

@@ -27,7 +27,7 @@ def fit(run: Run) -> dict[str, Any]:
     last = run.dir / "checkpoints" / "last"
     resume = last if last.is_dir() else None
     if run.cfg.checkpoint and not resume:
-        parts.load_weights(module, Path(run.cfg.checkpoint))
+        parts.load_weights(module, Path(run.cfg.checkpoint), fine_tune=True)
     resume_step = json.loads((resume / META).read_text())["global_step"] if resume else None
     trainer = build(
         run.cfg.trainer,
@@ -39,7 +39,7 @@ def fit(run: Run) -> dict[str, Any]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    _children_join_this_run(run)
+    parts.join_children(run)
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info("fit: %.2f M trainable parameters, %s", count / 1e6, f"from step {resume_step}" if resume else "from step 0")
     with interruption.deferred():
@@ -58,8 +58,3 @@ def _loggers(run: Run, resume_step: int | None) -> list:
             config = OmegaConf.to_container(run.cfg, resolve=True)
             active.append(build(node)(folder=run.dir, name=name, config=config))
     return [logger for logger in active if logger is not None]
-
-
-def _children_join_this_run(run: Run) -> None:
-    """DDP starts its other ranks by repeating the command line: make it this one job, in this directory."""
-    sys.argv = [sys.argv[0], *run.overrides, f"resume={run.dir}"]

@@ -6,15 +6,45 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from models.encoders.base import DTYPES, Dtype, Features, FrozenEncoder
 from models.encoders.pooling import pool_text_tokens
-from models.encoders.transformer import load_transformer
+from models.encoders.transformer import load_transformer, network_identity
 from models.encoders.weights import find_weights
-from models.io import hash_tensors
+from models.io import hash_tensors, stable_hash
 
 OPTION = "encoder.text.weights"
+
+
+class Tokenize:
+    """A tokenizer with its limit on the length: texts to what the network takes. Picklable, so that workers can tokenize."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
+        """B texts to input_ids and attention_mask (B, L) and what else the model takes, padded to the longest."""
+        return self.pad(self.ids(texts))
+
+    def ids(self, texts: list[str]) -> list[dict[str, list[int]]]:
+        """The same for each text by itself, not padded."""
+        columns = self.tokenizer(texts, truncation=True, max_length=self.max_length)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def pad(self, ids: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """What ``ids`` gives, as one batch, padded to its longest."""
+        return dict(self.tokenizer.pad(ids, return_tensors="pt"))
+
+    def identity(self) -> dict:
+        """What decides the tokens, JSON-able."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        made_of = self.tokenizer.get_vocab() if backend is None else backend.to_str()
+        return {
+            "max_length": self.max_length,
+            "padding_side": self.tokenizer.padding_side,
+            "tokenizer": stable_hash([type(self.tokenizer).__name__, made_of]),
+        }
 
 
 class HFTextEncoder(FrozenEncoder):
@@ -48,14 +78,15 @@ class HFTextEncoder(FrozenEncoder):
         super().__init__()
         if layers and pooling in ("pooler", "own"):
             raise ValueError("layers=True needs a pooling of tokens: mean, cls or last")
-        path = find_weights(name, name, weights, OPTION)
+        self.source = path = find_weights(name, name, weights, OPTION)
         self.network = load_transformer(path, "text_model", DTYPES[dtype], pooling == "pooler", trust_remote_code)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         self.pooling, self.with_layers = pooling, layers
         positions = getattr(self.network.config, "max_position_embeddings", max_length)
-        self.max_length = min(max_length, positions, self.tokenizer.model_max_length)  # RoBERTa has two positions too many
+        # RoBERTa has two positions too many
+        self.tokenize = Tokenize(tokenizer, min(max_length, positions, tokenizer.model_max_length))
         self._freeze()
         probe = self(self.tokenize(["probe"]))
         self.feature_dim = probe.pooled.shape[-1]
@@ -66,12 +97,9 @@ class HFTextEncoder(FrozenEncoder):
             "pooling": pooling,
             "layers": layers,
             "dtype": dtype,
-            "preprocessing": {"max_length": self.max_length, "padding_side": self.tokenizer.padding_side},
+            "config": network_identity(self.network, path if trust_remote_code else None),
+            "preprocessing": self.tokenize.identity(),
         }
-
-    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
-        """B texts to input_ids and attention_mask (B, L) and what else the model takes, padded to the longest."""
-        return dict(self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"))
 
     @torch.no_grad()
     def forward(self, tokens: dict[str, Tensor]) -> Features:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
 from models.errors import UserError
-from models.io import CheckpointError
+from models.io import CheckpointError, stable_hash
 
 
 def load_transformer(
@@ -62,3 +63,17 @@ def load_transformer(
     if not with_pooler and isinstance(getattr(network, "pooler", None), nn.Module):
         network.pooler = None  # unused, and its weights may be random: they must not enter the identity
     return network
+
+
+# Of a configuration: what says where the checkpoint lies, who wrote it and what it is asked to return, not what it computes.
+_NOT_THE_NETWORK = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map"}
+_NOT_THE_NETWORK |= {"output_hidden_states", "output_attentions", "return_dict", "use_cache"}
+
+
+def network_identity(network: nn.Module, code: Path | None = None) -> str:
+    """Hash of the configuration, which decides with the weights what a network computes, and of the Python files in the
+    folder ``code`` where the checkpoint brings its own.
+    """
+    config = {key: value for key, value in network.config.to_dict().items() if key not in _NOT_THE_NETWORK}
+    files = sorted(code.glob("*.py")) if code else []
+    return stable_hash([config, [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files]])

@@ -196,3 +196,60 @@ def test_offsets_are_kept(tmp_path):
     store, _ = filled(tmp_path, offsets=offsets)
     assert store.offsets.tolist() == offsets.tolist()
     assert json.loads((tmp_path / "manifest.json").read_text())["complete"] is True
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_are_kept_together_and_read_one_by_one(tmp_path, dtype):
+    store = FeatureStore.create_or_resume(tmp_path, MANIFEST, rows=9, dim=4, dtype=dtype, per_row=3)
+    values = torch.randn(9, 3, 4).to(getattr(torch, dtype)).float()
+    for rows in (np.array([8, 0, 1, 2]), np.array([3, 4, 5, 6, 7])):
+        store.write(rows, values[rows])
+    store.finish()
+    store = FeatureStore.open(tmp_path, expect=MANIFEST)
+    rows = np.array([5, 0, 8])
+    assert store.per_row == 3 and torch.equal(store.read(rows), values[rows])
+    assert torch.equal(store.read(rows, layer=1), values[rows, 1]) and torch.equal(store.read(rows, layer=-1), values[rows, 2])
+    assert store.read(rows, dtype=None).dtype == getattr(torch, dtype)
+    with pytest.raises(ValueError, match="no vector 3, a row holds 3"):
+        store.read(rows, layer=3)
+    with pytest.raises(ValueError, match=r"\(1, 4\) for 1 rows x 3 x 4"):
+        store.write(rows[:1], torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_keep_their_own_number_of_tokens(tmp_path, side):
+    lengths = np.array([3, 1, 5, 0, 2, 4])
+    store = FeatureStore.create_or_resume(tmp_path, MANIFEST, rows=6, dim=2, dtype="float32", per_row=lengths)
+    tokens = [torch.randn(n, 2) for n in lengths]
+    assert len(store.path.joinpath("rows.bin").read_bytes()) == lengths.sum() * 2 * 4
+    for rows in (np.array([5, 1]), np.array([2, 3, 4]), np.array([0])):
+        longest = lengths[rows].max()
+        positions = np.arange(longest)
+        mask = torch.from_numpy(
+            positions < lengths[rows, None] if side == "right" else positions >= longest - lengths[rows, None]
+        )
+        padded = torch.full((len(rows), longest, 2), torch.nan)
+        padded[mask] = torch.cat([tokens[row] for row in rows])
+        store.write(rows, padded, mask)
+    store.finish()
+    store = pickle.loads(pickle.dumps(FeatureStore.open(tmp_path)))
+    assert store.per_row.tolist() == lengths.tolist()
+    rows = np.array([4, 2, 3, 2])
+    found, mask = store.read_tokens(rows)
+    assert found.shape == (4, 5, 2) and mask.sum(1).tolist() == lengths[rows].tolist()
+    for row, values, real in zip(rows, found, mask, strict=True):
+        assert torch.equal(values[real], tokens[row]) and not values[~real].any()
+    with pytest.raises(ValueError, match="use read_tokens"):
+        store.read(rows)
+
+
+def test_tokens_of_another_length_are_refused(tmp_path):
+    store = FeatureStore.create_or_resume(tmp_path, MANIFEST, rows=2, dim=2, per_row=np.array([2, 3]))
+    with pytest.raises(ValueError, match=r"\[3, 2\]… real tokens, wanted \[2, 3\]…"):
+        store.write(np.arange(2), torch.zeros(2, 3, 2), torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool))
+    with pytest.raises(StoreError, match="per_row is 'own', wanted 5"):
+        FeatureStore.create_or_resume(tmp_path, MANIFEST, rows=2, dim=2, per_row=5)
+    assert FeatureStore.resume(tmp_path, MANIFEST).pending().tolist() == [0, 1]
+    assert FeatureStore.resume(tmp_path / "none", MANIFEST) is None
+    with pytest.raises(StoreError, match="other features"):
+        FeatureStore.resume(tmp_path, {})

@@ -31,7 +31,7 @@ def pairs(tmp_path):
     texts.skip(int(OFFSETS[9]) + 1, "k9", "test")
     images.finish()
     texts.finish()
-    return PairedFeatures(FeatureStore.open(tmp_path / "images"), FeatureStore.open(tmp_path / "texts"))
+    return PairedFeatures({"pooled": FeatureStore.open(tmp_path / "images")}, {"pooled": FeatureStore.open(tmp_path / "texts")})
 
 
 USABLE = [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
@@ -98,12 +98,12 @@ def test_bad_arguments(pairs, tmp_path):
     with pytest.raises(UserError, match="batch_size=0"):
         FeatureDataModule(pairs, batch_size=0)
     with pytest.raises(UserError, match="not of the same samples"):
-        PairedFeatures(pairs.texts, pairs.texts)
+        PairedFeatures({"pooled": pairs.texts}, {"pooled": pairs.texts})
     empty = FeatureStore.create_or_resume(tmp_path / "empty", {}, rows=12, dim=3)
     for row in range(12):
         empty.skip(row)
     with pytest.raises(UserError, match="none of the 12 samples"):
-        PairedFeatures(empty, pairs.texts)
+        PairedFeatures({"pooled": empty}, {"pooled": pairs.texts})
 
 
 class Module(pl.LightningModule):

@@ -2,12 +2,8 @@
 
 from functools import partial
 
-import numpy as np
 import pytest
-import torch
-from torchvision.transforms.functional import pil_to_tensor
 
-from datamodules.batch import IMAGE, INDEX, SKIPPED
 from datamodules.image_text import ImageTextDataModule
 from datamodules.simulated.shards import write_scene_shards
 from models.errors import UserError
@@ -47,35 +43,6 @@ def test_a_skip_of_a_pool_is_counted_once(tmp_path):
     data = ready(tmp_path)
     assert data.skip_report()["reasons"]["truncated shard"] == 1
     assert 25 < sum(map(len, data.splits.values())) <= 30
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_images_for_encoding(tmp_path, workers):
-    files = {k: v for n in range(11) for k, v in sample_files(n).items()}
-    files["000000004.jpg"] = b"not an image"
-    write_tar(tmp_path / "train" / "0.tar", files)
-    data = ready(tmp_path, num_workers=workers)
-    train = data.splits["train"]
-    batches = list(data.image_loader("train", pil_to_tensor, batch_size=4))
-    assert [batch[INDEX].tolist() for batch in batches] == [[0, 1, 2, 3], [5, 6, 7], [8, 9, 10]]
-    assert [[entry.index for entry in batch[SKIPPED]] for batch in batches] == [[], [4], []]
-    for batch in batches:
-        wanted = torch.stack([pil_to_tensor(train.image(i)) for i in batch[INDEX].tolist()])
-        assert torch.equal(batch[IMAGE], wanted)
-    report = data.skip_report()
-    assert report["splits"]["train"]["reasons"] == {"corrupt image": 1}
-    rows = [batch[INDEX].tolist() for batch in data.image_loader("train", pil_to_tensor, 4, rows=np.array([9, 4, 2]))]
-    assert rows == [[9, 2]]
-    assert list(data.image_loader("train", pil_to_tensor, 4, rows=np.array([], dtype=int))) == []
-    assert data.skip_report() == report
-
-
-def test_too_many_bad_images_stop_the_run(tmp_path):
-    files = {k: b"broken" if k.endswith("jpg") and n < 12 else v for n in range(40) for k, v in sample_files(n).items()}
-    write_tar(tmp_path / "train" / "0.tar", files)
-    data = ready(tmp_path, num_workers=0)
-    with pytest.raises(UserError, match="12 of 40 samples of the split 'train'.*12 corrupt image"):
-        list(data.image_loader("train", pil_to_tensor, batch_size=20))
 
 
 def test_too_many_samples_without_caption_stop_the_run(tmp_path):
