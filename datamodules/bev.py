@@ -124,6 +124,21 @@ class BevDataModule(BaseDataModule):
         """The sampling grid of a camera and its mask, kept for calibrations that come again."""
         return _look(camera, self.view_grid, self.heights)
 
+    def batch_of(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """What the model takes, of samples from wherever."""
+        looks = [self.look(sample.camera) for sample in samples]
+        pairs = max(len(sample.traces) for sample in samples)
+        traces = [np.pad(sample.traces, ((0, pairs - len(sample.traces)), (0, 0))) for sample in samples]
+        return {
+            IMAGE: torch.from_numpy(np.stack([_picture(sample.image) for sample in samples])),
+            VIEW_GRID: torch.from_numpy(np.stack([grid for grid, _ in looks])),
+            VIEW_VALID: torch.from_numpy(np.stack([valid for _, valid in looks])),
+            TRACES: torch.from_numpy(np.stack(traces)),
+            CELSIUS: torch.tensor([sample.celsius for sample in samples]),
+            CALIBRATIONS: Calibrations([sample.camera for sample in samples], [sample.rig for sample in samples]),
+            BEV_LABEL: torch.from_numpy(np.stack([sample.label for sample in samples]).astype(np.int64)),
+        }
+
     def _folder(self) -> Path:
         root = Path(self.root)
         own = (root / "meta.csv").is_file()
@@ -153,7 +168,9 @@ class Recordings(Dataset):
     @property
     def fingerprint(self) -> str:
         """Changes with the recordings' names, conditions and calibrations, and with the grid."""
-        return stable_hash([self.keys, [tuple(m) for m in self.meta], [repr(rig) for rig in self.rigs.values()], repr(self.data.grid)])
+        return stable_hash(
+            [self.keys, [tuple(m) for m in self.meta], [repr(rig) for rig in self.rigs.values()], repr(self.data.grid)]
+        )
 
     @property
     def visible_only(self) -> bool:
@@ -167,7 +184,9 @@ class Recordings(Dataset):
         rig = self.rigs[meta.rig]
         image, camera = read_image(self.root, key), rig.camera
         if image.shape[:2] != (camera.height, camera.width):
-            raise DrivingError(f"image: {key} is {image.shape[1]} x {image.shape[0]}, its calibration {camera.width} x {camera.height}")
+            raise DrivingError(
+                f"image: {key} is {image.shape[1]} x {image.shape[0]}, its calibration {camera.width} x {camera.height}"
+            )
         if image.shape[:2] != (data.height, data.width):
             image = np.asarray(Image.fromarray(image).resize((data.width, data.height), Image.BILINEAR, reducing_gap=2.0))
             camera = camera.resized(data.width, data.height)
@@ -196,18 +215,9 @@ class Recordings(Dataset):
             rows.append(row)
         if not samples:
             return {INDEX: torch.empty(0, dtype=torch.int64), SKIPPED: skipped}
-        looks = [self.data.look(sample.camera) for sample in samples]
-        pairs = max(len(sample.traces) for sample in samples)
-        return {
+        return self.data.batch_of(samples) | {
             INDEX: torch.tensor(rows),
             KEY: [self.keys[row] for row in rows],
-            IMAGE: torch.from_numpy(np.stack([_picture(sample.image) for sample in samples])),
-            VIEW_GRID: torch.from_numpy(np.stack([grid for grid, _ in looks])),
-            VIEW_VALID: torch.from_numpy(np.stack([valid for _, valid in looks])),
-            TRACES: torch.from_numpy(np.stack([np.pad(s.traces, ((0, pairs - len(s.traces)), (0, 0))) for s in samples])),
-            CELSIUS: torch.tensor([sample.celsius for sample in samples]),
-            CALIBRATIONS: Calibrations([s.camera for s in samples], [s.rig for s in samples]),
-            BEV_LABEL: torch.from_numpy(np.stack([sample.label for sample in samples]).astype(np.int64)),
             CONDITION: [self.meta[row].light for row in rows],
             SKIPPED: skipped,
         }

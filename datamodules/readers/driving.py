@@ -108,7 +108,9 @@ def read_rig(root: Path, name: str) -> Rig:
                 full_scale=float(part["full_scale"]),
             )
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: 'ultrasonic' needs positions, yaw, az_half_deg, az_max_deg, full_scale ({error}).") from None
+            raise UserError(
+                f"{path}: 'ultrasonic' needs positions, yaw, az_half_deg, az_max_deg, full_scale ({error})."
+            ) from None
         if len(ultrasonic.positions) != len(ultrasonic.yaw) or any(len(p) != 3 for p in ultrasonic.positions):
             raise UserError(f"{path}: 'ultrasonic' needs a yaw and a position (x, y, z) for every sensor.")
     grid = record.get("grid")

@@ -102,7 +102,7 @@ def gather_taps(value: Tensor, weights: Tensor, offsets: Sequence[tuple[int, int
         value: (B, C, H, W). weights: (B, G, K, H, W), one set for each of G groups of channels. offsets: K of (row, column),
             the last one (0, 0).
     """
-    return _GatherTaps.apply(value, weights.to(value.dtype), tuple(offsets))
+    return _GatherTaps.apply(value.contiguous(), weights.to(value.dtype).contiguous(), tuple(offsets))
 
 
 # On a CPU so many numbers of the value are treated at once: what a core's second-level cache keeps beside weights and result.

@@ -154,6 +154,8 @@ class EchoMap(nn.Module):
             rows = [row for row, other in enumerate(rigs) if other == rig]
             distance, weight = self.geometry(rig, traces.device)
             speed = speed_of_sound(celsius[rows].double())
-            heard = read_traces(traces[rows, : len(rig.pairs)], distance, speed, rig.sample_rate, rig.first_sample, self.range_gain)
+            heard = read_traces(
+                traces[rows, : len(rig.pairs)], distance, speed, rig.sample_rate, rig.first_sample, self.range_gain
+            )
             out[rows] = combine_pairs(heard, weight)
         return out

@@ -77,7 +77,14 @@ def write_recordings(
     """
     layout = BevGrid(**grid)
     world = World(
-        make_camera(width, height), make_rig(sensors, layout.x_bumper, cross_echoes), layout, samples, visible, tilt, offset, seed
+        make_camera(width, height),
+        make_rig(sensors, layout.x_bumper, cross_echoes),
+        layout,
+        samples,
+        visible,
+        tilt,
+        offset,
+        seed,
     )
     sizes = {"train": train, "val": val, "test": test}
     folder = Path(root, f"driving_{stable_hash([WORLD, sizes, repr(world)])}")
