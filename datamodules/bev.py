@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.driving_augmentation import Augmentation, Sample
 from datamodules.base import BaseDataModule
 from datamodules.batch import (
     BEV_LABEL,
@@ -29,6 +28,7 @@ from datamodules.batch import (
     VIEW_VALID,
     Skipped,
 )
+from datamodules.driving_augmentation import Augmentation, Sample
 from datamodules.order import BatchRequest
 from datamodules.readers.driving import DrivingError, read_echoes, read_image, read_label, read_meta, read_rig, read_splits
 from models.bev_fusion.echoes import UltrasonicRig

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
