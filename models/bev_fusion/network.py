@@ -137,8 +137,8 @@ class BEVFusion(nn.Module):
         """Inverse perspective mapping: the image where it would lie on the ground."""
         if grid.shape[1] != 1 or grid.shape[2:4] != echo_map.shape[2:]:
             raise UserError(
-                f"place=early lays the image on the echo map's {tuple(echo_map.shape[2:])} cells at one height; the sampling grid "
-                f"has {grid.shape[1]} heights of {tuple(grid.shape[2:4])}. Set datamodule.heights=[0] and "
+                f"place=early lays the image on the echo map's {tuple(echo_map.shape[2:])} cells at one height; the sampling "
+                f"grid has {grid.shape[1]} heights of {tuple(grid.shape[2:4])}. Set datamodule.heights=[0] and "
                 "datamodule.view_scale=<stride of the ultrasonic encoder>."
             )
         return sample_views(image, grid, valid)[:, 0]
