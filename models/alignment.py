@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.projectors import GatedProjector
+
+
+class Embedding(NamedTuple):
+    """``vector`` (B, E), not normalised, and, of heads that project single tokens, the ``tokens`` (B, L, E) it came from."""
+
+    vector: Tensor
+    tokens: Tensor | None = None
 
 
 class AlignmentHead(nn.Module):
@@ -29,6 +37,8 @@ class AlignmentHead(nn.Module):
         learn_scale: False keeps scale and bias where they start (STRUCTURE: a temperature of 0.05 is a scale of 20).
         max_scale: the scale is clamped to [1, this] after each step (official: 100).
     """
+
+    takes_tokens = False
 
     def __init__(
         self,
@@ -54,6 +64,12 @@ class AlignmentHead(nn.Module):
         self.logit_bias = nn.Parameter(torch.full((1,), float(logit_bias_init)))
         self.logit_scale.requires_grad_(learn_scale)
         self.logit_bias.requires_grad_(learn_scale)
+
+    def embed_image(self, features: Tensor) -> Embedding:
+        return Embedding(self.encode_image(features))
+
+    def embed_text(self, features: Tensor, mask: Tensor | None = None) -> Embedding:
+        return Embedding(self.encode_text(features))
 
     def encode_image(self, features: Tensor) -> Tensor:
         """Frozen image features ``(..., vision_dim)`` to embeddings ``(..., embed_dim)``, not normalised."""
