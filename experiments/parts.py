@@ -18,6 +18,7 @@ from datamodules.feature_store import FeatureStore
 from datamodules.features import PairedFeatures
 from experiments.instantiation import build
 from experiments.run_directory import Run
+from models.alignment import embed_text_features
 from models.errors import UserError
 from models.io import read_tensors, stable_hash
 
@@ -120,14 +121,39 @@ def manifests_of(run: Run, split: str, modality: str) -> dict[str, dict]:
 
 
 def features(run: Run, split: str) -> PairedFeatures:
-    """The encoded image and text features of a split."""
+    """The encoded image and text features of a split, at the layers that the recipe chooses."""
+    stored, layers = stored_features(run, split), layer_pair(run)
+    return stored if layers is None else stored.at_layers(*layers)
+
+
+def stored_features(run: Run, split: str) -> PairedFeatures:
+    """The same with all layers; of the training split only the pairs that ``subset`` chooses."""
     sides = []
     for modality in ("vision", "text"):
         stores = {}
         for kind, manifest in manifests_of(run, split, modality).items():
             stores[kind] = FeatureStore.open(store_path(run, split, manifest), expect=manifest)
         sides.append(stores)
-    return PairedFeatures(*sides)
+    stored = PairedFeatures(*sides)
+    if split == "train" and run.cfg.subset:
+        if "subset" not in run.memory:
+            run.memory["subset"] = build(run.cfg.subset)(run, stored)
+        return stored.subset(run.memory["subset"])
+    return stored
+
+
+def layer_pair(run: Run) -> tuple[int, int] | None:
+    """The layers of the vision and the text encoder that the group ``layers`` chooses; None without it.
+
+    The choice is made once, on training pairs, and kept in the run's record.
+    """
+    if not run.cfg.layers:
+        return None
+    if "layers" not in run.record:
+        run.record["layers"] = build(run.cfg.layers)(stored_features(run, "train"))
+        run.save()
+    chosen = run.record["layers"]
+    return chosen["vision"], chosen["text"]
 
 
 def training_data(run: Run) -> pl.LightningDataModule:
@@ -190,10 +216,12 @@ def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:
 
 
 @torch.inference_mode()
-def embed_texts(built: BaseModule, text_encoder: HFTextEncoder, texts: list[str], batch_size: int = 256) -> torch.Tensor:
+def embed_texts(
+    built: BaseModule, text_encoder: HFTextEncoder, texts: list[str], layer: int | None = None, batch_size: int = 256
+) -> torch.Tensor:
     """Aligned embeddings (N, D) of raw texts, on the CPU."""
     parts = []
     for start in range(0, len(texts), batch_size):
         tokens = {k: v.to(built.device) for k, v in text_encoder.tokenize(texts[start : start + batch_size]).items()}
-        parts.append(built.head.encode_text(text_encoder(tokens).pooled.float()).cpu())
+        parts.append(embed_text_features(built.head, text_encoder(tokens), layer).vector.cpu())
     return torch.cat(parts)

@@ -33,6 +33,7 @@ class Run:
     def __init__(self, cfg: DictConfig, folder: Path, overrides: list[str]):
         self.cfg, self.dir, self.overrides = cfg, folder, overrides
         self.path = folder / "run.json"
+        self.memory: dict[str, Any] = {}  # what stages share within this process
         self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     @property

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.encoders.base import Features
 from models.projectors import GatedProjector
 
 
@@ -102,3 +103,21 @@ def _project(x: Tensor, norm: nn.Module, projector: nn.Module) -> Tensor:
     if isinstance(projector, GatedProjector) and isinstance(norm, nn.LayerNorm):
         return projector.after_norm(x, norm)
     return projector(norm(x))
+
+
+def embed_image_features(head: nn.Module, features: Features, layer: int | None = None) -> Embedding:
+    """What a head takes of an image encoder's output: tokens, one layer, or the pooled vector."""
+    if head.takes_tokens:
+        return head.embed_image(features.tokens.float())
+    return head.embed_image(_vector(features, layer))
+
+
+def embed_text_features(head: nn.Module, features: Features, layer: int | None = None) -> Embedding:
+    """What a head takes of a text encoder's output."""
+    if head.takes_tokens and head.text_pooling != "pooled":
+        return head.embed_text(features.tokens.float(), features.mask)
+    return head.embed_text(_vector(features, layer))
+
+
+def _vector(features: Features, layer: int | None) -> Tensor:
+    return (features.pooled if layer is None else features.layers[:, layer]).float()

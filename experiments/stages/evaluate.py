@@ -77,14 +77,14 @@ def trained_split(run: Run, split: str) -> TrainedSplit:
 def embed_split(run: Run, split: str) -> EmbeddedSplit:
     """All images and captions of a split through the trained head."""
     dataset, features = parts.datamodule(run).splits[split], parts.features(run, split)
-    module = parts.trained_module(run, {"vision_dim": features.images.dim, "text_dim": features.texts.dim})
+    module = parts.trained_module(run, features.facts())
     rows = features.rows
-    image = _embed(module.head.encode_image, features.images, rows, module.device)
+    image = _embed(module.embed_image, features.read_images, rows, module.device)
     counts = features.caption_counts(rows)
     owner = np.repeat(np.arange(len(rows)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     text_rows = np.repeat(features.texts.offsets[rows], counts) + np.arange(len(owner)) - first
-    text = _embed(module.head.encode_text, features.texts, text_rows, module.device)
+    text = _embed(module.embed_text, features.read_texts, text_rows, module.device)
     labels = torch.from_numpy(np.asarray(dataset.labels[rows])) if dataset.class_names else None
     text_encoder = parts.encoder(run, "text")
     return EmbeddedSplit(
@@ -92,7 +92,7 @@ def embed_split(run: Run, split: str) -> EmbeddedSplit:
         text=text,
         owner=torch.from_numpy(owner),
         captions=[caption for row in rows for caption in dataset.captions(int(row))],
-        encode_text=lambda texts: parts.embed_texts(module, text_encoder, texts),
+        encode_text=lambda texts: parts.embed_texts(module, text_encoder, texts, features.text_layer),
         load_image=lambda row: dataset.image(int(rows[row])),
         labels=labels,
         class_names=dataset.class_names,
@@ -103,6 +103,9 @@ def embed_split(run: Run, split: str) -> EmbeddedSplit:
     )
 
 
-def _embed(encode: Any, store: Any, rows: np.ndarray, device: torch.device, chunk: int = 8192) -> torch.Tensor:
-    parts_ = [encode(store.read(rows[a : a + chunk]).to(device)).float().cpu() for a in range(0, len(rows), chunk)]
-    return torch.cat(parts_)
+def _embed(embed: Any, read: Any, rows: np.ndarray, device: torch.device, chunk: int = 2048) -> torch.Tensor:
+    vectors = []
+    for first in range(0, len(rows), chunk):
+        batch = {key: value.to(device) for key, value in read(rows[first : first + chunk]).items()}
+        vectors.append(embed(batch).vector.float().cpu())
+    return torch.cat(vectors)
