@@ -108,6 +108,7 @@ def _enter(cfg: DictConfig, folder: Path, name: str, identity: str, overrides: l
         )
     if not run.record:
         run.record = {"experiment": name, "identity": identity, "created": _now(), "notes": [], "stages": {}}
+        run.record["overrides"] = overrides
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))
     run.record |= {"status": "running", "host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}

@@ -69,7 +69,7 @@ def nearest(name: str, choices: Any) -> str:
 
 
 def _top_level(config: dict, sources: Sources) -> Iterator[str]:
-    if not config.get("module"):
+    if not config.get("module") and not config.get("assess"):
         yield f"no experiment chosen. Run `make list`, then: python run.py experiment=<name>.{nearest('', _experiments())}"
         return
     for key, value in config.items():

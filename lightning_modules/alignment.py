@@ -137,9 +137,7 @@ class AlignmentModule(BaseModule):
         if any(key.startswith("alignment_image.") for key in weights):
             self.head = structure.head_from_official(weights, 1 / float(self.head.scale()))
         elif any(key.removeprefix("module.") == "temp" for key in weights):
-            poolings = {
-                name: getattr(self.head, name) for name in ("vision_pooling", "text_pooling") if self.head.takes_tokens
-            }
+            poolings = {name: getattr(self.head, name) for name in ("vision_pooling", "text_pooling") if self.head.takes_tokens}
             self.head = freeze_align.head_from_official(weights, **poolings)
         else:
             self.head = sail.head_from_official(weights)

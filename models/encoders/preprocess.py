@@ -52,7 +52,8 @@ class ImagePreprocess:
     def resized(self, image_size: int | None, crop_fraction: float | None, squash: bool = False) -> ImagePreprocess:
         """The same values for another output size in pixels, or another share of the shorter side kept by the crop.
 
-        ``squash`` resizes the whole image to the output size instead, whatever its shape (freeze-align). None keeps what the checkpoint says. Raises ValueError for a share outside (0, 1].
+        ``squash`` resizes the whole image to the output size instead, whatever its shape (freeze-align). None keeps what
+        the checkpoint says. Raises ValueError for a share outside (0, 1].
         """
         if crop_fraction is not None and not 0 < crop_fraction <= 1:
             raise ValueError(f"crop_fraction={crop_fraction} must be in (0, 1]; 1 keeps the whole shorter side")
