@@ -135,7 +135,7 @@ def stored_features(run: Run, split: str) -> PairedFeatures:
             stores[kind] = FeatureStore.open(store_path(run, split, manifest), expect=manifest)
         sides.append(stores)
     stored = PairedFeatures(*sides)
-    if split == "train" and run.cfg.subset:
+    if split == "train" and run.cfg.get("subset"):
         if "subset" not in run.memory:
             run.memory["subset"] = build(run.cfg.subset)(run, stored)
         return stored.subset(run.memory["subset"])
@@ -147,7 +147,7 @@ def layer_pair(run: Run) -> tuple[int, int] | None:
 
     The choice is made once, on training pairs, and kept in the run's record.
     """
-    if not run.cfg.layers:
+    if not run.cfg.get("layers"):
         return None
     if "layers" not in run.record:
         run.record["layers"] = build(run.cfg.layers)(stored_features(run, "train"))

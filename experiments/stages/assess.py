@@ -40,7 +40,7 @@ SCORES = ("cka", "mutual_knn", "probe")
 
 def assess(run: Run) -> dict[str, Any]:
     """Score all pairs of ``assess.vision`` and ``assess.text``; what has no weights at hand is noted and left out."""
-    config = run.cfg.assess
+    config = run.cfg.get("assess")
     if not config:
         raise UserError("stage assess: choose the encoders with experiment=assess_encoders or the group assess.")
     dataset = parts.datamodule(run).splits[config.split]
