@@ -222,8 +222,9 @@ class FeatureStore:
             raise _disk_error(self.path, error) from error
 
     def read(self, rows: np.ndarray, dtype: torch.dtype | None = torch.float32, layer: int | None = None) -> Tensor:
-        """Rows (n,) as a tensor, see the table above, in ``dtype`` (None: as stored). Ascending rows are read from disk in one direction, which is fastest.
+        """Rows (n,) as a tensor, see the table above, in ``dtype`` (None: as stored).
 
+        Ascending rows are read from disk in one direction, which is fastest.
         ``layer`` reads one vector of each row and leaves the others on disk; negative numbers count from the last.
         """
         if self.extents is not None:

@@ -24,7 +24,7 @@ from models.io import atomic_write, stable_hash
 log = logging.getLogger("run")
 
 # What may differ between two starts of the same run.
-VOLATILE = ("paths", "resume", "logger", "stages", "description")
+VOLATILE = ("paths", "resume", "logger", "stages", "description", "export")
 
 
 class Run:

@@ -13,7 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import interruption, loggers, validation
-from experiments.run_directory import Run, is_main_process, open_run
+from experiments.run_directory import Run, open_run
 from experiments.signatures import is_ours
 from experiments.stages import run_stages
 from models.errors import UserError
@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> float | None:
             current.set_status("interrupted")
             loggers.finish_wandb(succeeded=False)
             raise
-        except SystemExit:  # another rank of this run, whose part ends with the training
+        except SystemExit:  # a child of DDP that has done its part
             raise
         except BaseException as error:
             current.set_status("failed")
@@ -114,7 +114,7 @@ def _log_to(handler: logging.Handler) -> None:
     """Plain lines of our own; Lightning's and the libraries' chatter stays out of sight."""
     root = logging.getLogger("run")
     root.propagate = False
-    root.setLevel(logging.INFO if is_main_process() else logging.WARNING)
+    root.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     root.addHandler(handler)
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "httpx", "huggingface_hub", "transformers"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import pytorch_lightning as pl
 from torch import Tensor
@@ -20,7 +20,8 @@ class EncodingModule(pl.LightningModule):
         encoder: of images or of texts.
         stores: where to write, by kind: 'pooled', 'tokens' or 'layers'.
         batches: ``(rank, world_size) -> batches`` of :mod:`datamodules.encoding`.
-        done: told after every batch how many rows it covered and which could not be read.
+        done: told after every batch how many rows it and its like in the other processes covered, and which rows of it
+            could not be read.
 
     Raises:
         UserError: the encoder gives no features of a kind that is asked for, or a store cannot be written.
@@ -38,14 +39,15 @@ class EncodingModule(pl.LightningModule):
         self._batches, self._done = batches, done
 
     def predict_dataloader(self) -> Iterable[dict]:
-        return self._batches(self.trainer.global_rank, self.trainer.world_size)
+        return _Unsized(self._batches(self.trainer.global_rank, self.trainer.world_size))
 
     def transfer_batch_to_device(self, batch: dict, device, dataloader_idx: int) -> dict:
         """What the encoder takes goes to the device; rows and skips stay."""
         key = TOKENS if TOKENS in batch else IMAGE
         return {**batch, key: super().transfer_batch_to_device(batch[key], device, dataloader_idx)}
 
-    def predict_step(self, batch: dict, batch_idx: int) -> None:
+    def predict_step(self, batch: dict, batch_idx: int) -> int:
+        """Encode and write a batch; the number of rows it covered, since Lightning wants an answer."""
         rows = batch[INDEX].numpy()
         if len(rows):
             features = self.encoder(batch[TOKENS] if TOKENS in batch else batch[IMAGE])
@@ -54,7 +56,9 @@ class EncodingModule(pl.LightningModule):
         for skipped in batch[SKIPPED]:
             for store in self.stores.values():
                 store.skip(*skipped)
-        self._done(len(rows) + len(batch[SKIPPED]), batch[SKIPPED])
+        covered = len(rows) + len(batch[SKIPPED])
+        self._done(covered * self.trainer.world_size, batch[SKIPPED])
+        return covered
 
     def on_predict_end(self) -> None:
         """Every process has written its share: the first one marks the stores complete, the others wait for it."""
@@ -63,6 +67,16 @@ class EncodingModule(pl.LightningModule):
             for store in self.stores.values():
                 store.finish()
         self.trainer.strategy.barrier()
+
+
+class _Unsized:
+    """An iterable that does not tell its length: Lightning refuses an empty loader, and a process may have no share."""
+
+    def __init__(self, batches: Iterable[dict]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[dict]:
+        return iter(self.batches)
 
 
 def _of_kind(features: Features, kind: str, encoder: FrozenEncoder) -> tuple[Tensor | None, ...]:

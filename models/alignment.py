@@ -107,16 +107,16 @@ def _project(x: Tensor, norm: nn.Module, projector: nn.Module) -> Tensor:
 
 def embed_image_features(head: nn.Module, features: Features, layer: int | None = None) -> Embedding:
     """What a head takes of an image encoder's output: tokens, one layer, or the pooled vector."""
-    if head.takes_tokens:
+    if getattr(head, "takes_tokens", False):
         return head.embed_image(features.tokens.float())
-    return head.embed_image(_vector(features, layer))
+    return Embedding(head.encode_image(_vector(features, layer)))
 
 
 def embed_text_features(head: nn.Module, features: Features, layer: int | None = None) -> Embedding:
     """What a head takes of a text encoder's output."""
-    if head.takes_tokens and head.text_pooling != "pooled":
+    if getattr(head, "takes_tokens", False) and head.text_pooling != "pooled":
         return head.embed_text(features.tokens.float(), features.mask)
-    return head.embed_text(_vector(features, layer))
+    return Embedding(head.encode_text(_vector(features, layer)))
 
 
 def _vector(features: Features, layer: int | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK_ROWS = 1024  # rows whose hidden layer is in memory at once
+CHUNK_ROWS = 512  # rows whose hidden layer is in memory at once
 
 
 def _xavier(*layers: nn.Linear) -> None:
@@ -129,10 +129,8 @@ class _Gated(torch.autograd.Function):
             grad_branches = torch.empty_like(branches[rows])
             grad_gate, grad_value = grad_branches.chunk(2, dim=-1)
             grad_hidden = torch.mm(grad_out[rows], down)
-            torch.mul(grad_hidden, gate, out=grad_value)
-            torch.mul(grad_hidden, value, out=grad_gate)
-            grad_gate.masked_fill_((gate <= 0) | (gate >= min(6.0, ctx.clamp)), 0)
-            grad_value.masked_fill_(value.abs() >= ctx.clamp, 0)
+            _limited_backward(grad_hidden * gate, value, -ctx.clamp, ctx.clamp, grad_value)
+            _limited_backward(grad_hidden.mul_(value), gate, 0.0, min(6.0, ctx.clamp), grad_gate)
             h = x[rows] if norm_weight is None else F.layer_norm(x[rows], x.shape[-1:], eps=ctx.eps)
             _add_product(grad_up, grad_branches.T, h.to(ctx.dtype))
             grad_up_bias += grad_branches.sum(dim=0)
@@ -153,6 +151,11 @@ class _Gated(torch.autograd.Function):
             grad_out.sum(dim=0).to(up_weight.dtype),
         )
         return grad_x, *grads, None
+
+
+def _limited_backward(grad: Tensor, limited: Tensor, low: float, high: float, out: Tensor) -> None:
+    """``grad`` where a limited value lies strictly inside its bounds, as ReLU6's derivative has it, 0 elsewhere."""
+    torch.ops.aten.hardtanh_backward.grad_input(grad, limited, low, high, grad_input=out)
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:

@@ -48,6 +48,13 @@ def warmup_constant_cooldown(
     return _warming(multiplier, _warmup_steps(total_steps, warmup))
 
 
+def warmup_linear(total_steps: int, warmup: int | float = 0.1) -> Multiplier:
+    """From 0 to 1 over the warm-up, then linearly to 0 at ``total_steps`` (All-in-One; transformers' schedule of power 1)."""
+    start = int(warmup * total_steps) if isinstance(warmup, float) and warmup < 1 else int(warmup)
+    span = max(total_steps - start, 1)
+    return lambda step: step / max(start, 1) if step < start else max(total_steps - step, 0) / span
+
+
 def epochwise_cosine(
     total_steps: int,
     epochs: int,

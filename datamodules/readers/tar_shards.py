@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules.batch import CAPTIONS, IMAGE, INDEX, KEY, LABEL, Skipped
+from datamodules.readers.images import decode, decode_or_skipped
 from datamodules.readers.tar_index import key_hash, load_index, parse_record, read_captions
 from models.errors import UserError
 from models.io import stable_hash
@@ -126,17 +126,11 @@ class TarShards(Dataset):
 
     def image(self, i: int) -> Image.Image:
         """The sample's image, decoded to RGB. Raises whatever the decoder raises."""
-        return _decode(self._image_bytes(i))
+        return decode(self._image_bytes(i))
 
     def image_or_skipped(self, i: int) -> Image.Image | Skipped:
         """:meth:`image`, with a failing decoder turned into a :class:`Skipped`. A failing disk still raises."""
-        data = self._image_bytes(i)
-        try:
-            return _decode(data)
-        except UnidentifiedImageError:  # its text holds a memory address, another one every time
-            return Skipped(i, self.key(i), "corrupt image: not in an image format that can be read")
-        except Exception as error:  # decoders fed with damaged bytes raise nearly anything
-            return Skipped(i, self.key(i), f"corrupt image: {error or type(error).__name__}")
+        return decode_or_skipped(self._image_bytes(i), i, self.key(i))
 
     def __getitem__(self, i: int) -> dict | Skipped:
         image = self.image_or_skipped(i)
@@ -192,11 +186,6 @@ def read_class_names(root: Path) -> list[str] | None:
     if not file.is_file():
         return None
     return [line.split(",")[0].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _decode(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.convert("RGB")
 
 
 def _text(key: bytes) -> str:

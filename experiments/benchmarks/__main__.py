@@ -45,6 +45,10 @@ def main() -> None:
             if case in ("", wanted):
                 found[f"{file}/{wanted}"] = compare(f"{file}/{wanted}")
                 _print(f"{file}/{wanted}", found[f"{file}/{wanted}"])
+        for wanted in getattr(module, "ALONE", {}):
+            if case in ("", wanted):
+                found[f"{file}/{wanted}"] = alone(f"{file}/{wanted}")
+                _print(f"{file}/{wanted}", found[f"{file}/{wanted}"])
         for wanted, measure in getattr(module, "MEASURES", {}).items():
             if case in ("", wanted):
                 found[f"{file}/{wanted}"] = measure()
@@ -66,15 +70,25 @@ def compare(name: str) -> dict[str, float]:
     if abs(norms[0] - norms[1]) > SAME * max(abs(norms[1]), 1e-12):
         raise SystemExit(f"{name}: the two sides compute different results ({norms[0]} and {norms[1]})")
     timed = [(a["seconds"], b["seconds"]) for a, b in zip(turns["ours"][1:], turns["plain"][1:], strict=True)]
-    peak = {side: max(turn["megabytes"] for turn in turns[side]) for side in sides}
+    most = {side: max(turn["megabytes"] for turn in turns[side]) for side in sides}
     return {
         "time_ratio": statistics.median(a / b for a, b in timed),
-        "memory_ratio": peak["ours"] / max(peak["plain"], 1.0),
+        "memory_ratio": most["ours"] / max(most["plain"], 1.0),
         "seconds": statistics.median(a for a, _ in timed),
         "plain_seconds": statistics.median(b for _, b in timed),
-        "megabytes": peak["ours"],
-        "plain_megabytes": peak["plain"],
+        "megabytes": most["ours"],
+        "plain_megabytes": most["plain"],
     }
+
+
+def alone(name: str) -> dict[str, float]:
+    """Time and memory of ours by itself; a short step is taken twice, the first time to warm up."""
+    process = _Side(name, "ours")
+    turn = process.turn()
+    if turn["seconds"] < 10:
+        turn = process.turn()
+    process.close()
+    return {"seconds": turn["seconds"], "megabytes": turn["megabytes"]}
 
 
 class _Side:
@@ -107,8 +121,9 @@ def serve(name: str, side: str) -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     file, _, case = name.partition("/")
-    step: Callable[[], torch.Tensor] = importlib.import_module(f"experiments.benchmarks.{file}").CASES[case](side)
-    floor = _reset_peak()
+    module = importlib.import_module(f"experiments.benchmarks.{file}")
+    step: Callable[[], torch.Tensor] = {**getattr(module, "CASES", {}), **getattr(module, "ALONE", {})}[case](side)
+    floor = reset_peak()
     for _ in sys.stdin:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -118,10 +133,10 @@ def serve(name: str, side: str) -> None:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
         norm = float(result.detach().double().norm())
-        print(json.dumps({"seconds": seconds, "megabytes": _peak() - floor, "norm": norm}), flush=True)
+        print(json.dumps({"seconds": seconds, "megabytes": peak() - floor, "norm": norm}), flush=True)
 
 
-def _reset_peak() -> float:
+def reset_peak() -> float:
     """Start counting the peak anew; megabytes in use now."""
     import torch
 
@@ -133,7 +148,7 @@ def _reset_peak() -> float:
     return _status("VmRSS")
 
 
-def _peak() -> float:
+def peak() -> float:
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _status("VmHWM")

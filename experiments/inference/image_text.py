@@ -16,7 +16,7 @@ from rich.table import Table
 
 from experiments import parts
 from experiments.run_directory import Run
-from models.alignment import embed_image_features
+from models.dual_encoder import DualEncoder
 from models.errors import UserError
 from models.io import atomic_write
 
@@ -30,15 +30,17 @@ def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) 
     if not files or not texts:
         raise UserError('predict needs files and texts: predict.images=[a.jpg,b.png] predict.texts=["a dog","a cat"]')
     vision, text_encoder = parts.encoder(run, "vision"), parts.encoder(run, "text")
-    vision_layer, text_layer = parts.layer_pair(run) or (None, None)
-    tokens = "tokens" in run.cfg.encoder.keep.text
-    widths = {"vision_dim": vision.feature_dim, "text_dim": text_encoder.token_dim if tokens else text_encoder.feature_dim}
-    if "tokens" in run.cfg.encoder.keep.vision:
-        widths["vision_dim"] = vision.token_dim
-    module = parts.trained_module(run, widths)
-    pixels = torch.stack([vision.preprocess(_open(Path(file))) for file in files]).to(module.device)
-    image = F.normalize(embed_image_features(module.head, vision(pixels), vision_layer).vector.cpu(), dim=-1)
-    text = F.normalize(parts.embed_texts(module, text_encoder, texts, text_layer), dim=-1)
+    tokens = {name: "tokens" in run.cfg.encoder.keep[name] for name in ("vision", "text")}
+    module = parts.trained_module(
+        run,
+        {
+            "vision_dim": vision.token_dim if tokens["vision"] else vision.feature_dim,
+            "text_dim": text_encoder.token_dim if tokens["text"] else text_encoder.feature_dim,
+        },
+    )
+    encoders = DualEncoder(vision, text_encoder, module.head, parts.layer_pair(run))
+    image = F.normalize(encoders.embed_images(_open(Path(file)) for file in files), dim=-1)
+    text = F.normalize(encoders.embed_texts(texts), dim=-1)
     cosines = image @ text.T
     table = Table("picture", *texts, title="cosine")
     predictions = []

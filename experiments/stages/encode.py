@@ -22,6 +22,7 @@ from lightning_modules.encoding import EncodingModule
 from models.errors import UserError
 
 log = logging.getLogger("run")
+COPIED = 8192  # rows of pre-encoded features that are copied at a time
 
 
 def encode(run: Run) -> dict[str, Any]:
@@ -29,9 +30,11 @@ def encode(run: Run) -> dict[str, Any]:
 
     With several ``trainer.devices`` or nodes each process takes its share of the batches.
     """
-    if not run.cfg.features:
+    if not run.cfg.get("features"):
         return {}
     data = parts.datamodule(run)
+    if all(map(parts.is_encoded, data.splits.values())):
+        return _copy(run)
     vision, text = parts.encoder(run, "vision"), parts.encoder(run, "text")
     batch_size = run.cfg.encoder.batch_size
     for split, dataset in data.splits.items():
@@ -46,6 +49,25 @@ def encode(run: Run) -> dict[str, Any]:
     if not parts.is_first_process() and "fit" not in run.cfg.stages:
         sys.exit(0)  # a child of DDP has done its part
     return {"encoders": {"vision": vision.identity, "text": text.identity}}
+
+
+def _copy(run: Run) -> dict[str, Any]:
+    """Features that someone else has computed go into stores as they are."""
+    for split, dataset in parts.datamodule(run).splits.items():
+        offsets = np.concatenate([[0], np.cumsum(dataset.caption_counts)])
+        for modality, owned in (("vision", None), ("text", offsets)):
+            (manifest,) = parts.manifests_of(run, split, modality).values()
+            rows = len(dataset) if owned is None else int(owned[-1])
+            shape = {"rows": rows, "dim": dataset.encoded_dim(modality), "dtype": manifest["dtype"], "offsets": owned}
+            store = FeatureStore.create_or_resume(parts.store_path(run, split, manifest), manifest, **shape)
+            pending = store.pending()
+            with Progress(f"copy {split} {manifest['of']} features", rows, start=rows - len(pending)) as progress:
+                for start in range(0, len(pending), COPIED):
+                    chosen = pending[start : start + COPIED]
+                    store.write(chosen, dataset.encoded(modality, chosen))
+                    progress.advance(len(chosen))
+            store.finish()
+    return {"encoders": {modality: dataset.encoder_identity(modality) for modality in ("vision", "text")}}
 
 
 def _stores(
@@ -96,7 +118,8 @@ def _fill(
 
             def done(rows: int, skipped: list[Skipped]) -> None:
                 data.report_skipped(split, skipped)
-                progress.advance(rows)
+                if parts.is_first_process():  # where several devices work, an estimate from this one's share
+                    progress.advance(min(rows, progress.total - progress.done))
 
             def read(rank: int, world_size: int) -> Any:
                 share = batches(pending=pending, rank=rank, world_size=world_size)
