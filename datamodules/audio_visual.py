@@ -120,9 +120,7 @@ class AudioVisualDataModule(BaseDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
         if isinstance(batch, dict) and AUDIO_VALID in batch and not len(batch[INDEX]):
-            raise UserError(
-                "a whole batch of videos could not be read; look at the first of them, or raise datamodule.batch_size."
-            )
+            raise UserError("a whole batch of videos could not be read; look at the first of them, or raise datamodule.batch_size.")
         return batch
 
     def _folder(self) -> Path:

@@ -9,6 +9,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+
 # ffmpeg's default search for the best coding takes ten times as long and is not heard.
 FAST_AAC = {"aac_coder": "fast"}
 

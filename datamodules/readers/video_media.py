@@ -98,9 +98,7 @@ class Media:
     def _video(self, row: VideoRow) -> VideoReader:
         path = self._video_file(row)
         if path is None:
-            raise MediaError(
-                f"missing video: neither {self.root / self.files.folder / row.path}/ nor a video file of that name"
-            )
+            raise MediaError(f"missing video: neither {self.root / self.files.folder / row.path}/ nor a video file of that name")
         try:
             return VideoReader(path)
         except VideoError as error:
