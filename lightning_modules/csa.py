@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.batch import IMAGE_FEATURES, TEXT_FEATURES
 from lightning_modules.alignment import AlignmentModule
 from lightning_modules.base import StepOutput
+from models.alignment import AlignmentHead
 from models.errors import UserError
+from models.losses.structure import StructureRegulariser
 from models.projectors import CentredProjector
 from models.structure.csa import covariances, csa
 
@@ -24,11 +26,23 @@ class CSAModule(AlignmentModule):
 
     Args:
         correlation_weight: of the sum of products of unit-length embeddings over their width (official: 0.01).
-        Others: see :class:`AlignmentModule`; the head's projectors must be ``projector=centred`` and its norm off.
+        head, loss, optimizer, regulariser, vision_dim, text_dim: see :class:`AlignmentModule`; the head's projectors are
+            ``projector=centred`` and its norm is off; the loss is reported, not minimised.
     """
 
-    def __init__(self, *arguments, correlation_weight: float = 0.01, **named):
-        super().__init__(*arguments, **named)
+    def __init__(
+        self,
+        head: Callable[..., AlignmentHead],
+        loss: nn.Module,
+        optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
+        regulariser: StructureRegulariser | None = None,
+        correlation_weight: float = 0.01,
+        vision_dim: int | None = None,
+        text_dim: int | None = None,
+    ):
+        super().__init__(
+            head, loss, optimizer, regulariser=regulariser, vision_dim=vision_dim, text_dim=text_dim, decay_all=True
+        )
         self.correlation_weight = correlation_weight
         for projector in (self.head.vision_projector, self.head.text_projector):
             if not isinstance(projector, CentredProjector):
@@ -51,6 +65,3 @@ class CSAModule(AlignmentModule):
         losses["correlation"] = -self.correlation_weight * (a * b).sum() / a.shape[1]
         report = {**step.report, "contrastive": sum(v.detach() for k, v in step.losses.items() if k != "structure")}
         return StepOutput(losses, report, step.outputs)
-
-    def parameter_groups(self) -> Iterable:
-        return [p for p in self.head.parameters() if p.requires_grad]
