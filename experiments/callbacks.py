@@ -87,7 +87,11 @@ class TrainingProgress(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, *args: object) -> None:
         if trainer.global_step > self.step:
-            note = f"epoch {trainer.current_epoch} loss {float(outputs['loss']):.4g}" if isinstance(outputs, dict) else ""
+
+            def note() -> str:
+                loss = f" loss {float(outputs['loss']):.4g}" if isinstance(outputs, dict) else ""
+                return f"epoch {trainer.current_epoch}{loss}"
+
             self.progress.advance(trainer.global_step - self.step, note)
             self.step = trainer.global_step
 

@@ -23,7 +23,6 @@ from models.io import read_tensors, stable_hash
 
 if TYPE_CHECKING:
     from lightning_modules.base import BaseModule
-    from models.encoders.text import HFTextEncoder
 
 log = logging.getLogger("run")
 _SHARED: dict[str, Any] = {}
@@ -54,29 +53,38 @@ def encoder(run: Run, modality: str) -> torch.nn.Module:
     A fallback is never silent: it becomes a note of the run and, through the feature stores, part of its identity.
     """
     node = run.cfg.encoder[modality]
-    built, note = _shared(f"encoder.{modality}", node, lambda: _build_encoder(node, modality))
+    built, note, _ = _shared(f"encoder.{modality}", node, lambda: _build_encoder(node, modality))
     if note:
         run.note(note)
     return built
 
 
-def _build_encoder(node: DictConfig, modality: str) -> tuple[torch.nn.Module, str | None]:
+def encoder_arguments(run: Run, modality: str) -> dict[str, Any]:
+    """What the constructor of :func:`encoder` was called with, the fallback's where that was taken."""
+    encoder(run, modality)
+    _, _, used = _shared(f"encoder.{modality}", run.cfg.encoder[modality], lambda: None)
+    return {key: value for key, value in used.items() if not key.startswith("_")}
+
+
+def _build_encoder(node: DictConfig, modality: str) -> tuple[torch.nn.Module, str | None, dict[str, Any]]:
+    """The encoder, a note about a fallback, and the configuration that was used."""
     from models.encoders.weights import WeightsUnavailable
 
-    wanted = {key: value for key, value in node.items() if key != "fallback"}
-    note = None
+    wanted = {key: value for key, value in OmegaConf.to_container(node, resolve=True).items() if key != "fallback"}
+    used, note = wanted, None
     try:
         built = build(wanted)
     except WeightsUnavailable as error:
         if not node.get("fallback"):
             raise
-        built = build(node.fallback)
+        used = OmegaConf.to_container(node.fallback, resolve=True)
+        built = build(used)
         note = (
             f"FALLBACK ENCODER: the weights of {wanted.get('name')} are not here and cannot be fetched, so "
             f"encoder.{modality} is {built.identity['name']}. Figures are those of the fallback. ({_first_line(error)})"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return built.to(device).eval(), note
+    return built.to(device).eval(), note, used
 
 
 def _first_line(error: Exception) -> str:
@@ -154,8 +162,11 @@ def module(run: Run, facts: dict[str, Any]) -> BaseModule:
     return build(node, **given)
 
 
-def load_weights(built: BaseModule, checkpoint: Path) -> None:
-    """Load a checkpoint for evaluation or fine-tuning: a run, a checkpoint directory of ours, or an official file."""
+def load_weights(built: BaseModule, checkpoint: Path, fine_tune: bool = False) -> None:
+    """Load a checkpoint: a run, a checkpoint directory of ours, or an official file.
+
+    To ``fine_tune``, a run of another task of the same family will do, where the method knows how to take from it.
+    """
     checkpoint = Path(checkpoint)
     for inner in ("checkpoints/best", "checkpoints/last"):
         if (checkpoint / inner).is_dir():
@@ -173,6 +184,8 @@ def load_weights(built: BaseModule, checkpoint: Path) -> None:
         if key in weights and weights[key].shape != value.shape
     ]
     if missing or unexpected or wrong:
+        if fine_tune and built.load_pretrained(weights):
+            return
         raise UserError(
             f"{checkpoint} is of another architecture than this configuration: missing {missing[:4]}, unexpected "
             f"{unexpected[:4]}, shapes {wrong[:4]}. Use the module, projector and encoders it was trained with "
@@ -182,9 +195,9 @@ def load_weights(built: BaseModule, checkpoint: Path) -> None:
 
 
 def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:
-    """The module with the weights that evaluation and prediction use: ``checkpoint`` if given, else this run's own."""
+    """The module with the weights that evaluation and prediction use: what this run has trained, else ``checkpoint``."""
     built = module(run, facts)
-    if run.cfg.checkpoint:
+    if run.cfg.checkpoint and "fit" not in run.cfg.stages:
         load_weights(built, Path(run.cfg.checkpoint))
     else:
         own = [run.dir / "checkpoints" / name for name in (run.cfg.select, "last")]
@@ -194,13 +207,3 @@ def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:
         load_weights(built, found)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return built.to(device).eval()
-
-
-@torch.inference_mode()
-def embed_texts(built: BaseModule, text_encoder: HFTextEncoder, texts: list[str], batch_size: int = 256) -> torch.Tensor:
-    """Aligned embeddings (N, D) of raw texts, on the CPU."""
-    parts = []
-    for start in range(0, len(texts), batch_size):
-        tokens = {k: v.to(built.device) for k, v in text_encoder.tokenize(texts[start : start + batch_size]).items()}
-        parts.append(built.head.encode_text(text_encoder(tokens).pooled.float()).cpu())
-    return torch.cat(parts)

@@ -24,7 +24,7 @@ from models.io import atomic_write, stable_hash
 log = logging.getLogger("run")
 
 # What may differ between two starts of the same run.
-VOLATILE = ("paths", "resume", "logger", "stages", "description")
+VOLATILE = ("paths", "resume", "logger", "stages", "description", "export")
 
 
 class Run:
@@ -63,7 +63,7 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        if _is_main_process():
+        if is_main_process():
             with atomic_write(self.path) as temporary:
                 temporary.write_text(json.dumps(self.record, indent=1))
 
@@ -162,8 +162,8 @@ def _fresh(home: Path) -> Path:
 
 
 def _slug(overrides: list[str]) -> str:
-    """A readable, stable directory name for one job of a sweep."""
-    parts = [o for o in overrides if o.split("=")[0].lstrip("+~") not in ("experiment", "sweep", "sweep_name")]
+    """A readable, stable directory name for one job of a sweep: what the sweep varies, not what stands on the command line."""
+    parts = [o for o in overrides if o not in sys.argv and o.split("=")[0].lstrip("+~") not in ("experiment", "sweep")]
     text = ",".join(part.replace("/", "-") for part in parts) or "defaults"
     return text if len(text) <= 100 else f"{text[:83]}-{stable_hash(parts)}"
 
@@ -187,7 +187,8 @@ def _now() -> str:
     return datetime.now().isoformat(timespec="microseconds")
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
+    """True for the process that writes: rank 0, also before the process group exists."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("SLURM_PROCID", 0)) == 0
 
 

@@ -30,7 +30,7 @@ HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 # The whole vocabulary of the top level; a group is a node, the rest are plain values of these types.
 NODES = {
     "paths", "trainer", "callbacks", "logger", "datamodule", "encoder", "features", "module", "projector", "loss",
-    "optimizer", "scheduler", "evaluation", "predict", "compare",
+    "optimizer", "scheduler", "evaluation", "predict", "compare", "export",
 }  # fmt: skip
 VALUES: dict[str, tuple[type, ...]] = {
     "name": (str,), "description": (str,), "seed": (int,), "stages": (list,), "resume": (str, type(None)),
@@ -85,9 +85,9 @@ def _top_level(config: dict, sources: Sources) -> Iterator[str]:
         for stage in config["stages"]:
             if stage not in STAGES:
                 yield f"stages: unknown stage '{stage}'.{nearest(str(stage), STAGES)} [{sources.of('stages')}]"
-        if "fit" not in config["stages"] and {"evaluate", "predict"} & set(config["stages"]):
+        if "fit" not in config["stages"] and {"evaluate", "predict", "export"} & set(config["stages"]):
             if not config.get("checkpoint") and not config.get("resume"):
-                yield "stages: evaluating or predicting without fitting needs checkpoint=<run dir or file> or resume=<run dir>"
+                yield "stages: evaluate, predict and export without fit need checkpoint=<run dir or file> or resume=<run dir>"
     if config.get("select") not in ("best", "last"):
         yield f"select: expected 'best' or 'last', got {config.get('select')!r} [{sources.of('select')}]"
 

@@ -68,9 +68,19 @@ class BaseModule(pl.LightningModule):
     def after_optimizer_step(self) -> None:
         """Runs after each optimiser step, outside autograd: clamps, momentum encoders."""
 
+    def multipliers(
+        self, optimizer: torch.optim.Optimizer, total_steps: int
+    ) -> Callable[[int], float] | list[Callable[[int], float]]:
+        """The learning rate's factor at each optimiser step, one for all groups or a list with one for each."""
+        return self.scheduler_factory(total_steps)
+
     def load_official(self, weights: dict[str, Tensor]) -> None:
         """Load a checkpoint of the official implementation, given as official names and tensors."""
         raise UserError(f"{type(self).__name__} has no importer of official checkpoints.")
+
+    def load_pretrained(self, weights: dict[str, Tensor]) -> bool:
+        """Begin fine-tuning from a run of ours whose heads are others: take what fits. False: this method has no such way."""
+        return False
 
     # ---- shared machinery ---------------------------------------------------------------------------------------
 
@@ -116,8 +126,8 @@ class BaseModule(pl.LightningModule):
             group["lr"] *= group.get("lr_scale", 1.0)
         if self.scheduler_factory is None:
             return optimizer
-        multiplier = self.scheduler_factory(int(self.trainer.estimated_stepping_batches))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multiplier)
+        multipliers = self.multipliers(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multipliers)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(self, *args, **kwargs) -> None:

@@ -1,4 +1,4 @@
-"""The dual-encoder head that projector alignment trains: per modality a LayerNorm and a projector, a scale and a bias."""
+"""The dual-encoder head that projector alignment trains: per modality a projector, behind a LayerNorm or not, and a scale."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.projectors import GatedProjector
 
 
 class AlignmentHead(nn.Module):
@@ -23,6 +25,9 @@ class AlignmentHead(nn.Module):
         text_projector: factory for the text side where it differs.
         logit_scale_init: initial scale; its log is the parameter ``logit_scale`` (1,).
         logit_bias_init: initial bias, parameter ``logit_bias`` (1,).
+        norm: a LayerNorm before each projector (SAIL); False leaves it out (STRUCTURE).
+        learn_scale: False keeps scale and bias where they start (STRUCTURE: a temperature of 0.05 is a scale of 20).
+        max_scale: the scale is clamped to [1, this] after each step (official: 100).
     """
 
     def __init__(
@@ -34,20 +39,26 @@ class AlignmentHead(nn.Module):
         text_projector: Callable[[int, int], nn.Module] | None = None,
         logit_scale_init: float = 20.0,
         logit_bias_init: float = -10.0,
+        norm: bool = True,
+        learn_scale: bool = True,
+        max_scale: float = 100.0,
     ):
         super().__init__()
-        self.vision_norm = nn.LayerNorm(vision_dim)
+        self.max_scale = max_scale
+        self.vision_norm = nn.LayerNorm(vision_dim) if norm else nn.Identity()
         self.vision_projector = projector(vision_dim, embed_dim)
         if text_dim is not None:
-            self.text_norm = nn.LayerNorm(text_dim)
+            self.text_norm = nn.LayerNorm(text_dim) if norm else nn.Identity()
             self.text_projector = (text_projector or projector)(text_dim, embed_dim)
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(logit_scale_init)))
         self.logit_bias = nn.Parameter(torch.full((1,), float(logit_bias_init)))
+        self.logit_scale.requires_grad_(learn_scale)
+        self.logit_bias.requires_grad_(learn_scale)
 
     def encode_image(self, features: Tensor) -> Tensor:
         """Frozen image features ``(..., vision_dim)`` to embeddings ``(..., embed_dim)``, not normalised."""
         # Stored features are float16 and the head is float32: only autocast lowers the precision of the products.
-        return self.vision_projector(self.vision_norm(features.to(self.vision_norm.weight.dtype)))
+        return _project(features.to(self.logit_scale.dtype), self.vision_norm, self.vision_projector)
 
     def encode_text(self, features: Tensor) -> Tensor:
         """Frozen text features ``(..., text_dim)`` to embeddings ``(..., embed_dim)``, not normalised.
@@ -56,8 +67,22 @@ class AlignmentHead(nn.Module):
         """
         if not hasattr(self, "text_norm"):
             raise ValueError("this head has no text branch (text_dim=None): it can embed images only.")
-        return self.text_projector(self.text_norm(features.to(self.text_norm.weight.dtype)))
+        return _project(features.to(self.logit_scale.dtype), self.text_norm, self.text_projector)
+
+    def scale(self) -> Tensor:
+        """What multiplies the cosines (1,)."""
+        return self.logit_scale.exp()
+
+    def clamp_scale(self) -> None:
+        """Keep the scale in its range."""
+        self.logit_scale.clamp_(0, math.log(self.max_scale))
 
     def logits_per_text(self, image: Tensor, text: Tensor) -> Tensor:
         """``exp(scale) * cosine + bias`` for embeddings ``(B, D)`` and ``(M, D)``; rows are texts ``(M, B)``."""
-        return self.logit_scale.exp() * F.normalize(text, dim=-1) @ F.normalize(image, dim=-1).T + self.logit_bias
+        return self.scale() * F.normalize(text, dim=-1) @ F.normalize(image, dim=-1).T + self.logit_bias
+
+
+def _project(x: Tensor, norm: nn.Module, projector: nn.Module) -> Tensor:
+    if isinstance(projector, GatedProjector) and isinstance(norm, nn.LayerNorm):
+        return projector.after_norm(x, norm)
+    return projector(norm(x))

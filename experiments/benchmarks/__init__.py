@@ -1,5 +1,6 @@
 """``make bench``: speed and memory of our forms against plain ones in the official order of operations, as ratios in one run.
 
-One file per family defines ``CASES`` (name -> function that prepares one side and returns its step) and, where a single
-number is wanted, ``MEASURES`` (name -> function that returns it).
+One file per family defines ``CASES`` (name -> function that prepares one side and returns its step), ``ALONE`` (the same for
+sizes where the plain side would take too long or not fit: ours by itself) and, where numbers of another kind are wanted,
+``MEASURES`` (name -> function that returns one or a dict of them).
 """

@@ -15,6 +15,7 @@ from datamodules.batch import SKIPPED
 if TYPE_CHECKING:
     from datamodules.base import BaseDataModule
     from lightning_modules.base import BaseModule
+    from models.dual_encoder import DualEncoder
 
 
 @dataclass
@@ -22,7 +23,8 @@ class EmbeddedSplit:
     """One split seen by a dual encoder; all tensors on the CPU.
 
     ``image`` (N, D) and ``text`` (M, D) embeddings, ``owner`` (M,) the image row of each text, ``labels`` (N,) or None,
-    ``captions`` the M texts, ``encode_text`` raw strings to embeddings, ``load_image`` an image row to its picture.
+    ``captions`` the M texts, ``encode_text`` raw strings to embeddings, ``load_image`` an image row to its picture,
+    ``load_encoders`` gives the model itself, built when it is first asked for, ``labelled_features`` a split's name to its frozen image features (N, D) and labels (N,).
     """
 
     image: Tensor
@@ -34,6 +36,13 @@ class EmbeddedSplit:
     labels: Tensor | None = None
     class_names: list[str] | None = None
     hashes: dict[str, str] = field(default_factory=dict)
+    name: str = "test"
+    load_encoders: Callable[[], DualEncoder] | None = None
+    labelled_features: Callable[[str], tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def encoders(self) -> DualEncoder:
+        return self.load_encoders()
 
 
 @dataclass

@@ -1,10 +1,14 @@
-"""Zero-shot classification with an ensemble of prompts (CLIP, arXiv 2103.00020, section 3.1.4)."""
+"""Zero-shot classification with ensembles of prompts (CLIP, arXiv 2103.00020, section 3.1.4)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from experiments import pictures
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
@@ -19,39 +23,91 @@ from models.metrics.classification import (
 )
 
 
-def zero_shot(split: EmbeddedSplit, templates: Sequence[str], templates_file: str | None = None) -> SuiteResult:
+def zero_shot(
+    split: EmbeddedSplit,
+    templates: Sequence[str] = (),
+    templates_file: str | None = None,
+    template_sets: Mapping[str, str] | None = None,
+    descriptions_file: str | None = None,
+) -> SuiteResult:
     """Top-1, top-5 and balanced accuracy in percent; skipped with a note where the data has no classes.
 
     Args:
-        templates: prompts with ``{}`` for the class name. templates_file: a text file of such lines instead.
+        templates: prompts with ``{}`` for the class name. templates_file: a text file of such lines instead; ``{c}``,
+            as CLIP_benchmark's files have it, is taken too.
+        template_sets: name -> file of further sets, each reported as ``zeroshot_<name>/...`` beside the first.
+        descriptions_file: JSON of class name -> list of whole prompts that describe it, reported as
+            ``zeroshot_descriptions/...``. Every class of the data needs an entry; classes may differ in their number.
     """
-    if templates_file is not None:
-        templates = _read_templates(Path(templates_file))
-    bad = [template for template in templates if template.count("{}") != 1]
-    if bad or not templates:
-        raise UserError(f"a prompt template needs exactly one {{}} for the class name: {bad or 'there are no templates'}")
     labelled = split.labels is not None and bool((split.labels >= 0).any())
+    sets = {"zeroshot": read_templates(templates, templates_file)}
+    sets |= {f"zeroshot_{name}": read_templates((), file) for name, file in (template_sets or {}).items()}
     if not labelled or not split.class_names:
         note = "zero-shot classification left out: the data has no classes (classes.txt and a label in KEY.json)."
         return SuiteResult(notes=[note])
-    names = split.class_names
-    prompts = [template.replace("{}", name) for name in names for template in templates]
-    vectors = class_vectors(split.encode_text(prompts).unflatten(0, (len(names), len(templates))))
-    known = split.labels >= 0
-    labels, logits = split.labels[known], zero_shot_logits(split.image[known], vectors)
+    names, result = split.class_names, SuiteResult(hashes=dict(split.hashes))
+    prompts = {key: [fill(chosen, [name]) for name in names] for key, chosen in sets.items()}
+    if descriptions_file is not None:
+        prompts["zeroshot_descriptions"] = read_descriptions(descriptions_file, names)
+    for key, of_class in prompts.items():
+        _judge(split, key, of_class, result)
+        # One set is 'prompts', as in every suite; further ones are told apart by their names.
+        result.hashes["prompts" + key.removeprefix("zeroshot")] = stable_hash([p for one in of_class for p in one])
+    return result
+
+
+def _judge(split: EmbeddedSplit, key: str, prompts: list[list[str]], result: SuiteResult) -> None:
+    known, names = split.labels >= 0, split.class_names
+    labels, logits = split.labels[known], zero_shot_logits(split.image[known], _vectors(split, prompts))
     predicted = logits.argmax(dim=1)
-    metrics = {f"zeroshot/top{k}": top_k_accuracy(logits, labels, k) for k in (1, 5) if k < len(names)}
-    metrics["zeroshot/balanced"] = balanced_accuracy(predicted, labels, len(names))
-    chance = {f"zeroshot/top{k}": 100 * k / len(names) for k in (1, 5) if k < len(names)}
-    chance["zeroshot/balanced"] = 100 / len(names)
-    hashes = {"prompts": stable_hash(prompts), **split.hashes}
-    drawn = {"confusion": partial(pictures.confusion, confusion_matrix(predicted, labels, len(names)), names)}
-    return SuiteResult(metrics, {"chance": chance}, hashes, pictures=drawn)
+    ks = [k for k in (1, 5) if k < len(names)]
+    result.metrics |= {f"{key}/top{k}": top_k_accuracy(logits, labels, k) for k in ks}
+    result.metrics[f"{key}/balanced"] = balanced_accuracy(predicted, labels, len(names))
+    chance = result.baselines.setdefault("chance", {})
+    chance |= {f"{key}/top{k}": 100 * k / len(names) for k in ks} | {f"{key}/balanced": 100 / len(names)}
+    picture = "confusion" + key.removeprefix("zeroshot")
+    result.pictures[picture] = partial(pictures.confusion, confusion_matrix(predicted, labels, len(names)), names)
 
 
-def _read_templates(path: Path) -> list[str]:
+def _vectors(split: EmbeddedSplit, prompts: list[list[str]]) -> Tensor:
+    """Class vectors (D, C) of one list of prompts per class."""
+    embedded = split.encode_text([prompt for one in prompts for prompt in one]).split([len(one) for one in prompts])
+    return torch.cat([class_vectors(one[None]) for one in embedded], dim=1)
+
+
+def fill(templates: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Every template for the first name, then for the second, and so on."""
+    return [template.replace("{}", name) for name in names for template in templates]
+
+
+def read_templates(templates: Sequence[str], file: str | None) -> list[str]:
+    """The lines of ``file``, or ``templates``. Raises UserError for one without exactly one slot, and for none at all."""
+    if file is not None:
+        templates = [line.strip().replace("{c}", "{}") for line in _read(file, "templates").splitlines() if line.strip()]
+    bad = [template for template in templates if template.count("{}") != 1]
+    if bad or not templates:
+        raise UserError(f"a prompt template needs exactly one {{}} for the class name: {bad or 'there are no templates'}")
+    return list(templates)
+
+
+def read_descriptions(file: str, names: Sequence[str]) -> list[list[str]]:
+    """The prompts of each class in the order of ``names``. Raises UserError for another form or a missing class."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = json.loads(_read(file, "descriptions"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(p, list) and p and all(isinstance(x, str) for x in p) for p in content.values()
+    ):
+        raise UserError(f"{file} must map each class name to a list of prompts that is not empty.")
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise UserError(f"{file} describes {len(content)} classes, but not {missing[:5]}{' ...' if len(missing) > 5 else ''}.")
+    return [content[name] for name in names]
+
+
+def _read(file: str, what: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"templates_file {path} cannot be read as text: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+        raise UserError(f"the {what} file {file} cannot be read as text: {error}") from error

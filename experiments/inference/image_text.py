@@ -16,6 +16,7 @@ from rich.table import Table
 
 from experiments import parts
 from experiments.run_directory import Run
+from models.dual_encoder import DualEncoder
 from models.errors import UserError
 from models.io import atomic_write
 
@@ -30,9 +31,9 @@ def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) 
         raise UserError('predict needs files and texts: predict.images=[a.jpg,b.png] predict.texts=["a dog","a cat"]')
     vision, text_encoder = parts.encoder(run, "vision"), parts.encoder(run, "text")
     module = parts.trained_module(run, {"vision_dim": vision.feature_dim, "text_dim": text_encoder.feature_dim})
-    pixels = torch.stack([vision.preprocess(_open(Path(file))) for file in files]).to(module.device)
-    image = F.normalize(module.head.encode_image(vision(pixels).pooled.float()).cpu(), dim=-1)
-    text = F.normalize(parts.embed_texts(module, text_encoder, texts), dim=-1)
+    encoders = DualEncoder(vision, text_encoder, module.head)
+    image = F.normalize(encoders.embed_images(_open(Path(file)) for file in files), dim=-1)
+    text = F.normalize(encoders.embed_texts(texts), dim=-1)
     cosines = image @ text.T
     table = Table("picture", *texts, title="cosine")
     predictions = []

@@ -30,7 +30,7 @@ def encode(run: Run) -> dict[str, Any]:
 
     With several ``trainer.devices`` or nodes each process takes its share of the batches.
     """
-    if not run.cfg.features:
+    if not run.cfg.get("features"):
         return {}
     data = parts.datamodule(run)
     if all(map(parts.is_encoded, data.splits.values())):

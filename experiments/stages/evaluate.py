@@ -6,6 +6,7 @@ data (:class:`TrainedSplit`).
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -18,6 +19,7 @@ from experiments.evaluation.base import EmbeddedSplit, SuiteResult, TrainedSplit
 from experiments.instantiation import build
 from experiments.run_directory import Run, variant_of
 from experiments.stages import run_stages
+from models.dual_encoder import DualEncoder
 from models.io import stable_hash
 
 log = logging.getLogger("run")
@@ -31,7 +33,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     facts: dict[str, Any] = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "pictures": {}}
     subject = None
     for name, suite in (run.cfg.evaluation or {}).items():
-        subject = subject or (embed_split(run, split) if run.cfg.features else trained_split(run, split))
+        subject = subject or (embed_split(run, split) if run.cfg.get("features") else trained_split(run, split))
         with torch.inference_mode():
             result: SuiteResult = build(suite)(subject)
         facts["metrics"] |= {f"{split}/{key}": value for key, value in result.metrics.items()}
@@ -86,19 +88,32 @@ def embed_split(run: Run, split: str) -> EmbeddedSplit:
     text_rows = np.repeat(features.texts.offsets[rows], counts) + np.arange(len(owner)) - first
     text = _embed(module.head.encode_text, features.texts, text_rows, module.device)
     labels = torch.from_numpy(np.asarray(dataset.labels[rows])) if dataset.class_names else None
-    preprocessing = parts.manifests_of(run, split, "vision")
+    manifests = {modality: next(iter(parts.manifests_of(run, split, modality).values())) for modality in ("vision", "text")}
+
+    @functools.cache
+    def encoders() -> DualEncoder:  # only when a suite has raw texts or images: data may come encoded, without an encoder
+        return DualEncoder(parts.encoder(run, "vision"), parts.encoder(run, "text"), module.head)
+
+    def labelled_features(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        other, stored = parts.datamodule(run).splits[name], parts.features(run, name)
+        return stored.images.read(stored.rows), torch.from_numpy(np.asarray(other.labels[stored.rows]))
+
     return EmbeddedSplit(
         image=image,
         text=text,
         owner=torch.from_numpy(owner),
         captions=[caption for row in rows for caption in dataset.captions(int(row))],
-        encode_text=lambda texts: parts.embed_texts(module, parts.encoder(run, "text"), texts),
+        encode_text=lambda texts: encoders().embed_texts(texts),
         load_image=lambda row: dataset.image(int(rows[row])),
         labels=labels,
         class_names=dataset.class_names,
+        name=split,
+        load_encoders=encoders,
+        labelled_features=labelled_features if dataset.class_names else None,
         hashes={
             "split": stable_hash([dataset.fingerprint, len(rows)]),
-            "preprocessing": stable_hash(next(iter(preprocessing.values()))["encoder"]),
+            "preprocessing": stable_hash(manifests["vision"]["encoder"].get("preprocessing")),
+            "encoders": stable_hash([manifest["encoder"] for manifest in manifests.values()]),
         },
     )
 

@@ -27,7 +27,7 @@ def fit(run: Run) -> dict[str, Any]:
     last = run.dir / "checkpoints" / "last"
     resume = last if last.is_dir() else None
     if run.cfg.checkpoint and not resume:
-        parts.load_weights(module, Path(run.cfg.checkpoint))
+        parts.load_weights(module, Path(run.cfg.checkpoint), fine_tune=True)
     resume_step = json.loads((resume / META).read_text())["global_step"] if resume else None
     trainer = build(
         run.cfg.trainer,

@@ -69,4 +69,6 @@ def _print_table(run: Run, metrics: dict, baselines: dict[str, dict], durations:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"

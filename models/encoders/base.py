@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,12 +26,13 @@ class FrozenEncoder(nn.Module):
 
     A subclass sets `feature_dim` (D), `token_dim` (Dt), `identity` (JSON-able; two encoders with equal identity give equal
     features) and either `preprocess` (picklable, PIL image -> (3, H, W) float32) or `tokenize` (list of B strings -> dict of
-    (B, L) tensors), and calls `_freeze()` when its network is in place.
+    (B, L) tensors), and calls `_freeze()` when its network is in place. `source` is the file or folder of its weights.
     """
 
     feature_dim: int
     token_dim: int
     identity: dict
+    source: Path
 
     def _freeze(self) -> None:
         self.requires_grad_(False)

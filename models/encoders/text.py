@@ -78,7 +78,7 @@ class HFTextEncoder(FrozenEncoder):
         super().__init__()
         if layers and pooling in ("pooler", "own"):
             raise ValueError("layers=True needs a pooling of tokens: mean, cls or last")
-        path = find_weights(name, name, weights, OPTION)
+        self.source = path = find_weights(name, name, weights, OPTION)
         self.network = load_transformer(path, "text_model", DTYPES[dtype], pooling == "pooler", trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
         if tokenizer.pad_token is None:

@@ -56,7 +56,7 @@ class TimmVisionEncoder(FrozenEncoder):
         if config is None:
             near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
             raise ValueError(f"timm knows no model '{name}'" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-        path = tensor_file(find_weights(name, config.hf_hub_id, weights, OPTION))
+        self.source = path = tensor_file(find_weights(name, config.hf_hub_id, weights, OPTION))
         self.preprocess = from_timm_config(config.to_dict()).resized(image_size, crop_fraction)
         self.network = _load_timm(name, path, image_size)
         self.is_transformer = hasattr(self.network, "num_prefix_tokens")
@@ -134,7 +134,7 @@ class HFVisionEncoder(FrozenEncoder):
         super().__init__()
         if layers and pooling == "pooler":
             raise ValueError("layers=True needs a pooling of tokens: concat, cls, patch or mean")
-        path = find_weights(name, name, weights, OPTION)
+        self.source = path = find_weights(name, name, weights, OPTION)
         self.preprocess = from_processor_folder(path).resized(image_size, crop_fraction)
         self.network = load_transformer(path, "vision_model", DTYPES[dtype], with_pooler=pooling == "pooler")
         self.pooling, self.with_layers, self.dtype = pooling, layers, DTYPES[dtype]

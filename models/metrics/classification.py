@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,26 @@ from torch import Tensor
 def class_vectors(prompts: Tensor) -> Tensor:
     """Prompt embeddings (C, P, D) to class vectors (D, C): normalise, average over prompts, normalise (CLIP)."""
     return F.normalize(F.normalize(prompts, dim=-1).mean(dim=1), dim=-1).T
+
+
+def descriptive_class_vectors(prompts: Tensor, counts: Sequence[int], pad_to: int = 19, normalise: bool = False) -> Tensor:
+    """Prompt embeddings (sum of counts, D), class after class, to class vectors (D, C) by freeze-align's rule.
+
+    Official: lists shorter than ``pad_to`` are filled with copies of their first prompt, and the average of the unit
+    vectors is not normalised again. ``pad_to=0`` with ``normalise=True`` weighs all prompts alike, as CLIP does.
+    """
+    vectors = []
+    for own in F.normalize(prompts, dim=-1).split(list(counts)):
+        copies = max(pad_to - len(own), 0)
+        vectors.append((own.sum(dim=0) + copies * own[0]) / (len(own) + copies))
+    stacked = torch.stack(vectors)
+    return (F.normalize(stacked, dim=-1) if normalise else stacked).T
+
+
+def keep_top_scores(scores: Tensor, k: int, rest: float = -100.0) -> Tensor:
+    """Scores (N, C) with all but the ``k`` highest of each row set to ``rest`` (freeze-align's evaluations)."""
+    best, place = scores.topk(min(k, scores.shape[1]), dim=1)
+    return torch.full_like(scores, rest).scatter_(1, place, best)
 
 
 def zero_shot_logits(image: Tensor, classes: Tensor) -> Tensor:
@@ -26,6 +48,12 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
     earlier = torch.arange(logits.shape[1], device=logits.device)[None, :] < labels[:, None]
     ahead = ~(logits <= own) | ((logits == own) & earlier)
     return (ahead.sum(dim=1) < k).double().mean().item() * 100
+
+
+def balanced_top_k(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Mean over the classes that occur of their top-``k`` accuracy, in percent."""
+    per_class = [top_k_accuracy(logits[labels == c], labels[labels == c], k) for c in labels.unique()]
+    return sum(per_class) / len(per_class)
 
 
 def balanced_accuracy(predicted: Tensor, labels: Tensor, classes: int) -> float:

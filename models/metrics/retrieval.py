@@ -6,19 +6,22 @@ exactly the same score counts against the query only if it stands earlier in the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TILE_ENTRIES = 3 * 2**21  # scores held at once, 25 MB: with fewer the matrix product loses speed
+_FLAG_ENTRIES = 2**19  # of a tile that are compared at once
+
 
 @torch.no_grad()
-def retrieval_ranks(image: Tensor, text: Tensor, owner: Tensor, tile_entries: int = 2**22) -> tuple[Tensor, Tensor]:
+def retrieval_ranks(image: Tensor, text: Tensor, owner: Tensor, tile_entries: int = TILE_ENTRIES) -> tuple[Tensor, Tensor]:
     """Ranks of image-to-text (N,) and text-to-image (M,) retrieval by cosine.
 
     Args:
-        image: embeddings (N, D), normalised here.
+        image: embeddings (N, D), of any length.
         text: embeddings (M, D).
         owner: (M,) int64, the image each text belongs to; every image needs at least one text.
         tile_entries: how many scores are held at once.
@@ -29,7 +32,6 @@ def retrieval_ranks(image: Tensor, text: Tensor, owner: Tensor, tile_entries: in
     counts = torch.bincount(owner, minlength=len(image))
     if len(owner) != len(text) or len(counts) > len(image) or bool((counts == 0).any()):
         raise ValueError(f"each of the {len(text)} texts needs one of the {len(image)} images, and every image a text")
-    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     i2t = _ranks(image, text, _texts_of_images(owner, counts), tile_entries)
     return i2t, _ranks(text, image, owner[:, None], tile_entries)
 
@@ -43,23 +45,38 @@ def _texts_of_images(owner: Tensor, counts: Tensor) -> Tensor:
 
 
 def _ranks(queries: Tensor, pool: Tensor, right: Tensor, tile_entries: int) -> Tensor:
-    """Rank of the best of the ``right`` candidates (Q, R) of each query (Q, D) in ``pool`` (P, D), as int64 (Q,)."""
+    """Rank of the best of the ``right`` candidates (Q, R) of each query (Q, D) in ``pool`` (P, D), as int64 (Q,).
+
+    Scores are the cosines times the length of the query, which orders its candidates alike: no normalised copy is made.
+    """
     rows = max(1, tile_entries // len(pool))
+    lengths = torch.linalg.vector_norm(pool, dim=1).clamp_(min=1e-12).reciprocal_()
     ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
     scores_tile = queries.new_empty(min(rows, len(queries)), len(pool))
-    flags_tile = torch.empty(scores_tile.shape, dtype=torch.bool, device=queries.device)
+    # Of scores' type: counting booleans takes three times as long.
+    flag_rows = max(1, _FLAG_ENTRIES // len(pool))
+    flags_tile = queries.new_empty(min(flag_rows, len(scores_tile)), len(pool))
+    exact = None if len(pool) < 2**24 else torch.float64
+
+    def count(compare: Callable, scores: Tensor, best: Tensor) -> Tensor:
+        parts = []
+        for part, limit in zip(scores.split(flag_rows), best.split(flag_rows), strict=True):
+            parts.append(compare(part, limit, out=flags_tile[: len(part)]).sum(dim=1, dtype=exact))
+        return torch.cat(parts).long()
+
     for start in range(0, len(queries), rows):
         block = queries[start : start + rows]
-        scores, flags = scores_tile[: len(block)], flags_tile[: len(block)]
+        scores = scores_tile[: len(block)]
         torch.mm(block, pool.T, out=scores)
+        scores.mul_(lengths)
         own = right[start : start + rows]
         own_scores = scores.gather(1, own)
         best = own_scores.amax(dim=1, keepdim=True)
-        higher = torch.gt(scores, best, out=flags).sum(dim=1)
-        equal = torch.eq(scores, best, out=flags).sum(dim=1)
-        for row in torch.nonzero(equal > 1).flatten().tolist():  # ties are rare; the winner itself is one equal
+        higher, not_lower = count(torch.gt, scores, best), count(torch.ge, scores, best)
+        # Ties are rare; the winner itself is one that is not lower.
+        for row in torch.nonzero(not_lower - higher > 1).flatten().tolist():
             first = own[row][own_scores[row] == best[row]].min()
-            higher[row] += torch.count_nonzero(flags[row, :first])
+            higher[row] += torch.count_nonzero(scores[row, :first] == best[row])
         ranks[start : start + rows] = torch.where(best[:, 0].isnan(), len(pool) - 1, higher)
     return ranks
 
@@ -104,3 +121,28 @@ def _sign_accuracies(image: Tensor, text: Tensor, tile: int = 1024) -> dict[str,
         "positive_accuracy": (diagonal > 0).double().mean().item(),
         "negative_accuracy": (negative - int((diagonal < 0).sum())) / others,
     }
+
+
+def grouped_retrieval(image: Tensor, text: Tensor, group: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Recall, precision and mean average precision at ``ks`` in percent of pairs whose items may occur several times.
+
+    STRUCTURE's protocol (specification, section 6): rows (N, D) on both sides, one per caption, so that an image stands
+    among the candidates once for each of its captions; a candidate is right if it has the query's ``group`` (N,). R@k: any
+    right one among the first k; P@k: right ones / k; MAP@k divides by the number of right ones, at most k.
+    """
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    wanted = torch.bincount(group)[group].double()
+    found: dict[str, float] = {}
+    for name, queries, pool in (("i2t", image, text), ("t2i", text, image)):
+        hits = []
+        for rows in torch.arange(len(group), device=group.device).split(max(1, 2**22 // len(group))):
+            best = (queries[rows] @ pool.T).topk(min(max(ks), len(group)), dim=1).indices
+            hits.append(group[best] == group[rows, None])
+        right = torch.cat(hits).double()
+        precision = right.cumsum(dim=1) / torch.arange(1, right.shape[1] + 1, device=right.device)
+        for k in ks:
+            average = (precision * right)[:, :k].sum(dim=1) / wanted.clamp(max=k)
+            found[f"{name}.R@{k}"] = right[:, :k].amax(dim=1).mean().item() * 100
+            found[f"{name}.P@{k}"] = (right[:, :k].sum(dim=1) / k).mean().item() * 100
+            found[f"{name}.MAP@{k}"] = average.mean().item() * 100
+    return found

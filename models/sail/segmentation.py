@@ -139,7 +139,8 @@ def predict_classes(scores: Tensor, query_class: Tensor, threshold: float = 0.0)
     probability = scores.softmax(dim=1)
     classes = int(query_class.max()) + 1
     if classes != len(query_class):
-        best = [probability[:, query_class == c].amax(dim=1) for c in range(classes)]
-        probability = torch.stack(best, dim=1)
+        best = probability.new_zeros(len(scores), classes, *scores.shape[2:])
+        of_query = query_class[None, :, None, None].expand_as(probability)
+        probability = best.scatter_reduce_(1, of_query, probability, "amax")
     confidence, predicted = probability.max(dim=1)
     return predicted.masked_fill(confidence < threshold, 0)

@@ -27,9 +27,72 @@ ALIGNMENT = StandIns(
         "trainer.precision=32-true",
     ),
 )
+SMALL_CLIPS = ("datamodule.simulate.train=24", "datamodule.simulate.val=8", "datamodule.simulate.test=12")
+
+
+def video_text(data: str, *more: str) -> StandIns:
+    """A narrow model on simulated clips, from no checkpoint."""
+    narrow = ("width=32", "depth=2", "heads=2", "image_size=32", "patch_size=8")
+    return StandIns(
+        SMALL_CLIPS,
+        (
+            f"datamodule={data}",
+            "checkpoint=null",
+            *(f"module.model.{setting}" for setting in narrow),
+            "datamodule.batch_size=6",
+            "trainer.accumulate_grad_batches=1",
+            "trainer.precision=32-true",
+            *more,
+        ),
+    )
+
+
+PRETRAINING = ("module.backbone=null", "++datamodule.annotations.howto100m=null")
+ALL_FRAMES = "datamodule.official_frames=false"  # twelve frames give no eight segments of two
+TINY_HAMMER = (
+    "datamodule.simulate.train=130", "datamodule.simulate.val=16", "datamodule.simulate.test=40",
+)  # fmt: skip
+HAMMER = StandIns(
+    TINY_HAMMER,
+    (
+        "datamodule=simulated_manipulations", "checkpoint=null", "trainer.devices=1", "module.model.width=24",
+        "module.model.vision_layers=1", "module.model.text_layers=2", "module.model.fusion_layer=1",
+        "module.model.text_intermediate=32", "module.model.embed_dim=8", "module.model.queue_size=96",
+    ),
+)  # fmt: skip
 # The longest prefix of a recipe's name counts.
 BY_PREFIX = {
     "sail": ALIGNMENT,
+    "all_in_one": video_text("simulated_clips"),
+    "all_in_one_pretrain": video_text("simulated_pretraining", *PRETRAINING),
+    "all_in_one_pretrain_ytt": video_text("simulated_pretraining", *PRETRAINING, "++datamodule.annotations.yttemporal=null"),
+    "all_in_one_small_pretrain": video_text("simulated_pretraining", *PRETRAINING),
+    "all_in_one_tiny_pretrain": video_text("simulated_pretraining", *PRETRAINING),
+    "all_in_one_plus_pretrain": video_text("simulated_pretraining", *PRETRAINING),
+    "all_in_one_plus_pretrain_8sets": video_text(
+        "simulated_pretraining",
+        *PRETRAINING,
+        "++datamodule.annotations.yttemporal=null",
+        *(f"++datamodule.images.{name}=null" for name in ("cc12m", "coco", "vg", "sbu")),
+    ),
+    **dict.fromkeys(
+        ("all_in_one_msrvtt_vtc", "all_in_one_msrvtt_fused", "all_in_one_lsmdc", "all_in_one_msvd", "all_in_one_didemo"),
+        video_text("simulated_captions", "datamodule.text_length=16"),
+    ),
+    "all_in_one_activitynet": video_text("simulated_captions"),
+    "all_in_one_msvd_qa": video_text("simulated_clips"),
+    "all_in_one_k400": video_text("simulated_clips", ALL_FRAMES),
+    "all_in_one_pretrain_webvid": video_text("simulated_pretraining", *PRETRAINING, ALL_FRAMES),
+    **dict.fromkeys(
+        ("all_in_one_lsmdc_choice", "all_in_one_tgif_action", "all_in_one_tgif_transition", "all_in_one_tvqa"),
+        video_text("simulated_choice"),
+    ),
+    "all_in_one_vcr": video_text("simulated_choice", "module.tasks=[choice]"),
+    **dict.fromkeys(
+        ("all_in_one_msrvtt_choice", "all_in_one_ego4d_choice"),
+        video_text("simulated_choice", "stages=[prepare,fit,evaluate,report]"),
+    ),
+    "hammer": HAMMER,
 }
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.experiments.launch import launch
+from tests.experiments.launch import launch, launch_cold
 
 MISTAKES = [
     ((), ["no experiment chosen", "sail_dinov2"]),
@@ -52,7 +52,7 @@ def test_mistake_is_found_before_torch_is_imported(tmp_path):
 
 
 def test_help_and_list(tmp_path):
-    done = launch(tmp_path, "--help")
+    done = launch_cold(tmp_path, "--help")
     assert done.returncode == 0
     assert "experiment=<name>" in done.stdout
     from experiments import list as listing

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.experiments.launch import launch
+from tests.experiments.launch import launch_cold as launch
 from tests.experiments.stand_ins import SMALL_SCENES, TINY
 
 

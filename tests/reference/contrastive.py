@@ -9,7 +9,7 @@ def sigmoid_loss(image, texts, logit_scale, logit_bias, reduction="pairs"):
     matrices = []
     for text in texts:
         logits = logit_scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T + logit_bias
-        labels = 2 * torch.eye(len(image), dtype=logits.dtype) - 1
+        labels = 2 * torch.eye(len(image), dtype=logits.dtype, device=logits.device) - 1
         matrices.append(F.logsigmoid(labels * logits))
     everything = torch.cat(matrices, dim=1)
     return -everything.mean() * (1 if reduction == "pairs" else len(image))
@@ -17,7 +17,7 @@ def sigmoid_loss(image, texts, logit_scale, logit_bias, reduction="pairs"):
 
 def info_nce(image, text, logit_scale):
     logits = logit_scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-    labels = torch.arange(len(image))
+    labels = torch.arange(len(image), device=image.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 

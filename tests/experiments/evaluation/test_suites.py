@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -81,6 +82,29 @@ def test_zero_shot_templates(tmp_path):
             zero_shot(split, wrong)
     with pytest.raises(UserError, match="absent.txt"):
         zero_shot(split, [], templates_file=str(tmp_path / "absent.txt"))
+
+
+def test_zero_shot_with_several_sets_and_descriptions(tmp_path):
+    split, descriptions = (
+        _split(noise=0.8),
+        {name: [f"{name} {'thing ' * i}" for i in range(1, 3 + n)] for n, name in enumerate(WORDS)},
+    )
+    (tmp_path / "set.txt").write_text("a photo of a {c}\n{c}\n")
+    (tmp_path / "words.json").write_text(json.dumps(dict(reversed(descriptions.items()))))
+    result = zero_shot(split, ["a {}"], None, {"mine": str(tmp_path / "set.txt")}, str(tmp_path / "words.json"))
+    alone = zero_shot(split, ["a photo of a {}", "{}"])
+    assert result.metrics["zeroshot/top1"] == zero_shot(split, ["a {}"]).metrics["zeroshot/top1"]
+    assert result.metrics["zeroshot_mine/top1"] == alone.metrics["zeroshot/top1"]
+    assert result.hashes["prompts_mine"] == alone.hashes["prompts"]
+    vectors = [F.normalize(F.normalize(_encode_text(descriptions[n]), dim=1).mean(0), dim=0) for n in WORDS]
+    right = (F.normalize(split.image, dim=1) @ torch.stack(vectors).T).argmax(1) == split.labels
+    assert result.metrics["zeroshot_descriptions/top1"] == pytest.approx(100 * right.double().mean().item())
+    (tmp_path / "words.json").write_text(json.dumps({"red": ["a"]}))
+    with pytest.raises(UserError, match="describes 1 classes, but not"):
+        zero_shot(split, ["a {}"], descriptions_file=str(tmp_path / "words.json"))
+    (tmp_path / "words.json").write_text(json.dumps({"red": "a"}))
+    with pytest.raises(UserError, match="list of prompts"):
+        zero_shot(split, ["a {}"], descriptions_file=str(tmp_path / "words.json"))
 
 
 def test_retrieval_equals_a_sorted_list():

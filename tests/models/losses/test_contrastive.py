@@ -43,31 +43,33 @@ def test_sigmoid_loss(reduction, texts):
 def test_any_tile_gives_the_same(tile_entries):
     x = leaves("image", "text")
     inputs = list(x.values())
-    total = sigmoid_terms(*inputs, tile_entries=tile_entries).total
+    total = sigmoid_terms(inputs[0], inputs[1:2], *inputs[2:], tile_entries=tile_entries).total
     wanted = reference.sigmoid_loss(x["image"], [x["text"]], x["scale"], x["bias"]) * SIZE**2
     assert_same_with_gradients(total, wanted, inputs)
-    loss = info_nce(x["image"], x["text"], x["scale"], tile_entries=tile_entries)
+    loss = info_nce(x["image"], x["text"], x["scale"], tile_entries=tile_entries, kept_entries=3 * SIZE)
     assert_same_with_gradients(loss, reference.info_nce(x["image"], x["text"], x["scale"]), inputs[:3])
 
 
 def test_report_parts():
     x = leaves("image", "text")
-    terms = sigmoid_terms(*x.values())
+    terms = sigmoid_terms(x["image"], [x["text"]], x["scale"], x["bias"])
     cosines = torch.nn.functional.normalize(x["image"], dim=-1) @ torch.nn.functional.normalize(x["text"], dim=-1).T
     logits = x["scale"] * cosines + x["bias"]
-    torch.testing.assert_close(terms.positive, -torch.nn.functional.logsigmoid(logits.diagonal()).sum())
+    torch.testing.assert_close(terms.positive[0], -torch.nn.functional.logsigmoid(logits.diagonal()).sum())
 
 
 def test_gradients_pass_gradcheck():
     x = leaves("image", "text")
-    assert torch.autograd.gradcheck(lambda *inputs: sigmoid_terms(*inputs, tile_entries=3 * SIZE).total, list(x.values()))
+    assert torch.autograd.gradcheck(
+        lambda i, t, s, b: sigmoid_terms(i, [t, 2 * t + i], s, b, tile_entries=3 * SIZE).total, list(x.values())
+    )
     inputs = list(x.values())[:3]
     assert torch.autograd.gradcheck(lambda *inputs: info_nce(*inputs, tile_entries=3 * SIZE), inputs)
 
 
 def test_extreme_logits_stay_finite():
     x = leaves("image", "text", dtype=torch.float32)
-    loss = sigmoid_terms(x["image"], x["text"], x["scale"] * 1e3, x["bias"]).total + info_nce(
+    loss = sigmoid_terms(x["image"], [x["text"]], x["scale"] * 1e3, x["bias"]).total + info_nce(
         x["image"], x["text"], x["scale"] * 1e3
     )
     loss.backward()
@@ -76,9 +78,9 @@ def test_extreme_logits_stay_finite():
 
 def test_autocast_lowers_the_products_and_nothing_else():
     x = leaves("image", "text", dtype=torch.float32)
-    exact = sigmoid_terms(*x.values()).total + info_nce(x["image"], x["text"], x["scale"])
+    exact = sigmoid_terms(x["image"], [x["text"]], x["scale"], x["bias"]).total + info_nce(x["image"], x["text"], x["scale"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = sigmoid_terms(*x.values()).total + info_nce(x["image"], x["text"], x["scale"])
+        low = sigmoid_terms(x["image"], [x["text"]], x["scale"], x["bias"]).total + info_nce(x["image"], x["text"], x["scale"])
     assert low.dtype == torch.float32 and low != exact
     torch.testing.assert_close(low, exact, rtol=2e-2, atol=0)
     wanted = torch.autograd.grad(exact, x["image"])[0]
@@ -89,3 +91,32 @@ def test_info_nce_module_ignores_extra_texts_and_bias():
     x = leaves("image", "text", "extra")
     loss = InfoNCELoss()(x["image"], [x["text"], x["extra"]], x["scale"], x["bias"]).losses["contrastive"]
     torch.testing.assert_close(loss, reference.info_nce(x["image"], x["text"], x["scale"]))
+
+
+@pytest.mark.parametrize("loss", [SigmoidLoss(), InfoNCELoss()])
+def test_float32_equals_the_dense_form_and_its_gradients(loss):
+    generator = torch.Generator().manual_seed(1)
+    image, text, extra = (torch.randn(96, 24, generator=generator).requires_grad_() for _ in range(3))
+    scale, bias = torch.tensor([50.0], requires_grad=True), torch.tensor([-8.0], requires_grad=True)
+    ours = loss(image, [text, extra], scale, bias).losses["contrastive"]
+    if isinstance(loss, SigmoidLoss):
+        dense, inputs = reference.sigmoid_loss(image, [text, extra], scale, bias), [image, text, extra, scale, bias]
+    else:
+        dense, inputs = reference.info_nce(image, text, scale), [image, text, scale]
+    torch.testing.assert_close(ours, dense, rtol=1e-5, atol=0)
+    grads = zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(dense, inputs), strict=True)
+    for got, want in grads:
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+
+
+def test_backward_can_be_repeated_and_frozen_inputs_get_nothing():
+    x = leaves("image", "text")
+    x["image"].requires_grad_(False)
+    for loss in (SigmoidLoss(), InfoNCELoss()):
+        inputs = [x["text"], x["scale"]]
+        value = loss(x["image"], [x["text"]], x["scale"], x["bias"]).losses["contrastive"]
+        first = torch.autograd.grad(value, inputs, retain_graph=True)
+        for got, want in zip(torch.autograd.grad(value, inputs), first, strict=True):
+            torch.testing.assert_close(got, want)
+    with torch.no_grad():
+        assert not SigmoidLoss()(x["image"], [x["text"]], x["scale"], x["bias"]).losses["contrastive"].requires_grad

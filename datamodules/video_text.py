@@ -1,0 +1,187 @@
+"""Clips with texts in the official layouts of the video-language data sets, or simulated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch.utils.data import DataLoader
+
+from datamodules.base import BaseDataModule
+from datamodules.batch import IMAGES, VIDEO
+from datamodules.readers.video_annotations.sample import AnnotationError, Annotations, MissingSplit
+from datamodules.video_text_dataset import Transform, TwoStreams, VideoTextDataset
+from datamodules.word_pieces import WordPieces
+from models.errors import UserError
+
+Reader = Callable[[str, str], Annotations]
+
+
+class VideoTextDataModule(BaseDataModule):
+    """``splits`` maps train, val and test to :class:`VideoTextDataset`, as far as the data sets have them.
+
+    Args:
+        root: the data root, below which media lie as ``<name>/...`` and annotations as ``meta_data/<name>/...``.
+        annotations: name -> ``(root, split) -> Annotations``, the readers of ``datamodules.readers.video_annotations``; several
+            are concatenated, null leaves one of an inherited recipe out.
+        tasks: what the batches are for, see :class:`VideoTextDataset`.
+        train_transform, transform: of clips, in training and evaluation.
+        images: like ``annotations``, for still pictures: co-training (All-in-One+). ``image_transform``: theirs.
+        batch_size, evaluation_batch_size: samples per device and step.
+        frames: per clip.
+        vocabulary: ``vocab.txt`` of the word pieces; null: the one in ``root`` (simulated worlds write it).
+        text_length, keep_tail: see :class:`WordPieces`.
+        simulate: writes a simulated data set, ``simulate(root) -> data root``.
+        validation: where val comes from if the data set has no own: ``held_out``, a share ``val_fraction`` of the training
+            clips; or ``test``, the test split itself, on which the official code then picks its best epoch.
+        spare_answers: classes that are never a target; the official classifiers have 1.
+        false_clips, false_texts, official_frames, mask_padding, keep_megabytes: see :class:`VideoTextDataset`.
+
+    Raises:
+        UserError: no data set, an annotation file that is missing or broken, or more unreadable clips than allowed.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        annotations: Mapping[str, Reader],
+        tasks: Sequence[str],
+        train_transform: Transform,
+        transform: Transform,
+        images: Mapping[str, Reader] | None = None,
+        image_transform: Transform | None = None,
+        batch_size: int = 16,
+        evaluation_batch_size: int = 32,
+        frames: int = 3,
+        vocabulary: str | None = None,
+        text_length: int = 40,
+        keep_tail: int = 0,
+        simulate: Callable[[str], Path] | None = None,
+        validation: Literal["held_out", "test"] = "held_out",
+        val_fraction: float = 0.05,
+        spare_answers: int = 0,
+        false_clips: Literal["dataset", "batch"] = "dataset",
+        false_texts: int = 15,
+        official_frames: bool = False,
+        mask_padding: bool = False,
+        keep_megabytes: int = 0,
+        seed: int = 0,
+        num_workers: int = 2,
+        max_skipped: float = 0.05,
+    ):
+        super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)
+        if images and image_transform is None:
+            raise UserError("datamodule.images needs datamodule.image_transform.")
+        self.root, self.simulate = root, simulate
+        self.readers, self.image_readers = ({k: v for k, v in (of or {}).items() if v} for of in (annotations, images))
+        self.train_transform, self.transform, self.image_transform = train_transform, transform, image_transform
+        self.batch_size, self.evaluation_batch_size, self.frames = batch_size, evaluation_batch_size, frames
+        self.vocabulary, self.text_length, self.keep_tail = vocabulary, text_length, keep_tail
+        self.validation, self.val_fraction, self.spare_answers = validation, val_fraction, spare_answers
+        self.common = {
+            "tasks": tuple(tasks), "false_clips": false_clips, "false_texts": false_texts, "official_frames": official_frames,
+            "mask_padding": mask_padding, "keep_megabytes": keep_megabytes,
+        }  # fmt: skip
+        self.words: WordPieces | None = None
+
+    def prepare_data(self) -> None:
+        """Write the simulated data set where it is wanted and missing; runs in one process per machine."""
+        self._folder()
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.splits:
+            return
+        root = self._folder()
+        self.words = WordPieces(self.vocabulary or str(Path(root, "vocab.txt")), self.text_length, self.keep_tail)
+        clips = self._splits(self.readers, root)
+        pictures = [reader(root, "train") for reader in self.image_readers.values()]
+        for split, rows in clips.items():
+            transform = self.train_transform if split == "train" else self.transform
+            dataset = self._dataset(rows, transform, split == "train")
+            if split == "train" and pictures:
+                stills = self._dataset(concatenate(pictures), self.image_transform, True, frames=1)
+                dataset = TwoStreams(dataset, stills)
+            self.splits[split] = dataset
+            self.report_skipped(split, rows.skipped)
+
+    def facts(self) -> dict[str, Any]:
+        """How many word pieces and answers there are."""
+        datasets = [d.clips if isinstance(d, TwoStreams) else d for d in self.splits.values()]
+        answers = max((len(d.answers) for d in datasets), default=0)
+        return {"vocab_size": len(self.words)} | ({"answers": answers + self.spare_answers} if answers else {})
+
+    def train_dataloader(self) -> DataLoader:
+        if "train" not in self.splits:
+            raise UserError(
+                f"{', '.join(self.readers)} has no training split: evaluate a checkpoint instead, "
+                "stages=[prepare,evaluate,report] checkpoint=<file>."
+            )
+        return self.train_loader(self.splits["train"], self.batch_size)
+
+    def evaluation_dataloader(self, split: str, view: int = 0) -> DataLoader:
+        """See :class:`BaseDataModule`; views above 0 see other, random frames of the same clips in the same order."""
+        dataset = self.splits[split]
+        if view:
+            rows = Annotations(dataset.samples, dataset.answers)
+            dataset = self._dataset(rows, self.transform, training=False, view=view)
+        return self.evaluation_loader(dataset, self.evaluation_batch_size)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        if isinstance(batch, dict) and any(VIDEO not in part for part in (batch, batch.get(IMAGES, batch))):
+            raise UserError(
+                "not one clip of a whole batch could be read or is long enough; look at datamodule.root, at datamodule.frames "
+                "and, for short clips, at datamodule.official_frames."
+            )
+        return batch
+
+    def _dataset(self, rows: Annotations, transform: Transform, training: bool, frames: int | None = None, view: int = 0):
+        frames = frames or self.frames
+        return VideoTextDataset(rows, self.words, transform, frames=frames, training=training, view=view, **self.common)
+
+    def _splits(self, readers: Mapping[str, Reader], root: str) -> dict[str, Annotations]:
+        found: dict[str, list[Annotations]] = {"train": [], "val": [], "test": []}
+        for name, reader in readers.items():
+            own = {}
+            for split in found:
+                try:
+                    own[split] = reader(root, split)
+                except MissingSplit:
+                    continue
+            if not own:
+                raise AnnotationError(f"the annotations of {name} hold no split at all")
+            if "val" not in own and "train" in own:
+                if self.validation == "test" and "test" in own:
+                    own["val"] = own["test"]
+                    self.notes.append(
+                        f"VALIDATED ON TEST: {name} picks its best epoch on the test split, as the official code does."
+                    )
+                else:
+                    own["train"], own["val"] = hold_out(own["train"], self.val_fraction)
+            for split, rows in own.items():
+                found[split].append(rows)
+        return {split: concatenate(parts) for split, parts in found.items() if sum(len(p.samples) for p in parts)}
+
+    def _folder(self) -> str:
+        """The data root: ``root``, or what ``simulate`` wrote below it."""
+        return self.root if self.simulate is None else str(self.simulate(self.root))
+
+
+def hold_out(rows: Annotations, share: float) -> tuple[Annotations, Annotations]:
+    """(kept, held out): about ``share`` of the clips, with everything that is said about them, by a hash of their place."""
+    parts: tuple[list, list] = ([], [])
+    for sample in rows.samples:
+        digest = hashlib.sha256(sample.media.path.rsplit("/", 1)[-1].encode()).digest()
+        parts[int.from_bytes(digest[:4], "big") < share * 2**32].append(sample)
+    return rows._replace(samples=parts[0]), Annotations(parts[1], rows.answers)
+
+
+def concatenate(parts: Sequence[Annotations]) -> Annotations:
+    """All rows; the data sets must agree on the answers."""
+    answers = {part.answers for part in parts if part.answers}
+    if len(answers) > 1:
+        raise UserError("datamodule.annotations: these data sets have different answers and cannot be joined.")
+    samples = [sample for part in parts for sample in part.samples]
+    return Annotations(samples, next(iter(answers), ()), [entry for part in parts for entry in part.skipped])

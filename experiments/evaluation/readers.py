@@ -1,0 +1,184 @@
+"""Readers of the benchmarks' official layouts. What is missing or malformed is a UserError that says where to put what."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from models.errors import UserError
+
+WINOGROUND_LAYOUT = """Winoground (facebook/winoground, gated: accept its terms, then hf download facebook/winoground
+--repo-type dataset --local-dir DIR) is DIR/data/examples.jsonl with DIR/data/images.zip or DIR/data/images/*.png"""
+MMVP_LAYOUT = """MMVP-VLM (hf download MMVP/MMVP_VLM --repo-type dataset --local-dir DIR) is DIR/Questions.csv with
+DIR/MLLM_VLM Images/<type>/<question id>.jpg"""
+
+
+@dataclass(frozen=True)
+class WinogroundExample:
+    """Captions and images belong together by position."""
+
+    id: str
+    captions: tuple[str, str]
+    images: tuple[Callable[[], Image.Image], Callable[[], Image.Image]]
+
+
+def read_winoground(root: str) -> list[WinogroundExample]:
+    """All examples in file order. Raises UserError for a missing file, field or image."""
+    folder = next((f for f in (Path(root) / "data", Path(root)) if (f / "examples.jsonl").is_file()), None)
+    if folder is None:
+        raise UserError(f"there is no examples.jsonl in {root} or {root}/data. {WINOGROUND_LAYOUT}")
+    load = _image_source(folder)
+    examples = []
+    for number, line in enumerate((folder / "examples.jsonl").read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            captions = (str(row["caption_0"]), str(row["caption_1"]))
+            names = (str(row["image_0"]), str(row["image_1"]))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder / 'examples.jsonl'}, line {number}: needs caption_0, caption_1, image_0, image_1 ({error!r})."
+            ) from error
+        examples.append(WinogroundExample(str(row.get("id", number - 1)), captions, (load(names[0]), load(names[1]))))
+    if not examples:
+        raise UserError(f"{folder / 'examples.jsonl'} is empty. {WINOGROUND_LAYOUT}")
+    return examples
+
+
+def _image_source(folder: Path) -> Callable[[str], Callable[[], Image.Image]]:
+    """A function from an image's name to a function that opens it; images lie in a folder or its zip file."""
+    if (folder / "images").is_dir():
+        names = {path.stem: path for path in (folder / "images").iterdir()}
+        source, read = folder / "images", Path.read_bytes
+    elif (folder / "images.zip").is_file():
+        archive = zipfile.ZipFile(folder / "images.zip")
+        names = {Path(name).stem: name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name}
+        source, read = folder / "images.zip", archive.read
+    else:
+        raise UserError(f"{folder} holds neither images/ nor images.zip. {WINOGROUND_LAYOUT}")
+
+    def find(name: str) -> Callable[[], Image.Image]:
+        stem = Path(name).stem if Path(name).suffix in (".png", ".jpg", ".jpeg") else name
+        if stem not in names:
+            raise UserError(f"{source} holds no image '{name}' that examples.jsonl names. {WINOGROUND_LAYOUT}")
+        return lambda: open_image(io.BytesIO(read(names[stem])), f"{source}: {name}")
+
+    return find
+
+
+@dataclass(frozen=True)
+class MMVPPair:
+    """Two statements, with the ids of their rows, and the two images of those rows."""
+
+    type: str
+    ids: tuple[int, int]
+    statements: tuple[str, str]
+    images: tuple[Path, Path]
+
+
+def read_mmvp(root: str) -> list[MMVPPair]:
+    """Pairs in file order: two rows make one. Raises UserError for a missing file or column, or an odd number of rows."""
+    file = Path(root) / "Questions.csv"
+    if not file.is_file():
+        raise UserError(f"there is no Questions.csv in {root}. {MMVP_LAYOUT}")
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        rows = [row for row in list(csv.reader(stream))[1:] if any(cell.strip() for cell in row)]
+    if not rows or len(rows) % 2:
+        raise UserError(f"{file} has {len(rows)} rows below its header; two make a pair (the release has 270). {MMVP_LAYOUT}")
+    entries = []
+    for number, row in enumerate(rows, 2):
+        if len(row) < 3 or not row[0].strip().isdigit():
+            raise UserError(f"{file}, line {number}: needs question id, type, statement; it has {row[:3]}.")
+        path = Path(root) / "MLLM_VLM Images" / row[1].strip() / f"{int(row[0])}.jpg"
+        if not path.is_file():
+            raise UserError(f"{file}, line {number}: there is no image {path}. {MMVP_LAYOUT}")
+        entries.append((int(row[0]), row[1].strip(), row[2].strip(), path))
+    return [MMVPPair(a[1], (a[0], b[0]), (a[2], b[2]), (a[3], b[3])) for a, b in zip(entries[::2], entries[1::2], strict=True)]
+
+
+@dataclass(frozen=True)
+class SegmentationLayout:
+    """Where a data set keeps the images and label maps of its evaluation split, and how labels are counted.
+
+    ``zero_is_nothing``: label 0 is no class and the others count from 1, as in ADE20K and VOC20.
+    """
+
+    images: str
+    labels: str
+    label_suffix: str
+    listed_in: str | None
+    zero_is_nothing: bool
+
+
+SEGMENTATION_LAYOUTS = {
+    "ade20k": SegmentationLayout("images/validation", "annotations/validation", ".png", None, True),
+    "coco_stuff": SegmentationLayout("images/val2017", "annotations/val2017", "_labelTrainIds.png", None, False),
+    "voc20": SegmentationLayout("JPEGImages", "SegmentationClass", ".png", "ImageSets/Segmentation/val.txt", True),
+}
+
+
+def segmentation_files(root: str, layout: SegmentationLayout) -> list[tuple[Path, Path]]:
+    """Pairs (image, label map), sorted by name or in the order of the split's list. Raises UserError for what is missing."""
+    base = Path(root)
+    wanted = f"{base / layout.images}/*.jpg with {base / layout.labels}/*{layout.label_suffix}"
+    if layout.listed_in:
+        wanted += f" and {base / layout.listed_in}"
+        if not (base / layout.listed_in).is_file():
+            raise UserError(f"there is no {base / layout.listed_in}. The official layout is: {wanted}")
+        names = (base / layout.listed_in).read_text().split()
+    else:
+        names = sorted(path.stem for path in (base / layout.images).glob("*.jpg"))
+    if not names:
+        raise UserError(f"no images in {base / layout.images}. The official layout is: {wanted}")
+    pairs = [(base / layout.images / f"{n}.jpg", base / layout.labels / f"{n}{layout.label_suffix}") for n in names]
+    for pair in pairs:
+        for path in pair:
+            if not path.is_file():
+                raise UserError(f"{path} is missing. The official layout is: {wanted}")
+    return pairs
+
+
+def read_label_map(path: Path, layout: SegmentationLayout) -> np.ndarray:
+    """(H, W) int64 classes, 255 where nothing counts."""
+    with Image.open(path) as image:
+        labels = np.asarray(image).astype(np.int64)
+    if labels.ndim != 2:
+        raise UserError(f"{path} is not a map of class numbers: it has {labels.shape[-1]} channels.")
+    if layout.zero_is_nothing:
+        labels = np.where((labels == 0) | (labels == 255), 255, labels - 1)
+    return labels
+
+
+def read_class_names(path: str) -> tuple[list[str], list[int]]:
+    """A file of one class per line, synonyms separated by commas, to all names and the class of each."""
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the class names {path} cannot be read as text: {error}") from error
+    names = [(name.strip(), number) for number, line in enumerate(lines) for name in line.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"{path} names no class; it needs one per line, synonyms separated by commas.")
+    return [name for name, _ in names], [number for _, number in names]
+
+
+def open_image(source: Path | io.BytesIO, name: str | None = None) -> Image.Image:
+    """An RGB picture. Raises UserError that names it."""
+    try:
+        return Image.open(source).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{name or source} cannot be read as a picture ({error}).") from error
+
+
+def each_image(sources: Sequence[Path | Callable[[], Image.Image]]) -> Iterator[Image.Image]:
+    """One open picture at a time."""
+    for source in sources:
+        yield open_image(source) if isinstance(source, Path) else source()

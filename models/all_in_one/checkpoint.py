@@ -1,0 +1,172 @@
+"""Import of official All-in-One checkpoints (``showlab/all-in-one``, released ``.ckpt`` files) and of timm's ViT and DeiT.
+
+Parameter names are the same on both sides; what remains are the official code's renamings, tables of other sizes, and heads
+that a file has and a model has not, or the other way round.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.all_in_one.model import AllInOne
+from models.encoders.weights import find_weights, tensor_file
+from models.io import CheckpointError, read_tensors
+
+HEADS = {  # first part of a parameter's name -> the task it belongs to; None: nothing of ours
+    "itm_score": "match", "mlm_score": "mlm", "txt_proj": "contrastive", "vid_proj": "contrastive", "rank_output": "rank",
+    "rank_output_2": "rank_reason", "vqa_classifier": "answer", "mc_vqa_classifier": "option",
+    "vcop_classifier": None, "nlvr2_classifier": None, "mpp_score": None,
+}  # fmt: skip
+BACKBONE = ("text_embeddings", "token_type_embeddings", "transformer", "pooler")
+HEAD_WIDTH = 64  # of every released size: the number of attention heads cannot be read from the weights
+
+
+class Loaded(NamedTuple):
+    """What :func:`load_official` did: heads that kept their initial weights, and tensors of the file that were not used."""
+
+    fresh: list[str]
+    unused: list[str]
+
+
+def model_from_official(weights: Mapping[str, Tensor], heads: int | None = None, **settings: Any) -> AllInOne:
+    """The model that ``weights`` (official names) belong to, loaded.
+
+    Args:
+        heads: of the attention; None: one per 64 channels, as in every released size.
+        settings: arguments of :class:`AllInOne` that weights do not tell, or ``frames`` and ``text_length`` to change.
+
+    Raises CheckpointError when the weights are of another architecture.
+    """
+    named = _named(weights)
+    model = AllInOne(**{**_sizes(named, heads), **settings})
+    load_official(model, named)
+    return model
+
+
+def load_official(model: AllInOne, weights: Mapping[str, Tensor], rank_from_match: bool = True) -> Loaded:
+    """Load the backbone strictly and each head that both sides have.
+
+    Temporal rows that the file lacks are zero, surplus ones are cut; positions of longer texts keep their initial values
+    beyond what the file has (the official code then draws the whole table anew).
+
+    Args:
+        rank_from_match: a model that ranks, from a file that only matches, starts with the matching head's row for
+            "match". The official fine-tuning re-creates that head after loading and so starts at random: False.
+
+    Raises CheckpointError naming what is missing or of another shape.
+    """
+    named = _named(weights)
+    state = model.state_dict()
+    _fit_tables(named, state, model)
+    tasks = {HEADS[part] for name in named if (part := name.split(".")[0]) in HEADS}
+    wanted = {name for name in state if HEADS.get(name.split(".")[0], "backbone") in {"backbone", *tasks}}
+    missing = sorted(name for name in wanted if name not in named and HEADS.get(name.split(".")[0]) != "match")
+    if missing:
+        raise CheckpointError(f"the checkpoint lacks {missing[:6]} ({len(missing)} in all): it is no All-in-One of this kind.")
+    foreign = sorted(name for name in named if name.split(".")[0] not in (*BACKBONE, *HEADS))
+    deeper = sorted(name for name in named if name.split(".")[0] in BACKBONE and name not in state)
+    if foreign or deeper:
+        raise CheckpointError(f"the checkpoint holds {[*foreign, *deeper][:6]}, which this model has not.")
+    used = {name: value for name, value in named.items() if name in state}
+    wrong = [
+        f"{name} {tuple(value.shape)} instead of {tuple(state[name].shape)}"
+        for name, value in used.items()
+        if value.shape != state[name].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"the checkpoint is of another size than the model: {', '.join(wrong[:4])}.")
+    model.load_state_dict({**state, **used})
+    if rank_from_match and "match" in tasks and "rank" not in tasks:
+        model.rank_like_match()
+    return Loaded(sorted(state.keys() - used.keys()), sorted(named.keys() - used.keys()))
+
+
+def load_backbone(model: AllInOne, weights: Mapping[str, Tensor]) -> None:
+    """Initialise the visual half from timm's ViT or DeiT weights (DeiT files nest under ``model``); the rest stays.
+
+    The position table is resized to the model's grid (bilinear, corners not aligned). Raises CheckpointError.
+    """
+    dropped = re.compile(r"head|pre_logits|fc_norm")
+    named = {f"transformer.{name}": value for name, value in weights.items() if not dropped.match(name)}
+    state = model.state_dict()
+    wanted = {name for name in state if name.startswith("transformer.") and name != "transformer.temporal_embed"}
+    key = "transformer.pos_embed"
+    if key in named and named[key].shape != state[key].shape:
+        named[key] = _resized_grid(named[key], state[key].shape[1], model.transformer.specials)
+    wrong = sorted(wanted ^ named.keys()) + sorted(n for n in wanted & named.keys() if named[n].shape != state[n].shape)
+    if wrong:
+        raise CheckpointError(f"these are not the weights of this model's ViT: {wrong[:6]} do not fit.")
+    model.load_state_dict({**state, **named})
+
+
+def timm_weights(name: str, weights: str | None = None) -> dict[str, Tensor]:
+    """The tensors of timm's model ``name``: from ``weights`` (a file or folder), else the local cache, else the hub.
+
+    Raises WeightsUnavailable with the remedy.
+    """
+    path = find_weights(name, f"timm/{name}", weights, "module.backbone.weights")
+    return read_tensors(tensor_file(path))
+
+
+def _named(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names of the released code; co-training's names and wrappers are translated."""
+    named = {}
+    for name, value in weights.items():
+        name = re.sub(r"^(module\.|model\.)+", "", name)
+        if name.startswith("teacher.") or name.endswith("position_ids"):
+            continue
+        name = re.sub(r"^student\.", "transformer.", name)
+        name = re.sub(r"^vtm_score\.", "itm_score.", name)
+        named[name] = value.float() if value.is_floating_point() else value
+    return named
+
+
+def _sizes(named: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
+    try:
+        width, _, patch, _ = named["transformer.patch_embed.proj.weight"].shape
+        vocab = len(named["text_embeddings.word_embeddings.weight"])
+        length = len(named["text_embeddings.position_embeddings.weight"])
+        hidden = len(named["transformer.blocks.0.mlp.fc1.weight"])
+        positions = named["transformer.pos_embed"].shape[1]
+    except KeyError as error:
+        raise CheckpointError(f"the checkpoint lacks {error}: it is no All-in-One.") from None
+    distilled = "transformer.dist_token" in named
+    depth = 1 + max(int(m.group(1)) for name in named if (m := re.match(r"transformer\.blocks\.(\d+)\.", name)))
+    side = round((positions - (2 if distilled else 1)) ** 0.5)
+    temporal = named.get("transformer.temporal_embed")
+    sizes = {
+        "width": width, "depth": depth, "heads": heads or max(width // HEAD_WIDTH, 1), "mlp_ratio": hidden / width,
+        "patch_size": patch, "image_size": side * patch, "vocab_size": vocab, "text_length": length, "distilled": distilled,
+        "frames": 3 if temporal is None else temporal.shape[1],
+        "tasks": sorted({HEADS[p] for n in named if (p := n.split(".")[0]) in HEADS and HEADS[p]}),
+    }  # fmt: skip
+    if "vqa_classifier.4.weight" in named:
+        sizes["answers"] = len(named["vqa_classifier.4.weight"])
+    if "txt_proj.weight" in named:
+        sizes["embed_dim"] = len(named["txt_proj.weight"])
+    return sizes
+
+
+def _fit_tables(named: dict[str, Tensor], state: Mapping[str, Tensor], model: AllInOne) -> None:
+    key = "transformer.temporal_embed"
+    frames = state[key].shape[1]
+    stored = named.get(key, state[key].new_zeros(1, 0, model.width))
+    named[key] = F.pad(stored[:, :frames], (0, 0, 0, max(frames - stored.shape[1], 0)))
+    key = "text_embeddings.position_embeddings.weight"
+    if key in named and len(named[key]) != len(state[key]):
+        overlap = min(len(named[key]), len(state[key]))
+        named[key] = torch.cat([named[key][:overlap], state[key][overlap:]])
+
+
+def _resized_grid(table: Tensor, positions: int, specials: int) -> Tensor:
+    """A position table (1, specials + n*n, D) with its grid resized to ``positions - specials`` places."""
+    side, wanted = (round((count - specials) ** 0.5) for count in (table.shape[1], positions))
+    grid = table[:, specials:].transpose(1, 2).unflatten(2, (side, side))
+    resized = F.interpolate(grid, (wanted, wanted), mode="bilinear", align_corners=False)
+    return torch.cat([table[:, :specials], resized.flatten(2).transpose(1, 2)], dim=1)

@@ -1,0 +1,35 @@
+"""Position tables of vision transformers at other image sizes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def resize_positions(table: Tensor, height: int, width: int, offset: float = 0.1) -> Tensor:
+    """Table (1, 1 + n², D), CLS first, for a grid of ``height`` x ``width`` patches: (1, 1 + height * width, D).
+
+    Bicubic by the scale factors ``(height + offset) / n`` and ``(width + offset) / n``, as the DINOv2 of its day did, and
+    not to an explicit size, as transformers does now: the sampling points differ. At the table's own size it is returned
+    as it is.
+    """
+    side = round((table.shape[1] - 1) ** 0.5)
+    if height == width == side:
+        return table
+    grid = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    factors = ((height + offset) / side, (width + offset) / side)
+    grid = F.interpolate(grid.float(), scale_factor=factors, mode="bicubic", align_corners=False)
+    if grid.shape[-2:] != (height, width):
+        raise ValueError(f"offset={offset} gives a grid of {tuple(grid.shape[-2:])} instead of ({height}, {width})")
+    return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
+
+
+def use_scaled_positions(embeddings: nn.Module, offset: float = 0.1) -> None:
+    """Make transformers' Dinov2Embeddings resize its table by :func:`resize_positions`."""
+    patch = embeddings.patch_size
+
+    def interpolate(_: Tensor, height: int, width: int) -> Tensor:
+        return resize_positions(embeddings.position_embeddings, height // patch, width // patch, offset)
+
+    embeddings.interpolate_pos_encoding = interpolate

@@ -1,0 +1,115 @@
+"""Official checkpoints: HAMMER's own (``checkpoint_best.pth``) and ALBEF's pretrained one (``ALBEF_4M.pth``)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.hammer.model import TOWERS, Hammer
+from models.hammer.vit import resize_positions
+from models.io import CheckpointError
+
+QUEUES = ("image_queue", "text_queue", "queue_ptr")
+NEW_IN_HAMMER = (  # what ALBEF has not: they keep their initial values
+    "text_encoder.classifier.",
+    "text_encoder_m.classifier.",
+    "itm_head.",
+    "cls_head.",
+    "bbox_head.",
+    "cls_token_local",
+    "norm_layer_aggr.",
+    "norm_layer_it_cross_atten.",
+    "aggregator.",
+    "it_cross_attn.",
+)
+
+
+def sizes_from_official(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Constructor arguments of :class:`Hammer` that the shapes of a HAMMER checkpoint tell; the numbers of heads are not
+    among them (officially 12 everywhere). Raises CheckpointError for other files."""
+    weights = _named(weights)
+    try:
+        patches, patch = weights["visual_encoder.pos_embed"], weights["visual_encoder.patch_embed.proj.weight"]
+        words = weights["text_encoder.bert.embeddings.word_embeddings.weight"]
+        layer = "text_encoder.bert.encoder.layer."
+        crossing = [_index(key, layer) for key in weights if key.startswith(layer) and ".crossattention." in key]
+        return {
+            "image_size": round((patches.shape[1] - 1) ** 0.5) * patch.shape[-1],
+            "patch_size": patch.shape[-1],
+            "width": patch.shape[0],
+            "vision_layers": _count(weights, "visual_encoder.blocks."),
+            "mlp_ratio": weights["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
+            "text_layers": _count(weights, layer),
+            "fusion_layer": min(crossing),
+            "text_intermediate": weights[f"{layer}0.intermediate.dense.weight"].shape[0],
+            "vocab_size": words.shape[0],
+            "max_positions": weights["text_encoder.bert.embeddings.position_embeddings.weight"].shape[0],
+            "embed_dim": weights["vision_proj.weight"].shape[0],
+            "queue_size": weights["image_queue"].shape[1] if "image_queue" in weights else 65536,
+        }
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"these are not the weights of HAMMER ({error}); first keys: {sorted(weights)[:5]}") from error
+
+
+def hammer_from_official(weights: dict[str, Tensor], **heads_and_more: Any) -> Hammer:
+    """A model of the sizes that ``weights`` (official names) show, with these weights."""
+    model = Hammer(**{**sizes_from_official(weights), **heads_and_more})
+    load_official(model, weights)
+    return model
+
+
+def load_official(model: Hammer, weights: dict[str, Tensor]) -> list[str]:
+    """Load a HAMMER or ALBEF checkpoint into ``model``; returns what was not in it and therefore stays as it was.
+
+    Positions are resized to the model's image size, also those of the momentum tower (the official code forgets it).
+    Queues of another length are left as they are. Of an ALBEF checkpoint the masked-language head and its
+    single-layer matching head are dropped. A HAMMER file without momentum towers and queues (cut down for inference) is
+    fine: the towers are then copies of the online ones. Raises CheckpointError for anything else that differs.
+    """
+    if model.modality != "both":
+        raise CheckpointError(f"official checkpoints are of the complete model, not of modality={model.modality}.")
+    found, state = _named(weights), model.state_dict()
+    albef = "bbox_head.0.weight" not in found
+    if albef:
+        found = {k: v for k, v in found.items() if not re.match(r"text_encoder(_m)?\.cls\.|itm_head\.", k)}
+    for tower in ("visual_encoder", "visual_encoder_m"):
+        if (key := f"{tower}.pos_embed") in found and found[key].shape != state[key].shape:
+            found[key] = resize_positions(found[key].float(), state[key].shape[1])
+    if "image_queue" in found and found["image_queue"].shape != state["image_queue"].shape:
+        found = {key: value for key, value in found.items() if key not in QUEUES}
+    missing = sorted(state.keys() - found.keys())
+    optional = tuple(f"{tower}_m." for tower in TOWERS) + QUEUES + (NEW_IN_HAMMER if albef else ())
+    wrong = [key for key in missing if not key.startswith(optional)] + sorted(found.keys() - state.keys())
+    shapes = [
+        f"{key} {tuple(found[key].shape)}, here {tuple(state[key].shape)}"
+        for key in sorted(found.keys() & state.keys())
+        if found[key].shape != state[key].shape
+    ]
+    if wrong or shapes:
+        raise CheckpointError(
+            f"this checkpoint does not fit the model: missing or unknown {wrong[:5]}, of other shape {shapes[:5]}. Give the "
+            "sizes it was trained with (module.model.*)."
+        )
+    model.load_state_dict(found, strict=False)
+    if not any(key.startswith("visual_encoder_m.") for key in found):
+        with torch.no_grad():
+            for average, online in model.momentum_pairs():
+                average.copy_(online)
+        missing = [key for key in missing if "_m." not in key]
+    return missing
+
+
+def _named(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    return {key: value for key, value in weights.items() if not key.endswith("embeddings.position_ids")}
+
+
+def _index(key: str, prefix: str) -> int:
+    return int(key.removeprefix(prefix).split(".")[0])
+
+
+def _count(weights: dict[str, Tensor], prefix: str) -> int:
+    return 1 + max(_index(key, prefix) for key in weights if key.startswith(prefix))

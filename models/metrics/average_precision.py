@@ -1,0 +1,48 @@
+"""Mean average precision of multi-label classification: correct, over the classes present, and as AdaFocusV2 computes it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Absent = Literal["zero", "leave_out", "official"]
+
+
+def multi_hot(labels: Tensor, classes: int) -> Tensor:
+    """(N, C) bool of labels (N, L) that are padded with -1."""
+    hot = torch.zeros(len(labels), classes + 1, dtype=torch.bool, device=labels.device)
+    hot.scatter_(1, torch.where(labels < 0, classes, labels), True)
+    return hot[:, :classes]
+
+
+def average_precision(scores: Tensor, positives: Tensor) -> Tensor:
+    """(C,) in percent: per class the mean over its positives of the precision at each; 0 without positives.
+
+    Args:
+        scores: (N, C), larger is surer; equal scores keep the order of the rows. positives: (N, C) bool.
+    """
+    order = scores.argsort(dim=0, descending=True, stable=True)
+    hits = positives.gather(0, order).double()
+    rank = torch.arange(1, len(scores) + 1, device=scores.device, dtype=torch.float64)[:, None]
+    precision = hits.cumsum(dim=0) / rank
+    return 100 * (precision * hits).sum(dim=0) / hits.sum(dim=0).clamp_min(1)
+
+
+def mean_average_precision(scores: Tensor, labels: Tensor, absent: Absent = "leave_out") -> float:
+    """mAP in percent of scores (N, C) with labels (N, L), padded with -1.
+
+    ``absent`` classes, which no row has, are: "leave_out" of the mean (the default), counted as "zero" (mean over all C), or
+    treated as the "official" code of AdaFocusV2 does: it renumbers the labels by their rank among those present, so that
+    labels and columns no longer match as soon as one class is absent, and the last columns count as zero.
+    """
+    classes = scores.shape[1]
+    if absent == "official":
+        present = labels[labels >= 0].unique()
+        labels = torch.where(labels >= 0, torch.searchsorted(present, labels.contiguous()), -1)
+    positives = multi_hot(labels, classes)
+    values = average_precision(scores, positives)
+    if absent == "leave_out":
+        values = values[positives.any(dim=0)]
+    return float(values.mean()) if len(values) else 0.0

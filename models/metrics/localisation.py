@@ -1,0 +1,58 @@
+"""Training-free localisation: how well the similarity of patches to a class name outlines the class."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+VOID = 255
+
+
+class LocalisationIoU(NamedTuple):
+    """Percent. ``per_image``: mean over images of the mean over their classes; ``per_class``: mean over classes."""
+
+    per_image: float
+    per_class: float
+
+
+class LocalisationMeter:
+    """Collects images one by one (freeze-align's Pascal VOC protocol; evaluation protocols, section 5.2).
+
+    Args:
+        threshold: a class is where its map, scaled to [0, 1] over the image, exceeds this.
+    """
+
+    def __init__(self, threshold: float = 0.4):
+        self.threshold = threshold
+        self.images: list[float] = []
+        self.classes: dict[int, list[float]] = {}
+
+    def add(self, similarity: Tensor, labels: Tensor) -> None:
+        """One image: ``similarity`` (C, h, w) of patches to class names, and its label map (H, W); 0 is background.
+
+        The void label 255 counts as background. Classes that are not in the label map are not judged.
+        """
+        labels = torch.where(labels == VOID, 0, labels.long())
+        own = []
+        for label in labels.unique().tolist():
+            if label == 0:
+                continue
+            score = F.interpolate(similarity[None, label : label + 1].float(), size=labels.shape, mode="bilinear")[0, 0]
+            low, high = score.min(), score.max()
+            found = (score - low) / (high - low) > self.threshold
+            wanted = labels == label
+            union = int((found | wanted).sum())
+            own.append(100 * int((found & wanted).sum()) / union)
+            self.classes.setdefault(label, []).append(own[-1])
+        if own:
+            self.images.append(sum(own) / len(own))
+
+    def result(self) -> LocalisationIoU:
+        """Over everything added. Raises ValueError when no image showed a class."""
+        if not self.images:
+            raise ValueError("no image with a class other than background was added")
+        per_class = [sum(values) / len(values) for values in self.classes.values()]
+        return LocalisationIoU(sum(self.images) / len(self.images), sum(per_class) / len(per_class))

@@ -1,0 +1,164 @@
+"""CSA, canonical similarity analysis: alignment by canonical correlations in closed form (arXiv 2410.07610; STRUCTURE's
+base method, specification section 3.3), optionally refined with STRUCTURE's regulariser.
+
+Everything comes from D x D covariances that are accumulated in one pass over the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.errors import UserError
+from models.losses.structure import Divergence, structure_loss
+
+
+class Covariances(NamedTuple):
+    """Of paired features: sample count, means (Dx,), (Dt,) and centred sums of products (Dx, Dx), (Dt, Dt), (Dx, Dt)."""
+
+    count: int
+    mean_image: Tensor
+    mean_text: Tensor
+    image: Tensor
+    text: Tensor
+    cross: Tensor
+
+
+class CSAMaps(NamedTuple):
+    """Centre by ``mean_*`` (D,), project by ``*_map`` (D, k); ``correlations`` (k,) are the canonical ones."""
+
+    mean_image: Tensor
+    mean_text: Tensor
+    image_map: Tensor
+    text_map: Tensor
+    correlations: Tensor
+
+    def image(self, features: Tensor) -> Tensor:
+        """Features (n, Dx) to embeddings (n, k), not normalised."""
+        return (features - self.mean_image) @ self.image_map
+
+    def text(self, features: Tensor) -> Tensor:
+        """Features (n, Dt) to embeddings (n, k), not normalised."""
+        return (features - self.mean_text) @ self.text_map
+
+
+def covariances(chunks: Iterable[tuple[Tensor, Tensor]]) -> Covariances:
+    """One pass over pairs of image (n, Dx) and text (n, Dt) features, in float64."""
+    count, totals, products = 0, None, None
+    for image, text in chunks:
+        image, text = image.double(), text.double()
+        if totals is None:
+            # Shifted by the first chunk's mean: sums of squares then lose no digits to a large common mean.
+            shift = image.mean(dim=0), text.mean(dim=0)
+            totals = [torch.zeros_like(s) for s in shift]
+            products = [image.new_zeros(a.numel(), b.numel()) for a, b in ((shift[0],) * 2, (shift[1],) * 2, shift)]
+        image, text = image - shift[0], text - shift[1]
+        count += len(image)
+        totals[0] += image.sum(dim=0)
+        totals[1] += text.sum(dim=0)
+        for product, (a, b) in zip(products, ((image, image), (text, text), (image, text)), strict=True):
+            product.addmm_(a.T, b)
+    if count < 2:
+        raise UserError(f"CSA needs at least 2 pairs, got {count}.")
+    means = [total / count for total in totals]
+    for product, (a, b) in zip(products, ((0, 0), (1, 1), (0, 1)), strict=True):
+        product.addr_(means[a], means[b], alpha=-count)
+    return Covariances(count, means[0] + shift[0], means[1] + shift[1], *products)
+
+
+def csa(found: Covariances, dim: int = 512, tolerance: float = 1e-6) -> CSAMaps:
+    """The ``dim`` pairs of directions with the highest correlations.
+
+    Args:
+        tolerance: directions whose singular value is below this share of the largest are left out. The official code
+            keeps them, so that with fewer pairs than dimensions a direction without variance dominates (specification,
+            pitfall 10); the result is the same where there is none.
+
+    Raises UserError where fewer than ``dim`` directions remain.
+    """
+    white_image, white_text = _whitening(found.image, tolerance), _whitening(found.text, tolerance)
+    rank = min(white_image.shape[1], white_text.shape[1])
+    if dim > rank:
+        raise UserError(
+            f"CSA to {dim} dimensions, but only {rank} directions of these {found.count} pairs have variance on both sides. "
+            f"Lower module.embed_dim to at most {rank}, or use more pairs."
+        )
+    left, correlations, right = torch.linalg.svd(white_image.T @ found.cross @ white_text, full_matrices=False)
+    scale = found.count**0.5
+    image_map = scale * white_image @ left[:, :dim]
+    # The factor N / (N - 1) is that of the library the official code uses; it cancels when rows are normalised.
+    text_map = scale * found.count / (found.count - 1) * white_text @ right[:dim].T
+    maps = (found.mean_image, found.mean_text, image_map, text_map, correlations[:dim])
+    return CSAMaps(*(value.float() for value in maps))
+
+
+def refine(
+    start: CSAMaps,
+    image: Tensor,
+    text: Tensor,
+    levels: int = 1,
+    temperature: float = 0.2,
+    structure_weight: float = 10.0,
+    correlation_weight: float = 0.01,
+    epochs: int = 10,
+    batch_size: int = 4096,
+    lr: float = 5e-4,
+    divergence: Divergence = "js",
+    whiten: bool = False,
+    generator: torch.Generator | None = None,
+) -> CSAMaps:
+    """Gradient steps from the closed form that trade correlation for STRUCTURE's regulariser.
+
+    Args:
+        image, text: the training features (N, Dx), (N, Dt).
+        divergence: see :func:`~models.losses.structure.structure_loss`.
+        whiten: multiply each map by the inverse root of its outputs' covariance afterwards, as the specification says; the
+            vectors made by the official code are not whitened.
+        generator: draws the order of each epoch.
+    """
+    image, text = image - start.mean_image, text - start.mean_text
+    maps = [start.image_map.clone().requires_grad_(), start.text_map.clone().requires_grad_()]
+    optimizer = torch.optim.Adam(maps, lr=lr)
+    with torch.enable_grad():
+        for _ in range(epochs):
+            order = torch.randperm(len(image), generator=generator).to(image.device)
+            for rows in order.split(batch_size):
+                x, t = image[rows], text[rows]
+                a, b = F.normalize(x @ maps[0], dim=-1), F.normalize(t @ maps[1], dim=-1)
+                kept = sum(structure_loss(raw, z, levels, temperature, "inverse", divergence) for raw, z in ((x, a), (t, b)))
+                loss = structure_weight * kept / 2 - correlation_weight * (a * b).sum() / a.shape[1]
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+    maps = [mapping.detach() for mapping in maps]
+    if whiten:
+        maps = [_whiten_outputs(features, mapping) for features, mapping in ((image, maps[0]), (text, maps[1]))]
+    return start._replace(image_map=maps[0], text_map=maps[1])
+
+
+def similarity_weights(maps: CSAMaps, image: Tensor, text: Tensor) -> Tensor:
+    """(k,): mean absolute product of each dimension of the unit-length embeddings of the training pairs.
+
+    The weights of CSA's own similarity; the official code stores but never uses them.
+    """
+    a, b = F.normalize(maps.image(image), dim=-1), F.normalize(maps.text(text), dim=-1)
+    return (a * b).sum(dim=0).abs() / len(a)
+
+
+def _whitening(covariance: Tensor, tolerance: float) -> Tensor:
+    """(D, r): columns V_i / s_i of the centred features' singular vectors and values, largest first."""
+    values, vectors = torch.linalg.eigh(covariance)
+    singular = values.clamp(min=0).sqrt().flip(0)
+    kept = singular > tolerance * singular[0]
+    return vectors.flip(1)[:, kept] / singular[kept]
+
+
+def _whiten_outputs(features: Tensor, mapping: Tensor) -> Tensor:
+    """``W C^(-1/2)`` with ``C = Wᵀ Xᵀ X W / N``."""
+    projected = (features @ mapping).double()
+    values, vectors = torch.linalg.eigh(projected.T @ projected / len(features))
+    return (mapping.double() @ (vectors / values.sqrt()) @ vectors.T).float()

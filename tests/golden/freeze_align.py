@@ -1,0 +1,183 @@
+"""Runs freeze-align's reference files through our implementation and importer (specification: freeze_align, section 10)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Dinov2Config
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
+
+from datamodules.augment import MAX_LEVEL, apply_operation
+from datamodules.curation import (
+    BestPerConcept,
+    TopPerConcept,
+    half_cosines,
+    quantise_scores,
+    select_balanced,
+)
+from models.encoders.positions import use_scaled_positions
+from models.freeze_align.checkpoint import head_from_official, to_official
+from models.losses.contrastive import info_nce
+from models.losses.fine_grained import fine_grained_loss, words_that_count
+from models.metrics.cka import kernel_cka, linear_cka, linear_hsic, local_cka, rbf_kernel
+from models.metrics.classification import descriptive_class_vectors, keep_top_scores, top_k_accuracy
+from models.metrics.localisation import LocalisationMeter
+from models.metrics.retrieval import recall_at, retrieval_ranks
+from models.schedules import epochwise_cosine
+from tests.golden.harness import Case
+
+KERNEL_SIGMA = 3.0  # of `kernel_cka_sigma`, which the files' config does not name
+
+
+def _f64(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def projector(case: Case) -> dict[str, Tensor]:
+    config, inputs = case.config, case.inputs
+    pooled = config["text_pooling"] == "cls"
+    head = head_from_official(case.weights, config["vis_pooling"], "pooled" if pooled else "mean").eval()
+    assert all(torch.equal(value, case.weights[name]) for name, value in to_official(head).items())
+    with torch.no_grad():
+        head.clamp_scale()
+    image = head.embed_image(inputs["image_tokens"])
+    mask = inputs["attention_mask"].bool()
+    text = head.embed_text(inputs["text_pooled"] if pooled else inputs["text_tokens"], mask)
+    loss = info_nce(image.vector, text.vector, head.scale())
+    out = {
+        "image_features": F.normalize(image.vector, dim=-1),
+        "text_features": F.normalize(text.vector, dim=-1),
+        "image_tokens_projected": image.tokens,
+        "text_tokens_projected": text.tokens,
+        "sim_i2t": head.logits_per_image(image.vector, text.vector),
+        "loss_ita": loss,
+    }
+    total = loss
+    if config["local_loss_weight"]:
+        counts = words_that_count(inputs["input_ids"], mask, config["eos_token_id"])
+        out["loss_fg"] = fine_grained_loss(image.tokens[:, 1:], text.tokens, counts, head.temperature, config["fg_thresh"])
+        total = loss + config["local_loss_weight"] * out["loss_fg"]
+    total.backward()
+    return out | {"grad_temp": head.temperature.grad}
+
+
+def cka(case: Case) -> dict[str, Tensor]:
+    x, y, base = case.inputs["x"], case.inputs["y"], case.config["base"]
+    queries = slice(base, base + case.config["query"])
+    graph = local_cka(x[:base], y[:base], x[queries], y[queries])
+    own = torch.arange(len(graph))
+    return {
+        "linear_hsic_xy": linear_hsic(x, y),
+        "linear_cka": linear_cka(x, y),
+        "kernel_cka_median": kernel_cka(rbf_kernel(x), rbf_kernel(y)),
+        "kernel_cka_sigma": kernel_cka(rbf_kernel(x, KERNEL_SIGMA), rbf_kernel(y, KERNEL_SIGMA)),
+        "rbf_x_median": rbf_kernel(x),
+        "local_cka_graph": graph,
+        "local_cka_retrieval": torch.stack([_f64(top_k_accuracy(graph, own, k) / 100) for k in (1, 5, 10)]),
+    }
+
+
+def metric_retrieval(case: Case) -> dict[str, Tensor]:
+    ranks = retrieval_ranks(case.inputs["image"], case.inputs["text"], case.inputs["owner"])
+    out: dict[str, Tensor] = {}
+    for name, found in zip(("txt", "img"), ranks, strict=True):
+        recalls = {k: _f64(recall_at(found, k)) for k in (1, 5, 10)}
+        out |= {f"{name}_r{k}": value for k, value in recalls.items()}
+        out[f"{name}_r_mean"] = torch.stack(list(recalls.values())).mean()
+    return out | {"r_mean": (out["txt_r_mean"] + out["img_r_mean"]) / 2}
+
+
+def zeroshot_vdt(case: Case) -> dict[str, Tensor]:
+    config = case.config
+    classes = descriptive_class_vectors(case.inputs["text_features"], config["prompt_counts"])
+    scores = keep_top_scores(F.normalize(case.inputs["image_features"], dim=-1) @ classes, config["k_test"])
+    accuracy = [top_k_accuracy(scores, case.inputs["labels"], k) / 100 for k in config["topk"]]
+    return {"class_weights": classes.T, "scores": scores, "accuracy": torch.tensor(accuracy, dtype=torch.float64)}
+
+
+def lr_schedule(case: Case) -> dict[str, Tensor]:
+    config = case.config
+    total = config["epochs"] * config["iterations_per_epoch"]
+    multiplier = epochwise_cosine(
+        total,
+        epochs=config["epochs"],
+        warmup=config["warmup_epochs"] * config["warmup_step_size"],
+        warmup_every=config["warmup_step_size"],
+        warmup_start=config["warmup_lr"] / config["lr"],
+        end=config["min_lr"] / config["lr"],
+    )
+    return {"lr": torch.tensor([config["lr"] * multiplier(step) for step in range(total)], dtype=torch.float64)}
+
+
+def curation(case: Case) -> dict[str, Tensor]:
+    config, inputs = case.config, case.inputs
+    cosines = half_cosines(inputs["caption_embeds"], inputs["prototypes"])
+    low, high = config["int8_range"]
+    table, keep, ids = inputs["score_table"].float() / 128, config["max_amount"], inputs["sample_ids"]
+    best = BestPerConcept(config["classes"], keep)
+    for start in range(0, len(table), config["sort_batch"]):
+        best.add(table[start : start + config["sort_batch"]], start)
+    found = best.result()
+    if found.rows.shape[1] < keep:  # the official lists begin with a sentinel, which a small pool does not push out
+        found = TopPerConcept(F.pad(found.scores, (0, 1), value=-2.0), F.pad(found.rows, (0, 1), value=-1))
+    chosen = select_balanced(found, config["per_class"], len(table))
+    columns = (ids[torch.from_numpy(chosen.rows)], torch.from_numpy(chosen.concepts), torch.from_numpy(chosen.scores))
+    return {
+        "cos_half": cosines.float(),
+        "int8_from_cosine": quantise_scores(cosines, low, high),
+        "top_scores": found.scores.T,
+        "top_ids": torch.where(found.rows < 0, -2.0, ids[found.rows]).T,
+        "selected": torch.stack([column.double() for column in columns], dim=1),
+    }
+
+
+def augment(case: Case) -> dict[str, np.ndarray]:
+    image, config = case.inputs["image"].numpy(), case.config
+    out = {}
+    for name in case.wanted:
+        operation, _, sign = name.partition("_")
+        level = (-1 if sign == "neg" else 1) * config["level"] / MAX_LEVEL
+        out[name] = torch.from_numpy(np.array(apply_operation(operation, image, level, overflow=True)))
+    return out
+
+
+def metric_voc_iou(case: Case) -> dict[str, Tensor]:
+    config = case.config
+    meter = LocalisationMeter(config["threshold"])
+    for similarity, mask in zip(case.inputs["sims"], case.inputs["masks"], strict=True):
+        scale = config["size"] // len(mask)
+        labels = mask.repeat_interleave(scale, dim=0).repeat_interleave(scale, dim=1)
+        meter.add(similarity.T.unflatten(1, (config["grid"], config["grid"])), labels)
+    result = meter.result()
+    return {"instance_iou": _f64(result.per_image / 100), "class_iou": _f64(result.per_class / 100)}
+
+
+def dinov2_embeddings(case: Case) -> dict[str, Tensor]:
+    config, out = case.config, {}
+    sizes = {name: config[name] for name in ("hidden_size", "image_size", "patch_size")}
+    embeddings = Dinov2Embeddings(Dinov2Config(**sizes)).eval()
+    embeddings.load_state_dict(case.weights)
+    use_scaled_positions(embeddings)
+    with torch.no_grad():
+        for height, width in config["runs"]:
+            name = f"{height}x{width}"
+            pixels = case.inputs[f"pixel_values.{name}"]
+            out[f"embeddings.{name}"] = embeddings(pixels)
+            out[f"position.{name}"] = embeddings.interpolate_pos_encoding(out[f"embeddings.{name}"], height, width)
+    return out
+
+
+RUNNERS = {
+    "projector": projector,
+    "projector_finegrained": projector,
+    "cka": cka,
+    "metric_retrieval": metric_retrieval,
+    "zeroshot_vdt": zeroshot_vdt,
+    "lr_schedule": lr_schedule,
+    "curation": curation,
+    "augment": augment,
+    "metric_voc_iou": metric_voc_iou,
+    "dinov2_embeddings": dinov2_embeddings,
+}
