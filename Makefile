@@ -30,3 +30,4 @@ bench: setup
 demos: setup
 	$(RUN) run.py experiment=sail_dinov2
 	$(RUN) run.py experiment=all_in_one_tiny
+	$(RUN) run.py experiment=hammer_dgm4

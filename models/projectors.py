@@ -235,3 +235,23 @@ class LowRankProjector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.direct(x) + self.gate_logit.sigmoid() * self.up(self.dropout(F.gelu(self.down(x))))
+
+
+class CentredProjector(nn.Module):
+    """``(x - mean) W``: what a closed form sets, see :mod:`models.structure.csa`. ``(..., in_dim) -> (..., out_dim)``."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.out_dim = out_dim
+        self.register_buffer("mean", torch.zeros(in_dim))
+        self.map = nn.Parameter(torch.empty(in_dim, out_dim))
+        nn.init.orthogonal_(self.map)
+
+    @torch.no_grad()
+    def set_map(self, mean: Tensor, mapping: Tensor) -> None:
+        """Take the mean (in_dim,) and the map (in_dim, out_dim)."""
+        self.mean.copy_(mean)
+        self.map.copy_(mapping)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ self.map

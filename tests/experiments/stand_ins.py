@@ -60,6 +60,11 @@ HAMMER = StandIns(
         "module.model.text_intermediate=32", "module.model.embed_dim=8", "module.model.queue_size=96",
     ),
 )  # fmt: skip
+TINY_ENCODERS = (*ALIGNMENT.stand_ins, "encoder.vision.pooling=default", "encoder.text.max_length=64")
+LAYERS = StandIns(
+    SMALL_SCENES,
+    (*TINY_ENCODERS, "+encoder.vision.layers=true", "encoder.text.layers=true", "module.head.embed_dim=16"),
+)
 # The longest prefix of a recipe's name counts.
 BY_PREFIX = {
     "sail": ALIGNMENT,
@@ -93,6 +98,10 @@ BY_PREFIX = {
         video_text("simulated_choice", "stages=[prepare,fit,evaluate,report]"),
     ),
     "hammer": HAMMER,
+    "freeze_align": StandIns(SMALL_SCENES, (*TINY_ENCODERS, "module.head.embed_dim=16")),
+    "structure": LAYERS,
+    "structure_dinov2": StandIns((*SMALL_SCENES, "subset.pairs=32")),
+    "assess": StandIns((*SMALL_SCENES, "assess.vision.lite0_224=null", "assess.vision.lite0_128.image_size=64")),
 }
 
 
