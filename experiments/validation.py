@@ -30,7 +30,8 @@ HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 # The whole vocabulary of the top level; a group is a node, the rest are plain values of these types.
 NODES = {
     "paths", "trainer", "callbacks", "logger", "datamodule", "encoder", "features", "module", "projector", "loss",
-    "optimizer", "scheduler", "evaluation", "predict", "compare", "export", "subset", "layers", "regulariser", "assess",
+    "optimizer", "scheduler", "evaluation", "predict", "video", "compare", "export", "subset", "layers", "regulariser",
+    "assess",
 }  # fmt: skip
 VALUES: dict[str, tuple[type, ...]] = {
     "name": (str,), "description": (str,), "seed": (int,), "stages": (list,), "resume": (str, type(None)),
