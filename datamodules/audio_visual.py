@@ -38,7 +38,7 @@ class AudioVisualDataModule(BaseDataModule):
             augmentation.
         flip: half of the training videos are mirrored.
         batch_size, eval_batch_size: videos.
-        sample_rate: Hz, of the sound given. clip_seconds: length of a snippet's sound. frame_rate: of frames stored as pictures.
+        sample_rate: Hz, of the sound given. clip_seconds: of a snippet's sound. frame_rate: of frames stored as pictures.
         keep_decoded: keep every video decoded in memory after its first reading: for small sets that fit, several copies with
             several workers.
         seed, num_workers, max_skipped: see :class:`BaseDataModule`.
@@ -77,6 +77,8 @@ class AudioVisualDataModule(BaseDataModule):
             "crop_scales": tuple(crop_scales), "flip": flip, "sample_rate": sample_rate, "clip_seconds": clip_seconds,
             "keep_decoded": keep_decoded,
         }  # fmt: skip
+        if self.reading["resize"] < image_size:
+            raise UserError(f"datamodule.resize={resize} is smaller than the crop of image_size={image_size} taken from it.")
         self.frame_rate = frame_rate
         self.class_names: list[str] = []
 
@@ -92,7 +94,7 @@ class AudioVisualDataModule(BaseDataModule):
         if "train" not in lists:
             raise UserError(
                 f"datamodule.root={root} has no {files.lists['train']}, the list of training videos of "
-                f"datamodule.layout={self.layout}. Choose another layout ({', '.join(LAYOUTS)}) or give the folder that holds it."
+                f"datamodule.layout={self.layout}. Layouts: {', '.join(LAYOUTS)}; or give the folder that holds it."
             )
         rows = {split: read_list(file, self.layout) for split, file in lists.items()}
         highest = max((label for found in rows.values() for row in found for label in row.labels), default=-1)
@@ -120,7 +122,9 @@ class AudioVisualDataModule(BaseDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
         if isinstance(batch, dict) and AUDIO_VALID in batch and not len(batch[INDEX]):
-            raise UserError("a whole batch of videos could not be read; look at the first of them, or raise datamodule.batch_size.")
+            raise UserError(
+                "a whole batch of videos could not be read; look at the first of them, or raise datamodule.batch_size."
+            )
         return batch
 
     def _folder(self) -> Path:
@@ -191,7 +195,7 @@ class Snippets(Dataset):
         }
 
     def sample(self, index: int, rng: np.random.Generator | None) -> tuple[Any, ...]:
-        """(frames (T, 3, S, S) uint8, times (T,), audio (T, n), audio_valid, label) of a row; ``rng`` augments. Raises MediaError."""
+        """(frames (T, 3, S, S) uint8, times (T,), audio (T, n), audio_valid, label); ``rng`` augments. Raises MediaError."""
         row = self.rows[index]
         whole = self._whole(index) if self._whole else None
         count = len(whole[0]) if whole else self.media.count(row)
@@ -228,13 +232,11 @@ class Snippets(Dataset):
     def _centred(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         height, width = images.shape[1:3]
         scale = self.resize / min(height, width)
-        if height <= width:
-            height, width = self.resize, int(width * scale)
-        else:
-            height, width = int(height * scale), self.resize
-        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
-        # Only the crop is resized: the box in the original picture that it comes from.
-        box = (left / scale, top / scale, (left + self.size) / scale, (top + self.size) / scale)
+        tall, wide = (self.resize, int(width * scale)) if height <= width else (int(height * scale), self.resize)
+        top, left = round((tall - self.size) / 2), round((wide - self.size) / 2)
+        # Only the crop is resized: the box of the original picture that it comes from.
+        x, y = width / wide, height / tall
+        box = (left * x, top * y, min((left + self.size) * x, width), min((top + self.size) * y, height))
         return _resized(images, self.size, self.size, box)
 
 

@@ -48,6 +48,20 @@ def warmup_constant_cooldown(
     return _warming(multiplier, _warmup_steps(total_steps, warmup))
 
 
+def cosine_by_epoch(total_steps: int, epochs: int, extra_epochs: int = 0) -> Multiplier:
+    """Half a cosine over ``epochs``, constant within each epoch (AdaFocusV2). Its loop runs one epoch more, at rate 0:
+    ``extra_epochs=1`` and ``trainer.max_epochs = epochs + 1`` reproduce it.
+    """
+    steps = max(total_steps // (epochs + extra_epochs), 1)
+    return lambda step: 0.5 * (1 + math.cos(math.pi * min(step // steps, epochs) / epochs))
+
+
+def steps_by_epoch(total_steps: int, epochs: int, milestones: list[int], factor: float = 0.1) -> Multiplier:
+    """The rate falls by ``factor`` at each of the epochs ``milestones`` (AdaMML: 20, 40, 50 of 60)."""
+    steps = max(total_steps // epochs, 1)
+    return lambda step: factor ** sum(step // steps >= milestone for milestone in milestones)
+
+
 def warmup_linear(total_steps: int, warmup: int | float = 0.1) -> Multiplier:
     """From 0 to 1 over the warm-up, then linearly to 0 at ``total_steps`` (All-in-One; transformers' schedule of power 1)."""
     start = int(warmup * total_steps) if isinstance(warmup, float) and warmup < 1 else int(warmup)

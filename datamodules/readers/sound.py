@@ -18,9 +18,7 @@ def read_sound(path: str | Path, sample_rate: int) -> NDArray[np.float32]:
     try:
         with av.open(str(path)) as container:
             resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
-            parts = [
-                out.to_ndarray()[0] for frame in [*container.decode(audio=0), None] for out in resampler.resample(frame)
-            ]
+            parts = [out.to_ndarray()[0] for frame in [*container.decode(audio=0), None] for out in resampler.resample(frame)]
     except (av.FFmpegError, IndexError, OSError) as error:
         raise SoundError(f"{path} is not readable sound ({error})") from error
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -45,7 +45,10 @@ class Media:
         if self._folder(row):
             return row.count
         with self._video(row) as video:
-            return video.frames if row.first == 1 else min(row.count, video.frames - row.first + 1)
+            count = video.frames if row.first == 1 else min(row.count, video.frames - row.first + 1)
+        if count < 1:
+            raise MediaError(f"short video: {row.path} ends before frame {row.first}")
+        return count
 
     def read(self, row: VideoRow, numbers: NDArray[np.int64]) -> Pictures:
         """Frames ``numbers``, counted from 1 within the row. Raises MediaError."""
@@ -98,7 +101,9 @@ class Media:
     def _video(self, row: VideoRow) -> VideoReader:
         path = self._video_file(row)
         if path is None:
-            raise MediaError(f"missing video: neither {self.root / self.files.folder / row.path}/ nor a video file of that name")
+            raise MediaError(
+                f"missing video: neither {self.root / self.files.folder / row.path}/ nor a video file of that name"
+            )
         try:
             return VideoReader(path)
         except VideoError as error:

@@ -39,7 +39,7 @@ def saliency_kl(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def saliency_rank(scores: Tensor, confidence: Tensor, margin: float = 0.1) -> Tensor:
-    """Hinge ``max(0, margin - (s_i - s_j))`` over ordered pairs of snippets of a video with c_i > c_j, mean over all of them."""
+    """Hinge ``max(0, margin - (s_i - s_j))`` over ordered pairs of snippets of a video with c_i > c_j, mean over all."""
     ahead = confidence[:, :, None] > confidence[:, None, :]
     hinge = (margin - (scores[:, :, None] - scores[:, None, :])).clamp_min(0)
     return torch.where(ahead, hinge, 0).sum() / ahead.sum().clamp_min(1)

@@ -5,7 +5,9 @@ Letters in comments: B videos, T snippets, K chosen ones, S side of a frame, P o
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Glance(NamedTuple):
-    """``maps`` (B, T, Cv, n, n), pooled ``visual`` (B, T, Cv) and ``audio`` (B, T, Ca), ``heard`` (B,) whether there is sound."""
+    """``maps`` (B, T, Cv, n, n), pooled ``visual`` (B, T, Cv) and ``audio`` (B, T, Ca), ``heard`` (B,): is there sound."""
 
     maps: Tensor
     visual: Tensor
@@ -33,8 +35,8 @@ class Glance(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """``logits`` (B, K, C) after each step, ``indices`` (B, K) of the snippets, ``actions`` (B, K, 2) places of the patches (the
-    middle where whole frames are looked at), ``saliency`` (B, T) or None where nothing had to be scored."""
+    """``logits`` (B, K, C) after each step, ``indices`` (B, K) of the snippets, ``actions`` (B, K, 2) places of the patches
+    (the middle where whole frames are looked at), ``saliency`` (B, T) or None where nothing had to be scored."""
 
     logits: Tensor
     indices: Tensor
@@ -63,7 +65,8 @@ class AVGN(nn.Module):
         aespa: "none" gives the glance's own map to the policy (AdaFocusV2).
         policy: "network", or patches at "random" places or the "centre".
         modality: "visual" never listens: no audio encoder runs.
-        dim, layers, heads, max_snippets: of AV-TeST and AESPA. policy_hidden: H. mlp_width: of the classifier.
+        dim, layers, heads, max_snippets: of AV-TeST and AESPA. policy_hidden: H, policy_start: where it looks untrained
+            ("chance" is AdaFocusV2's). mlp_width: of the classifier.
         dropout, aux_dropout: before the heads of the classifier and of the auxiliary classifiers.
         detach_inputs: the saliency loss does not reach the encoders.
 
@@ -92,6 +95,7 @@ class AVGN(nn.Module):
         heads: int = 4,
         max_snippets: int = 16,
         policy_hidden: int = 512,
+        policy_start: Literal["middle", "chance"] = "middle",
         mlp_width: int = 4096,
         dropout: float = 0.2,
         aux_dropout: float = 0.2,
@@ -111,7 +115,7 @@ class AVGN(nn.Module):
         self.audio_missing = nn.Parameter(torch.zeros(audio))
         self.avtest = AVTeST(visual, audio, dim, layers, heads, max_snippets=max_snippets)
         self.aespa = AESPA(visual, audio, dim, heads, positions) if aespa == "full" else None
-        self.policy = PolicyNetwork(dim if self.aespa else visual, positions, policy_hidden)
+        self.policy = PolicyNetwork(dim if self.aespa else visual, positions, policy_hidden, policy_start)
         steps = max_steps or num_selected
         self.classifier = CumulativeClassifier(visual + audio + local, num_classes, steps, mlp_width, dropout)
         self.global_fc = nn.Sequential(nn.Dropout(aux_dropout), nn.Linear(visual, num_classes))
@@ -135,13 +139,16 @@ class AVGN(nn.Module):
         maps = self.global_CNN(images)
         if self.modality == "visual":
             heard = torch.zeros_like(heard)
-        if self.modality == "visual" or not (self.training or bool(heard.any())):
-            audio = self.audio_missing.expand(*batch, -1)
-        else:
-            spectrograms = self.front_end(clips) * heard[:, None, None, None]
-            audio = self.audio_CNN(spectrograms.flatten(0, 1)[:, None]).mean(dim=(2, 3)).unflatten(0, batch)
-            audio = torch.where(heard[:, None, None], audio, self.audio_missing)
-        return Glance(maps.unflatten(0, batch), maps.mean(dim=(2, 3)).unflatten(0, batch), audio, heard)
+        return Glance(maps.unflatten(0, batch), maps.mean(dim=(2, 3)).unflatten(0, batch), self.hear(clips, heard), heard)
+
+    def hear(self, clips: Tensor, heard: Tensor) -> Tensor:
+        """Audio features (B, T, Ca) of sound (B, T, n); the learnt stand-in where there is none. Silence costs nothing."""
+        batch = clips.shape[:2]
+        if not bool(heard.any()):
+            return self.audio_missing.expand(*batch, -1)
+        spectrograms = self.front_end(clips) * heard[:, None, None, None]
+        audio = self.audio_CNN(spectrograms.flatten(0, 1)[:, None]).mean(dim=(2, 3)).unflatten(0, batch)
+        return torch.where(heard[:, None, None], audio, self.audio_missing)
 
     def saliency(self, glance: Glance, padded: Tensor | None = None, select: Select = "saliency") -> Saliency:
         """Scores of the snippets; ``padded`` (B, T) is True behind the end of a video."""
@@ -210,11 +217,26 @@ class AVGN(nn.Module):
         return self.look(glance, indices)
 
     def forward(self, frames: Tensor, clips: Tensor, heard: Tensor, padded: Tensor | None = None) -> Prediction:
-        glance = self.glance(frames, clips, heard)
+        return self.decide(frames, self.glance(frames, clips, heard), padded)
+
+    def decide(self, frames: Tensor, glance: Glance, padded: Tensor | None = None) -> Prediction:
+        """Everything after the glance."""
         indices, saliency = self.choose(glance, self.num_selected, self.select, self.order, padded)
         actions = self.place(glance, indices, self.patch_size)
         local = self.local_CNN(self.patches(frames, indices, actions)).unflatten(0, indices.shape)
         return Prediction(self.classifier(self.fuse(glance, indices, local)), indices, actions, saliency)
+
+    @contextmanager
+    def using(self, **settings: Any) -> Iterator[None]:
+        """Other settings, for a while: ``num_selected``, ``patch_size``, ``select``, ``order``, ``policy_form``."""
+        before = {name: getattr(self, name) for name in settings}
+        try:
+            for name, value in settings.items():
+                setattr(self, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
 
     def early_exit(
         self, frames: Tensor, clips: Tensor, heard: Tensor, thresholds: Tensor, criterion: Criterion = "confidence"

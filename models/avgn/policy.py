@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +13,10 @@ class PolicyNetwork(nn.Module):
 
     Args:
         in_dim: channels of the maps. positions: n*n of a map. hidden: width H; 2048 in AdaFocusV2, 512 here.
+        start: where an untrained policy looks: the middle of every frame, or, as in AdaFocusV2, places that chance gave it.
     """
 
-    def __init__(self, in_dim: int, positions: int = 49, hidden: int = 512):
+    def __init__(self, in_dim: int, positions: int = 49, hidden: int = 512, start: Literal["middle", "chance"] = "middle"):
         super().__init__()
         self.encoder = nn.Sequential(
             nn.Conv2d(in_dim, 64, 1, bias=False),
@@ -26,9 +29,12 @@ class PolicyNetwork(nn.Module):
         )
         self.gru = nn.GRU(hidden, hidden, batch_first=True)
         self.fc = nn.Sequential(nn.Linear(hidden, 2), nn.Sigmoid())
+        if start == "middle":
+            nn.init.zeros_(self.fc[0].weight)
+            nn.init.zeros_(self.fc[0].bias)
 
     def forward(self, maps: Tensor, frames: int) -> Tensor:
-        """Maps (B*K, C, n, n), K = ``frames`` of each video in temporal order, to actions (B, K, 2): (row, column) in (0, 1)."""
+        """Maps (B*K, C, n, n), K = ``frames`` of each video in temporal order, to actions (B, K, 2), (row, column)."""
         states, _ = self.gru(self.encoder(maps).unflatten(0, (-1, frames)))
         return self.fc(states)
 
