@@ -162,4 +162,3 @@ def _write_one(folder: Path, seed: int, index: int, side: int, slots: int, fps: 
     mute = np.random.default_rng((seed, index, 3)).random() < silent
     write_mp4(folder / "videos" / f"v_{index:010d}.mp4", frames, fps, None if mute else sound(seed, index, video), RATE)
     return [f"v_{index:010d}", len(frames), video.label]
-

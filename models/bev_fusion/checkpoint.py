@@ -40,8 +40,6 @@ def decoder_from_official(weights: dict[str, Tensor]) -> Decoder:
     return _load(Decoder(inside, channels, len(own["cls.weight"])), own)
 
 
-
-
 def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     found = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     if not found:

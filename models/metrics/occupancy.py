@@ -119,7 +119,9 @@ def _within(cells: NDArray[np.bool_], centres: NDArray, radius: float) -> NDArra
     """Cells whose centre is at most ``radius`` metres from that of a marked one."""
     if not cells.any():
         return np.zeros_like(cells)
-    cell = abs(float(centres[0, 0, 0] - centres[1, 0, 0])) if len(centres) > 1 else abs(float(centres[0, 0, 1] - centres[0, 1, 1]))
+    cell = (
+        abs(float(centres[0, 0, 0] - centres[1, 0, 0])) if len(centres) > 1 else abs(float(centres[0, 0, 1] - centres[0, 1, 1]))
+    )
     return ndimage.distance_transform_edt(~cells) * cell <= radius + SLACK
 
 

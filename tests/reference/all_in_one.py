@@ -81,9 +81,7 @@ def _block(block, x: Tensor, mask: Tensor) -> Tensor:
     return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
 
 
-def encode_pair(
-    model: AllInOne, ids: Tensor, text_mask: Tensor, video: Tensor, order: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def encode_pair(model: AllInOne, ids: Tensor, text_mask: Tensor, video: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """text (B, L, D), visual (B, P + 1, D) and pooled (B, D) of a text with a clip; evaluation mode, no dropout."""
     frames, length = video.shape[1], ids.shape[1]
     text = model.text_embeddings(ids).repeat_interleave(frames, dim=0)
@@ -125,9 +123,7 @@ def transport(text: Tensor, visual: Tensor, text_valid: Tensor, visual_valid: Te
     return torch.stack(distances)
 
 
-def pretraining_loss(
-    model: AllInOne, batch: dict[str, Tensor], order_mlm: Tensor, order_vtm: Tensor
-) -> Tensor:
+def pretraining_loss(model: AllInOne, batch: dict[str, Tensor], order_mlm: Tensor, order_vtm: Tensor) -> Tensor:
     """MLM + VTM + word-patch alignment, two whole forward passes, false clips for the zeros of ``matched``."""
     ids, mask, matched = batch["ids"], batch["mask"], batch["matched"]
     text, _, _ = encode_pair(model, batch["masked_ids"], mask, batch["video"], order_mlm)

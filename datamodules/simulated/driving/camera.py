@@ -72,9 +72,7 @@ def make_weather(rng: np.random.Generator, name: str) -> Weather:
     sun = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
     spots = int(rng.integers(0, 4)) if rng.random() < 0.15 else 0
     dirt = np.stack([rng.random(spots), rng.random(spots), rng.uniform(0.02, 0.08, spots)], axis=1)
-    return Weather(
-        name, indoor, sun, glare, rng.uniform(0.15, 0.3), bool(rng.random() < 0.5), dirt, int(rng.integers(2**31))
-    )
+    return Weather(name, indoor, sun, glare, rng.uniform(0.15, 0.3), bool(rng.random() < 0.5), dirt, int(rng.integers(2**31)))
 
 
 class Lens(NamedTuple):

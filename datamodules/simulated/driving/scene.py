@@ -175,7 +175,10 @@ def _hit_box(box: Array, origin: Array, directions: Array, normals: bool = True)
     parallel = d == 0
     if parallel.any():
         inside = np.abs(o) <= half
-        a, b = np.where(parallel, np.where(inside, -np.inf, np.inf), a), np.where(parallel, np.where(inside, np.inf, -np.inf), b)
+        a, b = (
+            np.where(parallel, np.where(inside, -np.inf, np.inf), a),
+            np.where(parallel, np.where(inside, np.inf, -np.inf), b),
+        )
     entry = np.minimum(a, b) if not parallel.any() else np.where(parallel, a, np.minimum(a, b))
     leave = np.maximum(a, b) if not parallel.any() else np.where(parallel, b, np.maximum(a, b))
     near, far = entry.max(1), leave.min(1)

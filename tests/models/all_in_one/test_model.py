@@ -118,7 +118,9 @@ def test_candidates_share_a_clip(batch):
 
 
 def reversed_pooled(model, batch):
-    both = [model.encode_pair(batch["ids"], batch["mask"], model.embed(v)).pooled for v in (batch["video"], batch["video"].flip(1))]
+    both = [
+        model.encode_pair(batch["ids"], batch["mask"], model.embed(v)).pooled for v in (batch["video"], batch["video"].flip(1))
+    ]
     return (both[0] - both[1]).abs().max().item()
 
 
@@ -184,7 +186,8 @@ def test_losses_without_targets_are_zero(batch):
 
 
 @pytest.mark.parametrize(
-    "size, giga", [((192, 3, False), (4.64, 3.76, 0.22)), ((384, 6, True), (16.9, 13.9, 0.86)), ((768, 12, False), (63.8, 52.7, 3.43))]
+    "size, giga",
+    [((192, 3, False), (4.64, 3.76, 0.22)), ((384, 6, True), (16.9, 13.9, 0.86)), ((768, 12, False), (63.8, 52.7, 3.43))],
 )
 def test_cost_of_the_released_sizes(size, giga):
     width, heads, distilled = size
