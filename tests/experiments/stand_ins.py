@@ -60,6 +60,10 @@ HAMMER = StandIns(
         "module.model.text_intermediate=32", "module.model.embed_dim=8", "module.model.queue_size=96",
     ),
 )  # fmt: skip
+AVGN = StandIns(
+    SMALL_CLIPS,
+    ("datamodule=simulated_audio_visual", "module=avgn_small", "datamodule.batch_size=6", "datamodule.eval_batch_size=6"),
+)
 # The longest prefix of a recipe's name counts.
 BY_PREFIX = {
     "sail": ALIGNMENT,
@@ -93,6 +97,7 @@ BY_PREFIX = {
         video_text("simulated_choice", "stages=[prepare,fit,evaluate,report]"),
     ),
     "hammer": HAMMER,
+    "avgn": AVGN,
 }
 
 

@@ -57,8 +57,8 @@ def test_every_option_trains(batch, options):
     moving = any(name.startswith("network.policy.") for name in grads)
     looks = options.get("network", {}).get("policy") is None and options.get("network", {}).get("patch_size") is None
     assert moving is (looks and "whole_until_epoch" not in options)
-    assert (module.network.num_selected, module.network.patch_size) == (small_network(**options.get("network", {})).num_selected,
-                                                                        small_network(**options.get("network", {})).patch_size)  # fmt: skip
+    fresh = small_network(**options.get("network", {}))
+    assert (module.network.num_selected, module.network.patch_size) == (fresh.num_selected, fresh.patch_size)
 
 
 def test_policy_learns_through_the_crop_alone_and_saliency_leaves_the_encoders_alone(batch):
