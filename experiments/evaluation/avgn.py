@@ -286,22 +286,27 @@ def _macs_by_step(net: AVGN, inputs: tuple[Tensor, ...], steps: int) -> Tensor:
 
 
 def _examples(split: TrainedSplit, net: AVGN, sample: dict, count: int) -> list[pictures.Example]:
-    frames, clips, heard = (value[:count] for value in _inputs(sample))
+    names = split.data.class_names
+    sample = {key: value[:count] for key, value in sample.items()}
+    titles = [", ".join(names[label] for label in labels if label >= 0) for labels in sample[LABELS].tolist()]
+    return glanced(net, sample, titles, names)
+
+
+def glanced(net: AVGN, sample: dict, titles: Sequence[str], class_names: Sequence[str]) -> list[pictures.Example]:
+    """What the network looked at in each video of a batch, for :func:`experiments.pictures_avgn.glances`."""
+    frames, clips, heard = _inputs(sample)
     glance = net.glance(frames, clips, heard)
     found = net.decide(frames, glance)
     scores = net.saliency(glance).logits if found.saliency is None else found.saliency
-    names, examples = split.data.class_names, []
-    for video in range(len(frames)):
-        true = [names[label] for label in sample[LABELS][video].tolist() if label >= 0]
-        examples.append(
-            pictures.Example(
-                title=f"{', '.join(true)}; predicted {names[int(found.logits[video, -1].argmax())]}",
-                energy=clips[video].square().mean(dim=-1).sqrt().cpu().numpy(),
-                saliency=scores[video].softmax(dim=0).cpu().numpy(),
-                chosen=found.indices[video].cpu().numpy(),
-                frames=frames[video, found.indices[video]].permute(0, 2, 3, 1).cpu().numpy(),
-                corners=(found.actions[video] * (net.image_size - net.patch_size)).float().cpu().numpy(),
-                patch_size=net.patch_size,
-            )
+    return [
+        pictures.Example(
+            title=f"{title}; predicted {class_names[int(found.logits[video, -1].argmax())]}",
+            energy=clips[video].square().mean(dim=-1).sqrt().cpu().numpy(),
+            saliency=scores[video].softmax(dim=0).cpu().numpy(),
+            chosen=found.indices[video].cpu().numpy(),
+            frames=frames[video, found.indices[video]].permute(0, 2, 3, 1).cpu().numpy(),
+            corners=(found.actions[video] * (net.image_size - net.patch_size)).float().cpu().numpy(),
+            patch_size=net.patch_size,
         )
-    return examples
+        for video, title in enumerate(titles)
+    ]
