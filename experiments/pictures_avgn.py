@@ -34,7 +34,9 @@ def curves(series: Mapping[str, Sequence], own: tuple, metric: str, path: Path) 
         points = sorted(points, key=lambda point: point[1])
         axis.plot([p[1] for p in points], [p[2] for p in points], marker=".", linewidth=1.4, label=name)
         for label, gflops, accuracy in points if name in ("AVGN", "early exit") else ():
-            axis.annotate(label, (gflops, accuracy), fontsize=6, xytext=(2, 3), textcoords="offset points")
+            axis.annotate(
+                label, (gflops, accuracy), fontsize=6, xytext=(2, 3 if name == "AVGN" else -8), textcoords="offset points"
+            )
     axis.scatter([own[1]], [own[2]], s=60, facecolors="none", edgecolors=RIGHT, linewidths=1.6, label=own[0], zorder=3)
     axis.set(xlabel="multiply-adds per video (G), counted", ylabel=f"{metric} (%)", xscale="log")
     axis.grid(alpha=0.25)

@@ -1,9 +1,10 @@
 """Long simulated videos with sound: what they show is seen for a moment, in a small place, and is announced by a chirp.
 
 Written as ActivityNet is laid out: comma-separated lists, class names, and one mp4 with an AAC track for each video. A video is
-a row of equal slots. In a few of them a shape with the stripes of its class is seen while a chirp sounds; in more of them a shape with
-any stripes is seen in silence, in some the chirp sounds and nothing is seen, and the rest is empty. So seeing alone does not
-tell which moment matters, nor does hearing alone, and only a close look tells the stripes apart: in halved frames they are gone.
+a row of equal slots. In a few of them a shape with the stripes of its class is seen while a chirp sounds; in more of them a
+shape with any stripes is seen in silence, in some the chirp sounds and nothing is seen, and the rest is empty. So seeing alone
+does not tell which moment matters, nor does hearing alone, and only a close look tells the stripes: in halved frames they are
+gone.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def write_audio_visual(
     """The folder with the simulated set of these arguments, written unless it is there already, whole or not at all.
 
     Args:
-        train, val, test: number of videos. side: of the square frames, pixels, even. slots: of a second each. fps: frames a second.
+        train, val, test: number of videos. side: of the square frames, pixels, even. slots: seconds. fps: frames a second.
         silent: share of videos without a sound track. seed: of the world.
     """
     sizes = {"train": train, "val": val, "test": test}
@@ -162,4 +163,3 @@ def _write_one(folder: Path, seed: int, index: int, side: int, slots: int, fps: 
     mute = np.random.default_rng((seed, index, 3)).random() < silent
     write_mp4(folder / "videos" / f"v_{index:010d}.mp4", frames, fps, None if mute else sound(seed, index, video), RATE)
     return [f"v_{index:010d}", len(frames), video.label]
-

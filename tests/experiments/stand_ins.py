@@ -73,6 +73,10 @@ LAYERS = StandIns(
     SMALL_SCENES,
     (*TINY_ENCODERS, "+encoder.vision.layers=true", "encoder.text.layers=true", "module.head.embed_dim=16"),
 )
+AVGN = StandIns(
+    SMALL_CLIPS,
+    ("datamodule=simulated_audio_visual", "module=avgn_small", "datamodule.batch_size=6", "datamodule.eval_batch_size=6"),
+)
 # The longest prefix of a recipe's name counts.
 BY_PREFIX = {
     "sail": ALIGNMENT,
@@ -111,6 +115,7 @@ BY_PREFIX = {
     "structure": LAYERS,
     "structure_dinov2": StandIns((*SMALL_SCENES, "subset.pairs=32")),
     "assess": StandIns((*SMALL_SCENES, "assess.vision.lite0_224=null", "assess.vision.lite0_128.image_size=64")),
+    "avgn": AVGN,
 }
 
 

@@ -1,0 +1,130 @@
+"""Parts of AVGN at their full sizes against the official order of operations (``tests/reference/avgn.py``), and early exit.
+
+The crop and the two passes are those of AdaFocusV2 with patches of 96; MobileNetV2 and ResNet-50 with random weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.avgn.audio import LogMel
+from models.avgn.classifier import StepHeads
+from models.avgn.compute import counting_macs
+from models.avgn.encoders import MobileNetV2, ResNet50, SmallConvNet
+from models.avgn.exits import ALWAYS, exit_confidence, exit_thresholds
+from models.avgn.network import AVGN
+from models.avgn.policy import crop_patches
+from tests.reference import avgn as plain
+
+
+def _crop(side: str) -> Callable[[], Tensor]:
+    """128 patches of 128 x 128 with the gradient of their places."""
+    frames, actions = torch.rand(128, 3, 224, 224), torch.rand(128, 2, requires_grad=True)
+    crop = crop_patches if side == "ours" else plain.crop_patches
+    weight = torch.linspace(-1, 1, 128)
+
+    def step() -> Tensor:
+        actions.grad = None
+        patches = crop(frames, actions, 128)
+        (patches * weight).sum().backward()
+        return torch.cat([patches.detach().norm().reshape(1), actions.grad.norm().reshape(1)])
+
+    return step
+
+
+def _heads(side: str) -> Callable[[], Tensor]:
+    """Running maximum and 16 heads of 4096 to 200, forward and backward, batch 32."""
+    heads = StepHeads(16, 4096, 200)
+    states = torch.rand(32, 16, 4096, requires_grad=True)
+
+    def step() -> Tensor:
+        states.grad = None
+        if side == "ours":
+            logits = heads(states.cummax(dim=1).values)
+        else:
+            logits = plain.step_logits(states, heads.weight, heads.bias)
+        logits.square().mean().backward()
+        return torch.cat([logits.detach().norm().reshape(1), states.grad.norm().reshape(1)])
+
+    return step
+
+
+def _thresholds(side: str) -> Callable[[], Tensor]:
+    """Exit thresholds of 8 steps from 10,000 videos."""
+    confidence = torch.randn(8, 10_000)
+    find = exit_thresholds if side == "ours" else plain.exit_thresholds
+    return lambda: torch.stack([find(confidence, p)[:-1].clamp_max(9) for p in (0.5, 1.0, 2.0, 3.9)])
+
+
+def _passes(side: str) -> Callable[[], Tensor]:
+    """Both passes of a training step, 2 videos of 8 patches of 96, forward; batch statistics frozen so that both agree."""
+    network = AVGN(
+        SmallConvNet([16, 32, 64]), SmallConvNet([8], channels=1), ResNet50(pretrained=False), LogMel(), 200,
+        patch_size=96, dim=64,
+    ).eval()  # fmt: skip
+    frames = torch.randint(0, 256, (2, 16, 3, 224, 224), dtype=torch.uint8)
+    with torch.no_grad():
+        glance = network.glance(frames, torch.rand(2, 16, 20480) - 0.5, torch.ones(2, dtype=torch.bool))
+    indices, places = torch.arange(0, 16, 2).expand(2, 8), [torch.rand(2, 8, 2) for _ in range(2)]
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        if side == "plain":
+            return torch.cat(plain.two_passes(network, frames, glance, indices, places))
+        patches = torch.cat([network.patches(frames, indices, place) for place in places])
+        local = network.local_CNN(patches).unflatten(0, (-1, 8))
+        return network.classifier(torch.cat([network.fuse(glance, indices, part) for part in local.chunk(2)]))
+
+    return step
+
+
+def full_size() -> dict[str, float]:
+    """Multiply-adds (G) by part of the paper's recipe, T 16, K 8, P 128, and seconds of one video."""
+    torch.manual_seed(0)
+    network = _full_network(order="temporal").eval()
+    inputs = _video(1)
+    with torch.inference_mode(), counting_macs(network) as counted:
+        network(*inputs)
+    found = {f"G_{part}": count / 1e9 for part, count in counted.items()}
+    with torch.inference_mode():
+        seconds = min(_seconds(lambda: network(*inputs)) for _ in range(3))
+    return {**found, "G": sum(found.values()), "seconds": seconds}
+
+
+def early_exit() -> dict[str, float]:
+    """Videos per second with and without exit, batch 8 at full size; half of the videos leave at each step (p = 0.5)."""
+    torch.manual_seed(0)
+    network = _full_network(order="saliency").eval()
+    inputs = _video(8)
+    with torch.inference_mode():
+        thresholds = exit_thresholds(exit_confidence(network(*inputs).logits.transpose(0, 1), "confidence"), 0.5)
+        every = torch.full_like(thresholds, float("inf"))
+        every[-1] = ALWAYS
+        steps = network.early_exit(*inputs, thresholds).steps
+        whole = min(_seconds(lambda: network.early_exit(*inputs, every)) for _ in range(2))
+        early = min(_seconds(lambda: network.early_exit(*inputs, thresholds)) for _ in range(2))
+    return {"mean_steps": float(steps.double().mean() + 1), "all_steps_videos_per_s": 8 / whole, "exit_videos_per_s": 8 / early}
+
+
+def _full_network(order: str) -> AVGN:
+    encoders = MobileNetV2(pretrained=False), MobileNetV2(channels=1, pretrained=False), ResNet50(pretrained=False)
+    return AVGN(*encoders, LogMel(), 200, order=order)
+
+
+def _video(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    frames = torch.randint(0, 256, (count, 16, 3, 224, 224), dtype=torch.uint8)
+    return frames, torch.rand(count, 16, 20480) - 0.5, torch.ones(count, dtype=torch.bool)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+CASES = {"crop_128": _crop, "step_heads": _heads, "exit_thresholds": _thresholds, "two_passes": _passes}
+MEASURES = {"full_size": full_size, "early_exit": early_exit}
