@@ -29,3 +29,5 @@ bench: setup
 # Do the demos learn? Each prints its table beside its baselines.
 demos: setup
 	$(RUN) run.py experiment=sail_dinov2
+	$(RUN) run.py experiment=all_in_one_tiny
+	$(RUN) run.py experiment=hammer_dgm4

@@ -50,6 +50,14 @@ PIXELS, FALSE_PIXELS = "pixels", "false_pixels"  # (B, 2) int64 real rows and co
 IMAGES = "images"  # a batch of still pictures beside one of clips: co-training
 ANSWER, REASON = "answer", "reason"  # (B,) int64 class or candidate; -100 where unknown
 
+VIEW_GRID = "view_grid"  # (B, Z, rows, cols, 2) where bird's-eye cells appear in IMAGE, normalised
+VIEW_VALID = "view_valid"  # (B, Z, rows, cols) bool: whether they do
+TRACES = "traces"  # (B, P, N) float32 ultrasonic envelopes in [0, 1]
+CELSIUS = "celsius"  # (B,) float32 air temperature
+CALIBRATIONS = "calibrations"  # datamodules.bev.Calibrations of the B samples
+BEV_LABEL = "bev_label"  # (B, rows, cols) int64 class of each bird's-eye cell, 255 unknown
+CONDITION = "condition"  # list of B str: day, dusk, night or glare
+
 
 class Skipped(NamedTuple):
     """A sample that could not be read: counted, listed and bounded by the base datamodule and nobody else.

@@ -38,7 +38,7 @@ from models.io import atomic_write
 PENDING, WRITTEN, SKIPPED = 0, 1, 2
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}  # NumPy lacks bfloat16: its bits
 AROUND = 64 * 2**10  # bytes that the kernel maps around a row that is touched (its fault-around)
-RESIDENT = 256 * 2**20  # bytes mapped, at most, before they are given back
+RESIDENT = 32 * 2**20  # bytes of a store that are mapped at a time, at most
 
 
 class StoreError(UserError):
@@ -229,9 +229,9 @@ class FeatureStore:
         """
         if self.extents is not None:
             raise ValueError(f"{self.path}: rows of different lengths; use read_tokens")
-        rows, count = torch.as_tensor(rows, dtype=torch.int64), self.facts["per_row"]
+        rows, count = np.asarray(rows), self.facts["per_row"]
         if layer is None:
-            return self._gather(self._mapped.view(len(self), *self._row_shape()), rows, dtype)
+            return self._gather(self._mapped.reshape(len(self), *self._row_shape()), rows, dtype)
         if count is None or not -count <= layer < count:
             raise ValueError(f"{self.path}: there is no vector {layer}, a row holds {count or 1}")
         return self._gather(self._mapped, rows * count + layer % count, dtype)
@@ -246,20 +246,28 @@ class FeatureStore:
         lengths = self._extent(rows + 1) - firsts
         mask = torch.from_numpy(np.arange(lengths.max(initial=0)) < lengths[:, None])
         vectors = np.repeat(firsts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        tokens = torch.zeros(*mask.shape, self.dim, dtype=dtype or self._mapped.dtype)
-        tokens[mask] = self._gather(self._mapped, torch.from_numpy(vectors), dtype)
+        tokens = torch.zeros(*mask.shape, self.dim, dtype=dtype or getattr(torch, self.facts["dtype"]))
+        tokens[mask] = self._gather(self._mapped, vectors, dtype)
         return tokens, mask
 
-    def _gather(self, table: Tensor, rows: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """Copy rows out of the map. Resident memory stays bounded: mapped pages are given back (to the page cache)."""
-        gathered = table.index_select(0, rows).to(dtype or table.dtype)
-        size = table[0].numel() * table.element_size()
-        span = int(rows.max() - rows.min() + 1) * size if len(rows) else 0
-        self._touched += min(span + AROUND, len(rows) * (size + AROUND))
-        if self._touched > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
-            self._map_of_rows.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
-        return gathered
+    def _gather(self, table: np.ndarray, rows: np.ndarray, dtype: torch.dtype | None) -> Tensor:
+        """Copy rows out of the map, piece by piece: what a piece maps is given back (to the page cache) after it.
+
+        With NumPy, in one thread: torch would wake its threads for a few milliseconds of copying, and where other work
+        keeps the cores busy their barrier costs more than the copy. Loader workers read side by side.
+        """
+        out = np.empty((len(rows), *table.shape[1:]), table.dtype)
+        piece = max(RESIDENT // (table[0].nbytes + AROUND), 1)
+        for start in range(0, len(rows), piece):
+            # 'clip' writes straight into `out`; the other modes go through a copy of it. Bounds are checked here.
+            chosen = rows[start : start + piece]
+            if chosen.min() < 0 or chosen.max() >= len(table):
+                raise IndexError(f"{self.path}: rows {chosen.min()} to {chosen.max()} of {len(table)}")
+            np.take(table, chosen, axis=0, out=out[start : start + piece], mode="clip")
+            if hasattr(mmap, "MADV_DONTNEED"):
+                self._map_of_rows.madvise(mmap.MADV_DONTNEED)
+        gathered = torch.from_numpy(out).view(getattr(torch, self.facts["dtype"]))
+        return gathered if dtype is None else gathered.to(dtype)
 
     def _extent(self, rows: np.ndarray) -> np.ndarray:
         """(n,) first vector of each row."""
@@ -284,11 +292,9 @@ class FeatureStore:
         flags = os.O_RDWR if self._writable else os.O_RDONLY
         self._rows_file = os.open(self.path / "rows.bin", flags)
         self._state_file = os.open(self.path / "state.bin", flags)
-        # A private copy-on-write map: nothing can change the file through it, and torch wants a writable buffer.
-        self._map_of_rows = mmap.mmap(self._rows_file, 0, access=mmap.ACCESS_COPY)
-        flat = torch.frombuffer(self._map_of_rows, dtype=getattr(torch, self.facts["dtype"]))
-        self._mapped = flat.view(self.facts["vectors"], self.dim)
-        self._touched = 0
+        self._map_of_rows = mmap.mmap(self._rows_file, 0, access=mmap.ACCESS_READ)
+        flat = np.frombuffer(self._map_of_rows, _NUMPY[self.facts["dtype"]])
+        self._mapped = flat.reshape(self.facts["vectors"], self.dim)
 
     def _mark(self, row: int, count: int, state: int) -> None:
         _write_at(self._state_file, memoryview(bytes([state]) * count), row)

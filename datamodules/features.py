@@ -36,13 +36,20 @@ class PairedFeatures:
     Args:
         images: what is kept of the N images, by kind: 'pooled', 'tokens' or 'layers'.
         texts: what is kept of the M captions, with offsets: sample i owns captions ``offsets[i]:offsets[i + 1]``.
+        layers: a layer of each side; the kind 'layers' is then read as this one layer, under the name of pooled features.
 
     Raises:
         UserError: the stores are not of the same samples, or no sample is usable.
     """
 
-    def __init__(self, images: Mapping[Kind, FeatureStore], texts: Mapping[Kind, FeatureStore]):
+    def __init__(
+        self,
+        images: Mapping[Kind, FeatureStore],
+        texts: Mapping[Kind, FeatureStore],
+        layers: tuple[int, int] | None = None,
+    ):
         self.image_stores, self.text_stores = dict(images), dict(texts)
+        self.image_layer, self.text_layer = layers or (None, None)
         self.images, self.texts = images, texts = next(iter(images.values())), next(iter(texts.values()))
         offsets = texts.offsets
         if offsets is None or len(offsets) != len(images) + 1:
@@ -65,24 +72,52 @@ class PairedFeatures:
         return self.texts.offsets[samples] + pick % self.caption_counts(samples)
 
     def batch(self, samples: np.ndarray, picks: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """One batch, fastest for ascending ``samples``.
+        """One batch, in the numbers of the stores, fastest for ascending ``samples``.
 
         ``picks`` are the caption numbers of the text and, optionally, of the extra text.
         """
         out = {INDEX: torch.from_numpy(samples.astype(np.int64))}
-        out |= _read(self.image_stores, samples, IMAGE_KEYS)
+        out |= self.read_images(samples)
         for names, pick in zip((TEXT_KEYS, EXTRA_TEXT_KEYS), picks, strict=False):
-            out |= _read(self.text_stores, self.caption_rows(samples, pick), names)
+            out |= self.read_texts(self.caption_rows(samples, pick), names)
         return out
 
+    def read_images(self, samples: np.ndarray) -> dict[str, torch.Tensor]:
+        """What is kept of images, by batch key."""
+        return _read(self.image_stores, samples, IMAGE_KEYS, self.image_layer)
 
-def _read(stores: Mapping[Kind, FeatureStore], rows: np.ndarray, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    def read_texts(self, rows: np.ndarray, names: Mapping[str, str] = TEXT_KEYS) -> dict[str, torch.Tensor]:
+        """What is kept of captions, by batch key."""
+        return _read(self.text_stores, rows, names, self.text_layer)
+
+    def at_layers(self, vision: int, text: int) -> PairedFeatures:
+        """The same features, read at one layer of each encoder."""
+        chosen = PairedFeatures(self.image_stores, self.text_stores, (vision, text))
+        chosen.rows = self.rows
+        return chosen
+
+    def subset(self, rows: np.ndarray) -> PairedFeatures:
+        """The same features, of these of its ``rows`` alone."""
+        chosen = PairedFeatures(self.image_stores, self.text_stores, (self.image_layer, self.text_layer))
+        chosen.rows = np.asarray(rows, np.int64)
+        return chosen
+
+    def facts(self) -> dict[str, Any]:
+        """The widths that a module needs to know."""
+        return {"vision_dim": self.images.dim, "text_dim": self.texts.dim}
+
+
+def _read(
+    stores: Mapping[Kind, FeatureStore], rows: np.ndarray, names: Mapping[str, str], layer: int | None
+) -> dict[str, torch.Tensor]:
     out = {}
     for kind, store in stores.items():
-        if store.extents is None:
-            out[names[kind]] = store.read(rows)
+        if kind == "layers" and layer is not None:
+            out[names["pooled"]] = store.read(rows, layer=layer, dtype=None)
+        elif store.extents is None:
+            out[names[kind]] = store.read(rows, dtype=None)
         else:
-            out[names[kind]], out[names["mask"]] = store.read_tokens(rows)
+            out[names[kind]], out[names["mask"]] = store.read_tokens(rows, dtype=None)
     return out
 
 
@@ -96,6 +131,7 @@ class FeatureDataModule(BaseDataModule):
             a sample with a single caption repeats it.
         extra_caption: 'next' takes the second caption as the extra one, as SAIL's recipe pairs raw and long captions;
             'random' draws it anew each epoch from all but the first.
+        drop_last: leave the samples beyond the last whole batch out of an epoch; STRUCTURE trains on them as a short batch.
         seed, num_workers: see :class:`BaseDataModule`.
     """
 
@@ -106,6 +142,7 @@ class FeatureDataModule(BaseDataModule):
         batch_size: int = 1024,
         positives: Literal[1, 2] = 2,
         extra_caption: Literal["next", "random"] = "next",
+        drop_last: bool = True,
         seed: int = 42,
         num_workers: int = 0,
     ):
@@ -114,6 +151,7 @@ class FeatureDataModule(BaseDataModule):
             raise UserError(f"features.batch_size={batch_size}: a batch needs at least one pair.")
         self.train, self.val = train, val
         self.positives, self.extra_caption, self.batch_size = positives, extra_caption, batch_size
+        self.drop_last = drop_last
         self.splits = {"train": _Batches(train, positives, extra_caption)}
         if val is not None:
             self.splits["val"] = _Batches(val, 1, extra_caption)
@@ -126,11 +164,15 @@ class FeatureDataModule(BaseDataModule):
 
     def facts(self) -> dict[str, Any]:
         """What the data decides for the model."""
-        return {"vision_dim": self.train.images.dim, "text_dim": self.train.texts.dim}
+        return self.train.facts()
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """To float32, on the device: half the bytes are read, handed over and moved, and the processor is left alone."""
+        return {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
 
     def train_dataloader(self) -> DataLoader:
         share = max(len(self.train.rows) // self._world_size(), 1)
-        return self.train_loader(self.splits["train"], min(self.batch_size, share))
+        return self.train_loader(self.splits["train"], min(self.batch_size, share), self.drop_last)
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
         return self.evaluation_loader(self.splits[split], self.batch_size)

@@ -135,14 +135,39 @@ def is_encoded(dataset: Any) -> bool:
 
 
 def features(run: Run, split: str) -> PairedFeatures:
-    """The encoded image and text features of a split."""
+    """The encoded image and text features of a split, at the layers that the recipe chooses."""
+    stored, layers = stored_features(run, split), layer_pair(run)
+    return stored if layers is None else stored.at_layers(*layers)
+
+
+def stored_features(run: Run, split: str) -> PairedFeatures:
+    """The same with all layers; of the training split only the pairs that ``subset`` chooses."""
     sides = []
     for modality in ("vision", "text"):
         stores = {}
         for kind, manifest in manifests_of(run, split, modality).items():
             stores[kind] = FeatureStore.open(store_path(run, split, manifest), expect=manifest)
         sides.append(stores)
-    return PairedFeatures(*sides)
+    stored = PairedFeatures(*sides)
+    if split == "train" and run.cfg.get("subset"):
+        if "subset" not in run.memory:
+            run.memory["subset"] = build(run.cfg.subset)(run, stored)
+        return stored.subset(run.memory["subset"])
+    return stored
+
+
+def layer_pair(run: Run) -> tuple[int, int] | None:
+    """The layers of the vision and the text encoder that the group ``layers`` chooses; None without it.
+
+    The choice is made once, on training pairs, and kept in the run's record.
+    """
+    if not run.cfg.get("layers"):
+        return None
+    if "layers" not in run.record:
+        run.record["layers"] = build(run.cfg.layers)(stored_features(run, "train"))
+        run.save()
+    chosen = run.record["layers"]
+    return chosen["vision"], chosen["text"]
 
 
 def training_data(run: Run) -> pl.LightningDataModule:

@@ -33,6 +33,7 @@ class Run:
     def __init__(self, cfg: DictConfig, folder: Path, overrides: list[str]):
         self.cfg, self.dir, self.overrides = cfg, folder, overrides
         self.path = folder / "run.json"
+        self.memory: dict[str, Any] = {}  # what stages share within this process
         self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     @property
@@ -107,6 +108,7 @@ def _enter(cfg: DictConfig, folder: Path, name: str, identity: str, overrides: l
         )
     if not run.record:
         run.record = {"experiment": name, "identity": identity, "created": _now(), "notes": [], "stages": {}}
+        run.record["overrides"] = overrides
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))
     run.record |= {"status": "running", "host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}

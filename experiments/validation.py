@@ -30,7 +30,8 @@ HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 # The whole vocabulary of the top level; a group is a node, the rest are plain values of these types.
 NODES = {
     "paths", "trainer", "callbacks", "logger", "datamodule", "encoder", "features", "module", "projector", "loss",
-    "optimizer", "scheduler", "evaluation", "predict", "compare", "export",
+    "optimizer", "scheduler", "evaluation", "predict", "video", "compare", "export", "subset", "layers", "regulariser",
+    "assess",
 }  # fmt: skip
 VALUES: dict[str, tuple[type, ...]] = {
     "name": (str,), "description": (str,), "seed": (int,), "stages": (list,), "resume": (str, type(None)),
@@ -69,7 +70,7 @@ def nearest(name: str, choices: Any) -> str:
 
 
 def _top_level(config: dict, sources: Sources) -> Iterator[str]:
-    if not config.get("module"):
+    if not config.get("module") and not config.get("assess"):
         yield f"no experiment chosen. Run `make list`, then: python run.py experiment=<name>.{nearest('', _experiments())}"
         return
     for key, value in config.items():

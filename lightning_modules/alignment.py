@@ -1,67 +1,124 @@
-"""Projector alignment: two frozen encoders joined by small trainable projectors, trained on their cached features."""
+"""Projector alignment: two frozen encoders joined by small trainable projectors, trained on their cached features.
+
+SAIL, freeze-align and STRUCTURE are configurations of one module: which head, which loss, which regulariser, on which
+features.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from datamodules.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, TEXT_FEATURES
+from datamodules import batch as keys
 from lightning_modules.base import BaseModule, StepOutput
-from models.alignment import AlignmentHead
+from models.alignment import AlignmentHead, Embedding
+from models.clipping import clip_each_
+from models.errors import UserError
+from models.freeze_align import checkpoint as freeze_align
+from models.freeze_align.head import TokenAlignmentHead
+from models.losses.fine_grained import inner_words
+from models.losses.structure import StructureRegulariser
 from models.metrics.retrieval import validation_retrieval
 from models.parameter_groups import split_by_decay
-from models.sail.checkpoint import head_from_official
+from models.sail import checkpoint as sail
+from models.structure import checkpoint as structure
+
+TEXT = (keys.TEXT_FEATURES, keys.TEXT_TOKENS, keys.TEXT_MASK)
+EXTRA_TEXT = (keys.EXTRA_TEXT_FEATURES, keys.EXTRA_TEXT_TOKENS, keys.EXTRA_TEXT_MASK)
 
 
 class AlignmentModule(BaseModule):
-    """Trains an :class:`~models.alignment.AlignmentHead` with a contrastive loss (SAIL, arXiv 2412.04616, section 3).
+    """Trains a head on frozen features with a contrastive loss (SAIL, arXiv 2412.04616; freeze-align, 2409.19425; STRUCTURE,
+    2506.16895).
 
     Args:
-        head: factory ``(vision_dim, text_dim) -> AlignmentHead``.
+        head: factory ``(vision_dim, text_dim) -> AlignmentHead or TokenAlignmentHead``.
         loss: module ``(image, texts, logit_scale, logit_bias) -> LossOutput``.
+        regulariser: keeps the neighbourhoods of the frozen features; null: none.
+        fine_grained: ``(patches, words, mask, temperature) -> scalar`` between tokens, for heads that project them; its
+            weight is ``loss_weights.fine_grained``.
         vision_dim, text_dim: widths of the frozen features; left null they are taken from the data.
         decay_all: weight decay on every parameter, as SAIL does with LION; False spares biases, norms, scale and bias.
-        max_log_scale: the log of the logit scale is clamped to [0, this] after each step (official: ln 100).
+        decay_temperature: with ``decay_all=False``, decay the temperature all the same (freeze-align's code does).
+        clip_each: clips each parameter's gradient to this norm on its own (STRUCTURE's code: 1).
     """
 
     needs_whole_batch = True
 
     def __init__(
         self,
-        head: Callable[..., AlignmentHead],
+        head: Callable[..., AlignmentHead | TokenAlignmentHead],
         loss: nn.Module,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         scheduler: Callable[[int], Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
+        regulariser: StructureRegulariser | None = None,
+        fine_grained: Callable[..., Tensor] | None = None,
         vision_dim: int | None = None,
         text_dim: int | None = None,
         decay_all: bool = True,
-        max_log_scale: float = math.log(100),
+        decay_temperature: bool = False,
+        clip_each: float | None = None,
     ):
         super().__init__(optimizer, scheduler, loss_weights)
         self.head = head(vision_dim=vision_dim, text_dim=text_dim)
-        self.loss = loss
-        self.decay_all = decay_all
-        self.max_log_scale = max_log_scale
+        self.loss, self.regulariser, self.fine_grained = loss, regulariser, fine_grained
+        self.decay_all, self.decay_temperature, self.clip_each = decay_all, decay_temperature, clip_each
         self._validation: list[Mapping[str, Tensor]] = []
+        if fine_grained is not None and not self.head.takes_tokens:
+            raise UserError("module.fine_grained needs a head that projects tokens (module=freeze_align).")
+
+    # ---- from a batch to embeddings -----------------------------------------------------------------------------
+
+    def embed_image(self, batch: Mapping[str, Any]) -> Embedding:
+        """The images of a batch in the shared space."""
+        key = keys.IMAGE_TOKENS if self.head.takes_tokens else keys.IMAGE_FEATURES
+        return self.head.embed_image(_given(batch, key, "vision"))
+
+    def embed_text(self, batch: Mapping[str, Any], names: tuple[str, str, str] = TEXT) -> Embedding:
+        """The texts of a batch in the shared space; ``names`` are the keys of pooled features, tokens and mask."""
+        pooled, tokens, mask = names
+        if not self.head.takes_tokens or self.head.text_pooling == "pooled":
+            return self.head.embed_text(_given(batch, pooled, "text"))
+        return self.head.embed_text(_given(batch, tokens, "text"), batch[mask])
+
+    # ---- training -----------------------------------------------------------------------------------------------
 
     def shared_step(self, batch: dict, stage: str) -> StepOutput:
-        image = self.head.encode_image(batch[IMAGE_FEATURES])
-        texts = [self.head.encode_text(batch[key]) for key in (TEXT_FEATURES, EXTRA_TEXT_FEATURES) if key in batch]
-        loss = self.loss(image, texts, self.head.logit_scale.exp(), self.head.logit_bias)
-        scale = {"logit_scale": self.head.logit_scale.detach().exp(), "logit_bias": self.head.logit_bias.detach()}
-        return StepOutput(loss.losses, {**loss.report, **scale}, {"image": image, "text": texts[0]})
+        image, text = self.embed_image(batch), self.embed_text(batch)
+        texts = [text.vector]
+        if any(name in batch for name in EXTRA_TEXT):
+            texts.append(self.embed_text(batch, EXTRA_TEXT).vector)
+        scale, bias = self.head.scale(), self.head.logit_bias
+        loss = self.loss(image.vector, texts, scale, bias)
+        losses = dict(loss.losses)
+        report = {**loss.report, "logit_scale": scale.detach(), "logit_bias": bias.detach()}
+        if self.fine_grained is not None:
+            words = inner_words(batch[keys.TEXT_MASK])
+            losses["fine_grained"] = self.fine_grained(image.tokens[:, 1:], text.tokens, words, 1 / scale)
+        if self.regulariser is not None:
+            pairs = [(_frozen_image(batch), image.vector), (_frozen_text(batch), text.vector)]
+            kept = self.regulariser(pairs, self.global_step)
+            if kept is not None:
+                losses["structure"] = kept.loss
+                report |= kept.report
+        return StepOutput(losses, report, {"image": image.vector, "text": text.vector})
 
     def parameter_groups(self) -> Iterable:
         if self.decay_all:
             return super().parameter_groups()
-        return split_by_decay(self.head.named_parameters())
+        anyway = ("temperature",) if self.decay_temperature else ()
+        return split_by_decay(self.head.named_parameters(), decay_anyway=anyway)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.clip_each is not None:
+            clip_each_(self.head.parameters(), self.clip_each)
 
     def after_optimizer_step(self) -> None:
-        self.head.logit_scale.clamp_(0, self.max_log_scale)
+        self.head.clamp_scale()
 
     def validation_step(self, batch: dict, batch_idx: int) -> StepOutput:
         step = super().validation_step(batch, batch_idx)
@@ -76,4 +133,35 @@ class AlignmentModule(BaseModule):
         self.log_dict({f"val/retrieval/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def load_official(self, weights: dict[str, Tensor]) -> None:
-        self.head = head_from_official(weights)
+        """A head of SAIL, freeze-align or STRUCTURE; its names say which."""
+        if any(key.startswith("alignment_image.") for key in weights):
+            self.head = structure.head_from_official(weights, 1 / float(self.head.scale()))
+        elif any(key.removeprefix("module.") == "temp" for key in weights):
+            poolings = {name: getattr(self.head, name) for name in ("vision_pooling", "text_pooling") if self.head.takes_tokens}
+            self.head = freeze_align.head_from_official(weights, **poolings)
+        else:
+            self.head = sail.head_from_official(weights)
+
+
+def _given(batch: Mapping[str, Any], key: str, modality: str) -> Tensor:
+    if key not in batch:
+        kind = "tokens" if key.endswith("tokens") else "pooled"
+        raise UserError(
+            f"the head takes {kind} features of the {modality} encoder, and there are none: set encoder.keep.{modality}="
+            f"[{kind}]{' or choose layers=last' if kind == 'pooled' else ''}, or another module."
+        )
+    return batch[key]
+
+
+def _frozen_image(batch: Mapping[str, Any]) -> Tensor:
+    """One frozen vector per image: the pooled one, or the mean of its tokens."""
+    pooled = batch.get(keys.IMAGE_FEATURES)
+    return batch[keys.IMAGE_TOKENS].mean(dim=1) if pooled is None else pooled
+
+
+def _frozen_text(batch: Mapping[str, Any]) -> Tensor:
+    pooled = batch.get(keys.TEXT_FEATURES)
+    if pooled is not None:
+        return pooled
+    weight = batch[keys.TEXT_MASK][..., None].to(batch[keys.TEXT_TOKENS].dtype)
+    return (batch[keys.TEXT_TOKENS] * weight).sum(dim=1) / weight.sum(dim=1)

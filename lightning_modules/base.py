@@ -95,6 +95,10 @@ class BaseModule(pl.LightningModule):
         self._log("val", step, self._total(step, batch), batch)
         return step
 
+    def batch_loss(self, batch: dict) -> Tensor:
+        """The summed training loss of a batch, with nothing logged."""
+        return self._total(self.shared_step(batch, "train"), batch)
+
     def _total(self, step: StepOutput, batch: dict) -> Tensor:
         unknown = self.loss_weights.keys() - step.losses.keys()
         if unknown:

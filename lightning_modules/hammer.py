@@ -39,7 +39,7 @@ class HammerModule(BaseModule):
         contrastive: False drops the contrastive term (the ablation).
         token_momentum: also learn the tokens from the momentum model.
         label_smoothing: of the tokens' cross-entropy.
-        image_lr_scale: see :func:`~models.hammer.parameter_groups.hammer_groups`.
+        image_lr_scale, temperature_lr_scale: see :func:`~models.hammer.parameter_groups.hammer_groups`.
     """
 
     def __init__(
@@ -53,12 +53,14 @@ class HammerModule(BaseModule):
         token_momentum: bool = True,
         label_smoothing: float = 0.0,
         image_lr_scale: float | None = 5.0,
+        temperature_lr_scale: float = 1.0,
     ):
         unknown = sorted((loss_weights or {}).keys() - set(TERMS))
         if unknown:
             raise UserError(f"module.loss_weights names {unknown}; HAMMER's terms are {', '.join(TERMS)}.")
         super().__init__(optimizer, scheduler)
-        self.model, self.alpha, self.label_smoothing, self.image_lr_scale = model, alpha, label_smoothing, image_lr_scale
+        self.model, self.alpha, self.label_smoothing = model, alpha, label_smoothing
+        self.image_lr_scale, self.temperature_lr_scale = image_lr_scale, temperature_lr_scale
         both = model.modality == "both"
         self.contrastive, self.token_momentum = contrastive and both, token_momentum and both
         absent = {"image": ("token",), "text": ("box_l1", "box_giou"), "both": ()}[model.modality]
@@ -136,7 +138,7 @@ class HammerModule(BaseModule):
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
     def parameter_groups(self) -> Iterable:
-        return hammer_groups(self.named_parameters(), self.image_lr_scale)
+        return hammer_groups(self.named_parameters(), self.image_lr_scale, self.temperature_lr_scale)
 
     def multipliers(self, optimizer: torch.optim.Optimizer, total_steps: int) -> list[Callable[[int], float]]:
         """The schedule's bounds are absolute: each group has its own."""

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.encoders.base import Features
 from models.projectors import GatedProjector
+
+
+class Embedding(NamedTuple):
+    """``vector`` (B, E), not normalised, and, of heads that project single tokens, the ``tokens`` (B, L, E) it came from."""
+
+    vector: Tensor
+    tokens: Tensor | None = None
 
 
 class AlignmentHead(nn.Module):
@@ -29,6 +38,8 @@ class AlignmentHead(nn.Module):
         learn_scale: False keeps scale and bias where they start (STRUCTURE: a temperature of 0.05 is a scale of 20).
         max_scale: the scale is clamped to [1, this] after each step (official: 100).
     """
+
+    takes_tokens = False
 
     def __init__(
         self,
@@ -54,6 +65,12 @@ class AlignmentHead(nn.Module):
         self.logit_bias = nn.Parameter(torch.full((1,), float(logit_bias_init)))
         self.logit_scale.requires_grad_(learn_scale)
         self.logit_bias.requires_grad_(learn_scale)
+
+    def embed_image(self, features: Tensor) -> Embedding:
+        return Embedding(self.encode_image(features))
+
+    def embed_text(self, features: Tensor, mask: Tensor | None = None) -> Embedding:
+        return Embedding(self.encode_text(features))
 
     def encode_image(self, features: Tensor) -> Tensor:
         """Frozen image features ``(..., vision_dim)`` to embeddings ``(..., embed_dim)``, not normalised."""
@@ -86,3 +103,21 @@ def _project(x: Tensor, norm: nn.Module, projector: nn.Module) -> Tensor:
     if isinstance(projector, GatedProjector) and isinstance(norm, nn.LayerNorm):
         return projector.after_norm(x, norm)
     return projector(norm(x))
+
+
+def embed_image_features(head: nn.Module, features: Features, layer: int | None = None) -> Embedding:
+    """What a head takes of an image encoder's output: tokens, one layer, or the pooled vector."""
+    if getattr(head, "takes_tokens", False):
+        return head.embed_image(features.tokens.float())
+    return Embedding(head.encode_image(_vector(features, layer)))
+
+
+def embed_text_features(head: nn.Module, features: Features, layer: int | None = None) -> Embedding:
+    """What a head takes of a text encoder's output."""
+    if getattr(head, "takes_tokens", False) and head.text_pooling != "pooled":
+        return head.embed_text(features.tokens.float(), features.mask)
+    return Embedding(head.encode_text(_vector(features, layer)))
+
+
+def _vector(features: Features, layer: int | None) -> Tensor:
+    return (features.pooled if layer is None else features.layers[:, layer]).float()

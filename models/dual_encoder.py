@@ -21,11 +21,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.alignment import AlignmentHead
+from models.alignment import AlignmentHead, embed_image_features, embed_text_features
 from models.encoders.base import FrozenEncoder
 from models.encoders.text import HFTextEncoder
 from models.encoders.vision import HFVisionEncoder, TimmVisionEncoder
 from models.errors import UserError
+from models.freeze_align.head import TokenAlignmentHead
 from models.io import read_tensors
 from models.sail.checkpoint import head_from_official, to_official
 from models.sail.sharelock import ShareLockHead
@@ -48,21 +49,29 @@ class DualEncoder(nn.Module):
     Args:
         vision, text: frozen encoders with pooled features of the widths the head takes.
         head: the trained projectors.
+        layers: the layer of each encoder that the head takes, where it is not the pooled output.
     """
 
-    def __init__(self, vision: FrozenEncoder, text: FrozenEncoder, head: AlignmentHead | ShareLockHead):
+    def __init__(
+        self,
+        vision: FrozenEncoder,
+        text: FrozenEncoder,
+        head: AlignmentHead | TokenAlignmentHead | ShareLockHead,
+        layers: tuple[int | None, int | None] | None = None,
+    ):
         super().__init__()
         self.vision, self.text, self.head = vision, text, head
+        self.vision_layer, self.text_layer = layers or (None, None)
         self.preprocess = vision.preprocess
 
     @property
     def device(self) -> torch.device:
-        return self.head.logit_scale.device
+        return next(self.head.parameters()).device
 
     @property
     def logit_scale(self) -> Tensor:
         """The log of the scale, (1,), as CLIP has it."""
-        return self.head.logit_scale
+        return self.head.scale().log().reshape(1) if hasattr(self.head, "scale") else self.head.logit_scale
 
     def tokenizer(self, texts: str | Sequence[str]) -> Tokens:
         """B texts to the inputs of ``encode_text``, padded to the longest."""
@@ -70,12 +79,12 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, pixel_values: Tensor, normalize: bool = False) -> Tensor:
         """Preprocessed images (B, 3, H, W) to embeddings (B, D)."""
-        out = self.head.encode_image(self.vision(pixel_values).pooled.float())
+        out = embed_image_features(self.head, self.vision(pixel_values), self.vision_layer).vector
         return F.normalize(out, dim=-1) if normalize else out
 
     def encode_text(self, tokens: dict[str, Tensor], normalize: bool = False) -> Tensor:
         """The output of ``tokenizer`` to embeddings (B, D)."""
-        out = self.head.encode_text(self.text(dict(tokens)).pooled.float())
+        out = embed_text_features(self.head, self.text(dict(tokens)), self.text_layer).vector
         return F.normalize(out, dim=-1) if normalize else out
 
     @torch.inference_mode()

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.autocast import add_product, product_dtype
+
 CHUNK_ROWS = 512  # rows whose hidden layer is in memory at once
 
 
@@ -76,12 +78,13 @@ class GatedProjector(nn.Module):
 
     def after_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """``self(norm(x))``, without a gradient towards ``x`` where ``x`` needs none: cheaper on frozen features."""
-        return self(norm(x)) if x.requires_grad else self._gated(x, norm)
+        return self(norm(x)) if x.requires_grad or norm.bias is None else self._gated(x, norm)
 
     def _gated(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
         affine = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
         up, down = self.gate_and_value, self.down
-        out = _Gated.apply(x.flatten(0, -2), *affine, up.weight, up.bias, down.weight, down.bias, self.clamp)
+        learns = torch.is_grad_enabled()
+        out = _Gated.apply(x.flatten(0, -2), *affine, up.weight, up.bias, down.weight, down.bias, self.clamp, learns)
         return out.unflatten(0, x.shape[:-1])
 
 
@@ -95,18 +98,19 @@ class _Gated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, eps, up_weight, up_bias, down_weight, down_bias, clamp):
-        ctx.dtype, ctx.eps, ctx.clamp = _product_dtype(up_weight), eps, clamp
+    def forward(ctx, x, norm_weight, norm_bias, eps, up_weight, up_bias, down_weight, down_bias, clamp, learns):
+        ctx.dtype, ctx.eps, ctx.clamp = product_dtype(x.device, up_weight.dtype), eps, clamp
         up, down = up_weight.to(ctx.dtype), down_weight.to(ctx.dtype)
-        branches = x.new_empty(len(x), len(up), dtype=ctx.dtype)
+        branches = x.new_empty(len(x) if learns else min(CHUNK_ROWS, len(x)), len(up), dtype=ctx.dtype)
         out = x.new_empty(len(x), len(down), dtype=ctx.dtype)
         with torch.autocast(x.device.type, enabled=False):
             for rows in _chunks(len(x)):
                 h = x[rows]
                 if norm_weight is not None:
                     h = F.layer_norm(h, h.shape[-1:], norm_weight, norm_bias, eps)
-                torch.addmm(up_bias.to(ctx.dtype), h.to(ctx.dtype), up.T, out=branches[rows])
-                gate, value = branches[rows].chunk(2, dim=-1)
+                both = branches[rows] if learns else branches[: len(h)]
+                torch.addmm(up_bias.to(ctx.dtype), h.to(ctx.dtype), up.T, out=both)
+                gate, value = both.chunk(2, dim=-1)
                 # ReLU6 alone bounds the gate to [0, 6], so its clamp at ±clamp is the identity for any clamp >= 6.
                 gate.clamp_(0, min(6.0, clamp))
                 value.clamp_(-clamp, clamp)
@@ -125,14 +129,14 @@ class _Gated(torch.autograd.Function):
         grad_up_bias = up_weight.new_zeros(len(up))
         for rows in _chunks(len(x)):
             gate, value = branches[rows].chunk(2, dim=-1)
-            _add_product(grad_down, grad_out[rows].T, gate * value)
+            add_product(grad_down, grad_out[rows].T, gate * value)
             grad_branches = torch.empty_like(branches[rows])
             grad_gate, grad_value = grad_branches.chunk(2, dim=-1)
             grad_hidden = torch.mm(grad_out[rows], down)
             _limited_backward(grad_hidden * gate, value, -ctx.clamp, ctx.clamp, grad_value)
             _limited_backward(grad_hidden.mul_(value), gate, 0.0, min(6.0, ctx.clamp), grad_gate)
             h = x[rows] if norm_weight is None else F.layer_norm(x[rows], x.shape[-1:], eps=ctx.eps)
-            _add_product(grad_up, grad_branches.T, h.to(ctx.dtype))
+            add_product(grad_up, grad_branches.T, h.to(ctx.dtype))
             grad_up_bias += grad_branches.sum(dim=0)
             if grad_x is not None:
                 grad_x[rows] = torch.mm(grad_branches, up).to(x.dtype)
@@ -150,24 +154,12 @@ class _Gated(torch.autograd.Function):
             grad_down,
             grad_out.sum(dim=0).to(up_weight.dtype),
         )
-        return grad_x, *grads, None
+        return grad_x, *grads, None, None
 
 
 def _limited_backward(grad: Tensor, limited: Tensor, low: float, high: float, out: Tensor) -> None:
     """``grad`` where a limited value lies strictly inside its bounds, as ReLU6's derivative has it, 0 elsewhere."""
     torch.ops.aten.hardtanh_backward.grad_input(grad, limited, low, high, grad_input=out)
-
-
-def _product_dtype(weight: Tensor) -> torch.dtype:
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
-def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    if a.dtype == out.dtype:
-        out.addmm_(a, b)
-    else:
-        out.add_(torch.mm(a, b))
 
 
 def _chunks(rows: int) -> list[slice]:
@@ -243,3 +235,23 @@ class LowRankProjector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.direct(x) + self.gate_logit.sigmoid() * self.up(self.dropout(F.gelu(self.down(x))))
+
+
+class CentredProjector(nn.Module):
+    """``(x - mean) W``: what a closed form sets, see :mod:`models.structure.csa`. ``(..., in_dim) -> (..., out_dim)``."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.out_dim = out_dim
+        self.register_buffer("mean", torch.zeros(in_dim))
+        self.map = nn.Parameter(torch.empty(in_dim, out_dim))
+        nn.init.orthogonal_(self.map)
+
+    @torch.no_grad()
+    def set_map(self, mean: Tensor, mapping: Tensor) -> None:
+        """Take the mean (in_dim,) and the map (in_dim, out_dim)."""
+        self.mean.copy_(mean)
+        self.map.copy_(mapping)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) @ self.map

@@ -57,7 +57,7 @@ def read_clip(media: Media, choose: Choose) -> NDArray[np.uint8]:
         return arrow_picture(media.path, media.offset)[None]
     if media.kind == "frames":
         return _from_folder(media, choose)
-    with VideoReader(_source(media)) as video:
+    with VideoReader(_source(media), name=media.path) as video:
         chosen = _range(media, video.frames, video.fps)
         return video.read(chosen.first + choose(chosen.count))[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -18,7 +19,7 @@ class VideoError(ValueError):
 
 
 class VideoReader:
-    """One open video file; use as a context manager.
+    """One open video, a path or an open binary file (whose ``name`` messages give); use as a context manager.
 
     Attributes:
         frames: number of frames (from the container, or counted where it does not say).
@@ -27,10 +28,11 @@ class VideoReader:
     Raises VideoError when the file is no video or its header is damaged.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, source: str | Path | BinaryIO, name: str = "a video in memory"):
+        in_memory = hasattr(source, "read")
+        self.path = Path(name) if in_memory else Path(source)
         try:
-            self._container = av.open(str(path))
+            self._container = av.open(source if in_memory else str(source))
             self._stream = self._container.streams.video[0]
         except (av.FFmpegError, IndexError, OSError) as error:
             raise VideoError(f"{self.path} is not a readable video ({error})") from error

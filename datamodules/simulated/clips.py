@@ -1,7 +1,8 @@
 """Clips of moving shapes, with captions, questions and choices whose answers depend on the order of the frames.
 
 There are two kinds. In a *turn*, one shape appears, then another, then nothing: what came first, what came last? In a *move*,
-one shape crosses the picture: which way? The frames of a clip, shuffled, leave two answers open to every question.
+one shape comes closer or goes away, and is gone: which way did it move? The frames of a clip, shuffled, leave two answers
+open to every question.
 
 A clip is a pure function of (seed, index). The world is written as MSR-VTT lies on disk: mp4 files, MSRVTT-QA and its answers,
 retrieval captions, multiple choice; and the same clips once more as WebVid captions, LSMDC's multiple choice and CC3M pictures.
@@ -25,9 +26,9 @@ from models.io import atomic_directory, stable_hash
 
 WORLD = 1  # raise it when the same arguments would give other clips or words
 STARTS = {"train": 0, "val": 10**7, "test": 2 * 10**7}  # clip indices: splits stay apart whatever their sizes
-WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+WAYS = {"closer": "away", "away": "closer"}  # each with its opposite
 ANSWERS = (*COLOURS, *WAYS)
-ACTS = 3  # of a turn: first shape, second shape, nothing
+ACTS = 3  # of a turn: first shape, second shape, nothing; a move takes the first two
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -48,8 +49,7 @@ class Clip(NamedTuple):
         """What the clip would show backwards."""
         if self.kind == "turn":
             return self._replace(shapes=self.shapes[::-1]).caption
-        opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
-        return self._replace(way=opposite[self.way]).caption
+        return self._replace(way=WAYS[self.way]).caption
 
     @property
     def questions(self) -> list[tuple[str, str, str]]:
@@ -66,23 +66,23 @@ def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDAr
     colours = [list(COLOURS)[i] for i in rng.choice(len(COLOURS), 2, replace=False)]
     shapes = [list(SHAPES)[i] for i in rng.integers(0, len(SHAPES), 2)]
     ground = int(rng.integers(200, 246))
-    if index % 2:
+    scenes: list[Any]
+    if index % 2 == 0:
         clip = Clip("turn", tuple(zip(colours, shapes, strict=True)))
         radius = rng.uniform(0.3, 0.42, 2)
         places = [rng.uniform(r, 1 - r, 2) for r in radius]
         drift = rng.uniform(-0.06, 0.06, (2, 2))
-        scenes: list[Any] = []
+        scenes = []
         for frame in range(frames):
             act, progress = frame * ACTS // frames, frame * ACTS % frames / frames
             scenes.append((act, places[act] + drift[act] * progress, radius[act]) if act < 2 else None)
     else:
         way = list(WAYS)[rng.integers(len(WAYS))]
         clip = Clip("move", ((colours[0], shapes[0]),), way)
-        radius, across = rng.uniform(0.24, 0.3), rng.uniform(0.3, 0.7)
-        direction = np.array(WAYS[way])
-        side = np.array([0.5, across]) if direction[0] else np.array([across, 0.5])
-        path = np.linspace(-0.5 + 0.8 * radius, 0.5 - 0.8 * radius, frames)
-        scenes = [(0, side + direction * step, radius) for step in path]
+        centre, drift = rng.uniform(0.42, 0.58, 2), rng.uniform(-0.06, 0.06, 2)
+        sizes = np.linspace(0.12, 0.45, 2 * frames // ACTS)[:: 1 if way == "closer" else -1]
+        scenes = [(0, centre + drift * i / len(sizes), radius) for i, radius in enumerate(sizes)]
+        scenes += [None] * (frames - len(scenes))
     pictures = []
     for scene in scenes:
         canvas = Image.new("RGB", (2 * size, 2 * size), (ground,) * 3)
@@ -95,7 +95,7 @@ def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDAr
 
 
 def write_clips(
-    root: str, train: int = 2000, val: int = 200, test: int = 400, size: int = 40, frames: int = 12, fps: int = 6, seed: int = 0
+    root: str, train: int = 2400, val: int = 240, test: int = 400, size: int = 40, frames: int = 12, fps: int = 6, seed: int = 0
 ) -> Path:
     """The data root with the simulated data set of these arguments, written unless it is there already.
 

@@ -1,7 +1,8 @@
 """Runs the benchmarks: ``python -m experiments.benchmarks [file or file/case ...]``.
 
 The two sides of a case run in processes of their own, turn by turn, so that both meet the same noise and each has its own
-peak memory. Time is the median of the ratios of neighbouring turns; memory is the growth of the resident set over what
+peak memory. Time is the median of the ratios of neighbouring turns (``cpu_time_ratio`` counts the time of all threads and
+suffers less from what else runs on the machine); memory is the growth of the resident set over what
 was there before the step (on a GPU, of the allocator). A step returns its result, and results that differ are an error.
 Ratios are ours / plain. Everything is written to ``outputs/bench.json``.
 """
@@ -29,6 +30,7 @@ SAME = 1e-3  # relative difference of the results' norms above which the two sid
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(FILES)}, or one case: file/case; default: all")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each side after the first (default %(default)s)")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.side:
@@ -43,7 +45,7 @@ def main() -> None:
         module = importlib.import_module(f"experiments.benchmarks.{file}")
         for wanted in getattr(module, "CASES", {}):
             if case in ("", wanted):
-                found[f"{file}/{wanted}"] = compare(f"{file}/{wanted}")
+                found[f"{file}/{wanted}"] = compare(f"{file}/{wanted}", chosen.rounds)
                 _print(f"{file}/{wanted}", found[f"{file}/{wanted}"])
         for wanted in getattr(module, "ALONE", {}):
             if case in ("", wanted):
@@ -57,11 +59,11 @@ def main() -> None:
     print(f"written to {path}")
 
 
-def compare(name: str) -> dict[str, float]:
+def compare(name: str, rounds: int = ROUNDS) -> dict[str, float]:
     """Time and memory of one case: ours, plain and their ratios."""
     sides = {side: _Side(name, side) for side in ("ours", "plain")}
     turns: dict[str, list[dict]] = {side: [] for side in sides}
-    for _ in range(ROUNDS + 1):
+    for _ in range(rounds + 1):
         for side, process in sides.items():
             turns[side].append(process.turn())
     for process in sides.values():
@@ -69,10 +71,14 @@ def compare(name: str) -> dict[str, float]:
     norms = [turns[side][-1]["norm"] for side in sides]
     if abs(norms[0] - norms[1]) > SAME * max(abs(norms[1]), 1e-12):
         raise SystemExit(f"{name}: the two sides compute different results ({norms[0]} and {norms[1]})")
-    timed = [(a["seconds"], b["seconds"]) for a, b in zip(turns["ours"][1:], turns["plain"][1:], strict=True)]
+    timed, spent = (
+        [(a[clock], b[clock]) for a, b in zip(turns["ours"][1:], turns["plain"][1:], strict=True)]
+        for clock in ("seconds", "cpu_seconds")
+    )
     most = {side: max(turn["megabytes"] for turn in turns[side]) for side in sides}
     return {
         "time_ratio": statistics.median(a / b for a, b in timed),
+        "cpu_time_ratio": statistics.median(a / max(b, 1e-9) for a, b in spent),
         "memory_ratio": most["ours"] / max(most["plain"], 1.0),
         "seconds": statistics.median(a for a, _ in timed),
         "plain_seconds": statistics.median(b for _, b in timed),
@@ -127,13 +133,14 @@ def serve(name: str, side: str) -> None:
     for _ in sys.stdin:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         result = step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
+        seconds, spent = time.perf_counter() - began, time.process_time() - spent
         norm = float(result.detach().double().norm())
-        print(json.dumps({"seconds": seconds, "megabytes": peak() - floor, "norm": norm}), flush=True)
+        turn = {"seconds": seconds, "cpu_seconds": spent, "megabytes": peak() - floor, "norm": norm}
+        print(json.dumps(turn), flush=True)
 
 
 def reset_peak() -> float:
@@ -168,7 +175,8 @@ def _machine() -> dict:
 
 def _print(name: str, found: dict[str, float] | float) -> None:
     if isinstance(found, dict) and "time_ratio" in found:
-        text = f"time x{found['time_ratio']:.2f} ({found['seconds']:.3f} / {found['plain_seconds']:.3f} s)   "
+        text = f"time x{found['time_ratio']:.2f} ({found['seconds']:.3f} / {found['plain_seconds']:.3f} s, "
+        text += f"of CPUs x{found['cpu_time_ratio']:.2f})   "
         text += f"memory x{found['memory_ratio']:.2f} ({found['megabytes']:.0f} / {found['plain_megabytes']:.0f} MB)"
     elif isinstance(found, dict):
         text = "  ".join(f"{key} {value:.4g}" for key, value in found.items())

@@ -13,7 +13,7 @@ from models.all_in_one.text import trim
 from tests.reference import all_in_one as plain
 
 BATCH, FRAMES, LENGTH = 2, 3, 40
-CAPTIONS = (14, 18)  # word pieces with [CLS] and [SEP]: WebVid's captions have about 12 words
+CAPTIONS = (11, 14)  # word pieces with [CLS] and [SEP]; MSR-VTT's captions have nine words on average
 
 
 def _model(training: bool) -> AllInOne:
@@ -73,7 +73,8 @@ def _training(side: str) -> Callable[[], Tensor]:
     masked, labels = ids.clone(), torch.full_like(ids, -100)
     masked[:, 3:9], labels[:, 3:9] = 103, ids[:, 3:9]
     batch = {
-        "ids": ids, "mask": mask, "masked_ids": masked, "labels": labels, "matched": matched, "video": video, "false_video": false,
+        "ids": ids, "mask": mask, "masked_ids": masked, "labels": labels, "matched": matched, "video": video,
+        "false_video": false,
     }  # fmt: skip
 
     def step() -> Tensor:

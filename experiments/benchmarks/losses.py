@@ -26,7 +26,7 @@ def _step(loss: str, pairs: int, width: int, side: str) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         for tensor in (image, *texts):
-            tensor.grad.zero_()
+            tensor.grad = None  # its memory was there before the step and is taken again
         if side == "ours":
             value = ours(image, texts, scale, bias).losses["contrastive"]
         elif loss == "sigmoid":

@@ -30,8 +30,15 @@ def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) 
     if not files or not texts:
         raise UserError('predict needs files and texts: predict.images=[a.jpg,b.png] predict.texts=["a dog","a cat"]')
     vision, text_encoder = parts.encoder(run, "vision"), parts.encoder(run, "text")
-    module = parts.trained_module(run, {"vision_dim": vision.feature_dim, "text_dim": text_encoder.feature_dim})
-    encoders = DualEncoder(vision, text_encoder, module.head)
+    tokens = {name: "tokens" in run.cfg.encoder.keep[name] for name in ("vision", "text")}
+    module = parts.trained_module(
+        run,
+        {
+            "vision_dim": vision.token_dim if tokens["vision"] else vision.feature_dim,
+            "text_dim": text_encoder.token_dim if tokens["text"] else text_encoder.feature_dim,
+        },
+    )
+    encoders = DualEncoder(vision, text_encoder, module.head, parts.layer_pair(run))
     image = F.normalize(encoders.embed_images(_open(Path(file)) for file in files), dim=-1)
     text = F.normalize(encoders.embed_texts(texts), dim=-1)
     cosines = image @ text.T

@@ -79,24 +79,25 @@ def trained_split(run: Run, split: str) -> TrainedSplit:
 def embed_split(run: Run, split: str) -> EmbeddedSplit:
     """All images and captions of a split through the trained head."""
     dataset, features = parts.datamodule(run).splits[split], parts.features(run, split)
-    module = parts.trained_module(run, {"vision_dim": features.images.dim, "text_dim": features.texts.dim})
+    module = parts.trained_module(run, features.facts())
     rows = features.rows
-    image = _embed(module.head.encode_image, features.images, rows, module.device)
+    image = _embed(module.embed_image, features.read_images, rows, module.device)
     counts = features.caption_counts(rows)
     owner = np.repeat(np.arange(len(rows)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     text_rows = np.repeat(features.texts.offsets[rows], counts) + np.arange(len(owner)) - first
-    text = _embed(module.head.encode_text, features.texts, text_rows, module.device)
+    text = _embed(module.embed_text, features.read_texts, text_rows, module.device)
     labels = torch.from_numpy(np.asarray(dataset.labels[rows])) if dataset.class_names else None
     manifests = {modality: next(iter(parts.manifests_of(run, split, modality).values())) for modality in ("vision", "text")}
 
     @functools.cache
     def encoders() -> DualEncoder:  # only when a suite has raw texts or images: data may come encoded, without an encoder
-        return DualEncoder(parts.encoder(run, "vision"), parts.encoder(run, "text"), module.head)
+        layers = (features.image_layer, features.text_layer)
+        return DualEncoder(parts.encoder(run, "vision"), parts.encoder(run, "text"), module.head, layers)
 
     def labelled_features(name: str) -> tuple[torch.Tensor, torch.Tensor]:
         other, stored = parts.datamodule(run).splits[name], parts.features(run, name)
-        return stored.images.read(stored.rows), torch.from_numpy(np.asarray(other.labels[stored.rows]))
+        return next(iter(stored.read_images(stored.rows).values())), torch.from_numpy(np.asarray(other.labels[stored.rows]))
 
     return EmbeddedSplit(
         image=image,
@@ -118,6 +119,9 @@ def embed_split(run: Run, split: str) -> EmbeddedSplit:
     )
 
 
-def _embed(encode: Any, store: Any, rows: np.ndarray, device: torch.device, chunk: int = 8192) -> torch.Tensor:
-    parts_ = [encode(store.read(rows[a : a + chunk]).to(device)).float().cpu() for a in range(0, len(rows), chunk)]
-    return torch.cat(parts_)
+def _embed(embed: Any, read: Any, rows: np.ndarray, device: torch.device, chunk: int = 2048) -> torch.Tensor:
+    vectors = []
+    for first in range(0, len(rows), chunk):
+        batch = {key: value.to(device) for key, value in read(rows[first : first + chunk]).items()}
+        vectors.append(embed(batch).vector.float().cpu())
+    return torch.cat(vectors)

@@ -21,6 +21,8 @@ def export(run: Run) -> dict[str, Any]:
         raise UserError("stages: export writes dual encoders of frozen features; this recipe has none (features, encoder).")
     vision, text = parts.encoder(run, "vision"), parts.encoder(run, "text")
     module = parts.trained_module(run, {"vision_dim": vision.feature_dim, "text_dim": text.feature_dim})
+    if module.head.takes_tokens or run.cfg.get("layers") or not hasattr(module.head.vision_norm, "weight"):
+        raise UserError("stages: export writes heads of SAIL's form, on pooled features; this head is of another form.")
     arguments = {modality: parts.encoder_arguments(run, modality) for modality in ("vision", "text")}
     with atomic_directory(run.dir / "export") as folder:
         save_dual_encoder(folder, vision, text, module.head, arguments, run.cfg.export.copy_encoders)

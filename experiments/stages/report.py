@@ -19,7 +19,7 @@ log = logging.getLogger("run")
 
 def report(run: Run) -> dict[str, Any]:
     """Put everything the run found where a person looks for it."""
-    evaluated = run.facts("evaluate")
+    evaluated = run.facts("evaluate") or run.facts("assess")
     metrics = evaluated.get("metrics", {})
     baselines = {name: facts.get("metrics", {}) for name, facts in evaluated.get("compare", {}).items()}
     baselines |= evaluated.get("baselines", {})
@@ -47,7 +47,7 @@ def _draw(run: Run) -> dict[str, Path]:
     folder, drawn = run.dir / "pictures", {}
     if (run.dir / "metrics.csv").is_file():
         drawn["loss"] = pictures.loss_curves(loggers.read_metrics(run.dir / "metrics.csv"), folder / "loss.png")
-    drawn |= {name: folder / file for name, file in run.facts("evaluate").get("pictures", {}).items()}
+    drawn |= {name: folder / file for name, file in (run.facts("evaluate") or run.facts("assess")).get("pictures", {}).items()}
     return {name: path for name, path in drawn.items() if path is not None}
 
 

@@ -36,16 +36,37 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, rows: int | None) -> Tensor:
         """(N, L, D) to (N, rows or L, D). ``mask``: (N, 1, 1, L) bool, True at keys that count."""
+        if rows is not None and 2 * rows * self.heads <= x.shape[-1]:
+            out = self._few(x, mask, rows)
+        else:
+            out = F.scaled_dot_product_attention(*self._project(x, rows), attn_mask=mask).transpose(1, 2)
+        return self.drop(self.proj(out.flatten(2)))
+
+    def _project(self, x: Tensor, rows: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (N, H, rows or L, d), keys and values (N, H, L, d)."""
         width = x.shape[-1]
         if rows is None:
-            q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q = F.linear(x[:, :rows], weight[:width], bias[:width])
-            q = q.view(len(x), rows, self.heads, -1).transpose(1, 2)
-            k, v = F.linear(x, weight[width:], bias[width:]).view(*x.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.drop(self.proj(out.transpose(1, 2).flatten(2)))
+            return self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(x[:, :rows], weight[:width], bias[:width]).view(len(x), rows, self.heads, -1).transpose(1, 2)
+        k, v = F.linear(x, weight[width:], bias[width:]).view(*x.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def _few(self, x: Tensor, mask: Tensor | None, rows: int) -> Tensor:
+        """(N, rows, H, d) for a few queries, without keys and values of all L tokens.
+
+        q . (W_k x + b_k) = (W_k^T q) . x + q . b_k, whose last term is the same for every key and falls out of the softmax;
+        and the weights a sum to 1, so that sum a (W_v x + b_v) = W_v (sum a x) + b_v.
+        """
+        width = x.shape[-1]
+        weight, bias = self.qkv.weight.view(3, self.heads, -1, width), self.qkv.bias.view(3, self.heads, -1)
+        q = torch.einsum("nrw,hdw->nhrd", x[:, :rows], weight[0]) + bias[0][:, None]
+        in_tokens = torch.einsum("nhrd,hdw->nhrw", q, weight[1]) * q.shape[-1] ** -0.5
+        scores = in_tokens.flatten(1, 2) @ x.transpose(1, 2)  # (N, H * rows, L)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, 0], float("-inf"))
+        mixed = (scores.softmax(dim=-1).to(x.dtype) @ x).unflatten(1, (self.heads, rows))
+        return torch.einsum("nhrw,hdw->nrhd", mixed, weight[2]) + bias[2]
 
 
 class MLP(nn.Module):

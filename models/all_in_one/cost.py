@@ -25,7 +25,9 @@ def multiply_adds(model: AllInOne, frames: int, text_length: int, patches: int |
         sequences, length = frames, text_length + visual
     total = frames * patches * 3 * model.transformer.patch_size**2 * width
     for i in range(len(blocks)):
-        rows = 1 if save and i == len(blocks) - 1 else length
-        queries = rows * (2 * width * width + 2 * width * hidden + 2 * length * width)  # query, output, MLP, attention
-        total += sequences * (queries + 2 * length * width * width)
+        if save and i == len(blocks) - 1:  # query, its image among tokens, mixed value, output, MLP, attention over tokens
+            heads = blocks[0].attn.heads
+            total += sequences * (4 * width * width + 2 * width * hidden + 2 * heads * length * width)
+        else:  # query, key, value, output, MLP, attention
+            total += sequences * length * (4 * width * width + 2 * width * hidden + 2 * length * width)
     return total + width * width

@@ -51,6 +51,7 @@ class AllInOne(nn.Module):
         answers: classes of the head ``answer``.
         embed_dim: of the contrastive space.
         drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly to its rate in the last block.
+        answer_drop_rate: dropout in front of the classifier of ``answer``.
         roll_divisor: 1 / this share of the visual tokens rolls in each direction.
         mixing: ``roll`` is the paper's; ``none`` leaves the frames apart (same cost); ``joint`` attends over the tokens of
             all frames at once, in one sequence.
@@ -78,6 +79,7 @@ class AllInOne(nn.Module):
         embed_dim: int = 512,
         drop_rate: float = 0.1,
         drop_path_rate: float = 0.1,
+        answer_drop_rate: float = 0.5,
         roll_divisor: int = 8,
         mixing: Mixing = "roll",
         time_vectors: bool = True,
@@ -98,7 +100,7 @@ class AllInOne(nn.Module):
         self.transformer.norm = nn.LayerNorm(width, eps=1e-6)
         self.pooler = nn.Module()
         self.pooler.dense = nn.Linear(width, width)
-        self._build_heads(vocab_size, answers, embed_dim)
+        self._build_heads(vocab_size, answers, embed_dim, answer_drop_rate)
         self._initialise(init_std)
 
     # ---- encoding -----------------------------------------------------------------------------------------------
@@ -215,7 +217,7 @@ class AllInOne(nn.Module):
                     getattr(self, name).weight.copy_(self.itm_score.fc.weight[1:])
                     getattr(self, name).bias.copy_(self.itm_score.fc.bias[1:])
 
-    def _build_heads(self, vocab_size: int, answers: int | None, embed_dim: int) -> None:
+    def _build_heads(self, vocab_size: int, answers: int | None, embed_dim: int, answer_drop_rate: float) -> None:
         width = self.width
         if {"match", "rank", "rank_reason"} & set(self.tasks):
             self.itm_score = nn.Module()
@@ -231,9 +233,9 @@ class AllInOne(nn.Module):
         if "answer" in self.tasks:
             if answers is None:
                 raise ValueError("the head 'answer' needs the number of answers")
-            self.vqa_classifier = _classifier(width, width // 2, answers, drop_rate=0.5)
+            self.vqa_classifier = _classifier(width, width // 2, answers, answer_drop_rate)
         if "option" in self.tasks:
-            self.mc_vqa_classifier = _classifier(width, 256, 1, drop_rate=0.1)
+            self.mc_vqa_classifier = _classifier(width, 256, 1, 0.1)
 
     def _initialise(self, std: float) -> None:
         visual = self.transformer

@@ -99,83 +99,87 @@ def gather_taps(value: Tensor, weights: Tensor, offsets: Sequence[tuple[int, int
     """``y_c(p) = sum_k weights_{g(c), k}(p) value_c(p + offset_k)``, zeros outside.
 
     Args:
-        value: (B, C, H, W). weights: (B, G, K, H, W), one set for each of G groups of channels. offsets: K of (row, column).
+        value: (B, C, H, W). weights: (B, G, K, H, W), one set for each of G groups of channels. offsets: K of (row, column),
+            the last one (0, 0).
     """
-    return _GatherTaps.apply(value, weights.to(value.dtype), tuple(offsets))
+    return _GatherTaps.apply(value.contiguous(), weights.to(value.dtype).contiguous(), tuple(offsets))
+
+
+# On a CPU so many numbers of the value are treated at once: what a core's second-level cache keeps beside weights and result.
+CHUNK = 2**17
 
 
 class _GatherTaps(torch.autograd.Function):
     """Loops over the taps with shifted views instead of unfolding K copies of the value.
 
-    Rows are padded and laid end to end, so that every shift is a shift along one contiguous axis. On a CPU one group of
-    one sample is treated at a time: it then stays in the cache.
+    Rows are padded and laid end to end, so that every shift is a shift along one contiguous axis.
     """
 
     @staticmethod
     def forward(ctx, value: Tensor, weights: Tensor, offsets: tuple[tuple[int, int], ...]) -> Tensor:
-        layout = _Layout(value, offsets)
-        groups = weights.shape[1]
-        padded, flat = layout.pad(value, groups), layout.widen(weights)
-        out = torch.zeros(*padded.shape[:-1], layout.length, dtype=value.dtype, device=value.device)
-        for part in layout.parts(padded):
-            for k, start in enumerate(layout.starts):
-                out[part].addcmul_(flat[part][..., k, None, :], padded[part][..., start : start + layout.length])
+        layout = _Layout(value, weights, offsets)
+        out = value.new_empty(layout.parts, layout.width, layout.length)
+        for part in layout.chunks():
+            v, w, o = layout.pad(value, part), layout.widen(weights, part), out[part]
+            torch.mul(w[:, -1, None], v[..., layout.lead : layout.lead + layout.length], out=o)
+            for k, start in enumerate(layout.starts[:-1]):
+                o.addcmul_(w[:, k, None], v[..., start : start + layout.length])
         ctx.save_for_backward(value, weights)
         ctx.offsets = offsets
-        return layout.crop(out).flatten(1, 2)
+        return layout.crop(out).reshape(value.shape)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         value, weights = ctx.saved_tensors
-        layout = _Layout(value, ctx.offsets)
-        groups = weights.shape[1]
-        padded, flat = layout.pad(value, groups), layout.widen(weights)
-        grad = layout.widen(grad.unflatten(1, (groups, -1)))
-        grad_padded = torch.zeros_like(padded)
-        grad_flat = torch.empty_like(flat)
-        for part in layout.parts(padded):
-            g, v, w = grad[part], padded[part], flat[part]
-            product = torch.empty_like(g)
+        layout = _Layout(value, weights, ctx.offsets)
+        grad_value, grad_weights = torch.empty_like(value), torch.empty_like(weights)
+        by_part = grad_value.view(layout.parts, layout.width, *value.shape[2:])
+        weights_by_part = grad_weights.view(layout.parts, -1, *value.shape[2:])
+        for part in layout.chunks():
+            v, w, g = layout.pad(value, part), layout.widen(weights, part), layout.widen(grad, part)
+            gv, gw, product = torch.zeros_like(v), torch.empty_like(w), torch.empty_like(g)
             for k, start in enumerate(layout.starts):
                 span = slice(start, start + layout.length)
-                grad_padded[part][..., span].addcmul_(w[..., k, None, :], g)
+                gv[..., span].addcmul_(w[:, k, None], g)
                 torch.mul(g, v[..., span], out=product)
-                torch.sum(product, dim=-2, out=grad_flat[part][..., k, :])
-        return layout.unpad(grad_padded).flatten(1, 2), layout.crop(grad_flat), None
+                torch.sum(product, dim=1, out=gw[:, k])
+            by_part[part] = layout.crop(gv[..., layout.lead : layout.lead + layout.length])
+            weights_by_part[part] = layout.crop(gw)
+        return grad_value, grad_weights, None
 
 
 class _Layout:
-    """Rows of width W + 2 m laid end to end, m being the furthest offset, with m empty rows before and after."""
+    """Rows of width W + 2 m laid end to end, m being the furthest offset, with m empty rows before and after; a part is one
+    group of channels of one sample."""
 
-    def __init__(self, value: Tensor, offsets: Sequence[tuple[int, int]]):
-        self.height, self.width = value.shape[2:]
+    def __init__(self, value: Tensor, weights: Tensor, offsets: Sequence[tuple[int, int]]):
+        groups = weights.shape[1]
+        self.height, self.columns = value.shape[2:]
+        self.parts, self.width = len(value) * groups, value.shape[1] // groups
         self.margin = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
-        self.stride = self.width + 2 * self.margin
-        self.length = self.height * self.stride
+        stride = self.columns + 2 * self.margin
+        self.length = self.height * stride
         # One more margin at either end: a diagonal shift of the first or last cells runs past the padded rows.
-        self.lead = self.margin * self.stride + self.margin
-        self.starts = [self.lead + dy * self.stride + dx for dy, dx in offsets]
-        self.on_cpu = value.device.type == "cpu"
+        self.lead = self.margin * stride + self.margin
+        self.starts = [self.lead + dy * stride + dx for dy, dx in offsets]
+        on_cpu = value.device.type == "cpu"
+        self.step = max(1, CHUNK // (self.width * self.length)) if on_cpu else self.parts
 
-    def pad(self, value: Tensor, groups: int) -> Tensor:
-        """(B, C, H, W) to (B, G, C / G, lead + length + lead)."""
-        out = value.new_zeros(len(value), groups, value.shape[1] // groups, self.length + 2 * self.lead)
-        self.crop(out[..., self.lead : self.lead + self.length]).copy_(value.unflatten(1, (groups, -1)))
+    def chunks(self):
+        return [slice(first, first + self.step) for first in range(0, self.parts, self.step)]
+
+    def pad(self, value: Tensor, part: slice) -> Tensor:
+        """(B, C, H, W) to the part's (n, C / G, lead + length + lead)."""
+        mine = value.reshape(self.parts, self.width, self.height, self.columns)[part]
+        out = value.new_zeros(len(mine), self.width, self.length + 2 * self.lead)
+        self.crop(out[..., self.lead : self.lead + self.length]).copy_(mine)
         return out
 
-    def unpad(self, padded: Tensor) -> Tensor:
-        return self.crop(padded[..., self.lead : self.lead + self.length])
-
-    def widen(self, x: Tensor) -> Tensor:
-        """(..., H, W) to (..., length), zeros in the margins."""
-        return F.pad(x, (0, 2 * self.margin)).flatten(-2)
+    def widen(self, x: Tensor, part: slice) -> Tensor:
+        """(B, ..., H, W) to the part's (n, ..., length), zeros in the margins."""
+        mine = x.reshape(self.parts, -1, self.height, self.columns)[part]
+        return F.pad(mine, (0, 2 * self.margin)).flatten(-2)
 
     def crop(self, flat: Tensor) -> Tensor:
         """The inverse of :meth:`widen`, as a view."""
-        return flat.unflatten(-1, (self.height, self.stride))[..., : self.width]
-
-    def parts(self, padded: Tensor):
-        """Indices of what is treated at once."""
-        if not self.on_cpu:
-            return [()]
-        return [(b, g) for b in range(padded.shape[0]) for g in range(padded.shape[1])]
+        return flat.unflatten(-1, (self.height, self.columns + 2 * self.margin))[..., : self.columns]

@@ -148,12 +148,14 @@ class EchoMap(nn.Module):
 
     def forward(self, traces: Tensor, rigs: list[UltrasonicRig], celsius: Tensor) -> Tensor:
         """Traces (B, P, N), divided by the ADC's full scale, with the rig and air temperature (B,) of each sample:
-        (B, 3, rows, cols)."""
+        (B, 3, rows, cols). A rig of fewer than P pairs leaves the last traces unread."""
         out = traces.new_empty(len(rigs), 3, self.grid.rows, self.grid.cols)
         for rig in dict.fromkeys(rigs):
             rows = [row for row, other in enumerate(rigs) if other == rig]
             distance, weight = self.geometry(rig, traces.device)
             speed = speed_of_sound(celsius[rows].double())
-            heard = read_traces(traces[rows], distance, speed, rig.sample_rate, rig.first_sample, self.range_gain)
+            heard = read_traces(
+                traces[rows, : len(rig.pairs)], distance, speed, rig.sample_rate, rig.first_sample, self.range_gain
+            )
             out[rows] = combine_pairs(heard, weight)
         return out

@@ -106,13 +106,13 @@ class BEVFusion(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
-    def forward(self, image: Tensor, grid: Tensor, valid: Tensor, echo_map: Tensor) -> Occupancy:
+    def forward(self, image: Tensor, grid: Tensor, valid: Tensor, echo_map: Tensor | None) -> Occupancy:
         """Occupancy on the feature grid and class logits on one twice as fine.
 
         Args:
             image: (B, 3, H, W) in [0, 1]. grid (B, Z, rows, cols, 2), valid (B, Z, rows, cols): where each cell of the
                 feature grid (with place='early': of the echo map) appears in the image, see ``sampling_grid``.
-            echo_map: (B, 3, s rows, s cols), s the stride of the ultrasonic encoder.
+            echo_map: (B, 3, s rows, s cols), s the stride of the ultrasonic encoder; None where it is not heard.
         """
         image = (image - self.mean) / self.std
         if self.place == "early":
@@ -137,8 +137,8 @@ class BEVFusion(nn.Module):
         """Inverse perspective mapping: the image where it would lie on the ground."""
         if grid.shape[1] != 1 or grid.shape[2:4] != echo_map.shape[2:]:
             raise UserError(
-                f"place=early lays the image on the echo map's {tuple(echo_map.shape[2:])} cells at one height; the sampling grid "
-                f"has {grid.shape[1]} heights of {tuple(grid.shape[2:4])}. Set datamodule.heights=[0] and "
+                f"place=early lays the image on the echo map's {tuple(echo_map.shape[2:])} cells at one height; the sampling "
+                f"grid has {grid.shape[1]} heights of {tuple(grid.shape[2:4])}. Set datamodule.heights=[0] and "
                 "datamodule.view_scale=<stride of the ultrasonic encoder>."
             )
         return sample_views(image, grid, valid)[:, 0]

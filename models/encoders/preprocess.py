@@ -49,14 +49,17 @@ class ImagePreprocess:
         tensor = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
         return tensor.mul_(scale[:, None, None]).add_(shift[:, None, None])
 
-    def resized(self, image_size: int | None, crop_fraction: float | None) -> ImagePreprocess:
+    def resized(self, image_size: int | None, crop_fraction: float | None, squash: bool = False) -> ImagePreprocess:
         """The same values for another output size in pixels, or another share of the shorter side kept by the crop.
 
-        None keeps what the checkpoint says. Raises ValueError for a share outside (0, 1].
+        ``squash`` resizes the whole image to the output size instead, whatever its shape (freeze-align). None keeps what
+        the checkpoint says. Raises ValueError for a share outside (0, 1].
         """
         if crop_fraction is not None and not 0 < crop_fraction <= 1:
             raise ValueError(f"crop_fraction={crop_fraction} must be in (0, 1]; 1 keeps the whole shorter side")
         size = self.size if image_size is None else (image_size, image_size)
+        if squash:
+            return ImagePreprocess(size, None, self.interpolation, self.mean, self.std)
         fraction = crop_fraction
         if fraction is None and self.shortest is not None:
             fraction = min(self.size) / self.shortest

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from models.encoders.base import DTYPES, Dtype, Features, FrozenEncoder
 from models.encoders.pooling import pool_tokens
+from models.encoders.positions import use_scaled_positions
 from models.encoders.preprocess import from_processor_folder, from_timm_config
 from models.encoders.transformer import load_transformer, network_identity
 from models.encoders.weights import find_weights, tensor_file
@@ -33,8 +34,10 @@ class TimmVisionEncoder(FrozenEncoder):
         pooling: ``default`` is what timm feeds to its classifier; the others pool tokens, see ``pool_tokens``.
         image_size: pixels per side where it should differ from the checkpoint's.
         crop_fraction: share of the shorter side that the centre crop keeps, where it should differ; 1 keeps all.
-        layers: also return every block's output before the final norm, pooled (vision transformers only; ``default``
-            then means CLS, as in STRUCTURE, or the mean where there is no CLS).
+        layers: also return every block's output before the final norm, pooled (``default`` then means CLS, as in
+            STRUCTURE, or the mean where there is no CLS). Of a convolution net: the mean of each stage's map, filled with
+            zeros to one width, and the pooled vector last.
+        squash: resize the whole image to the input size, without keeping its shape and without a crop.
         dtype: of weights and outputs.
 
     Raises WeightsUnavailable without pretrained weights, CheckpointError if they belong to another model, ValueError for
@@ -49,6 +52,7 @@ class TimmVisionEncoder(FrozenEncoder):
         image_size: int | None = None,
         crop_fraction: float | None = None,
         layers: bool = False,
+        squash: bool = False,
         dtype: Dtype = "float32",
     ):
         super().__init__()
@@ -57,13 +61,13 @@ class TimmVisionEncoder(FrozenEncoder):
             near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
             raise ValueError(f"timm knows no model '{name}'" + (f"; did you mean {' or '.join(near)}?" if near else ""))
         self.source = path = tensor_file(find_weights(name, config.hf_hub_id, weights, OPTION))
-        self.preprocess = from_timm_config(config.to_dict()).resized(image_size, crop_fraction)
+        self.preprocess = from_timm_config(config.to_dict()).resized(image_size, crop_fraction, squash)
         self.network = _load_timm(name, path, image_size)
         self.is_transformer = hasattr(self.network, "num_prefix_tokens")
         self.prefix = getattr(self.network, "num_prefix_tokens", 0)
         self.pooling, self.with_layers, self.dtype = pooling, layers, DTYPES[dtype]
-        if layers and not self.is_transformer:
-            raise ValueError(f"layers=True needs a vision transformer, whose blocks have one width; {name} is none")
+        if layers and not hasattr(self.network, "blocks"):
+            raise ValueError(f"layers=True needs a network made of blocks; {name} has none")
         # Convolutions run faster on channels_last, on CPU and GPU alike.
         self.memory_format = torch.contiguous_format if self.is_transformer else torch.channels_last
         self.network.to(dtype=self.dtype, memory_format=self.memory_format)
@@ -81,7 +85,10 @@ class TimmVisionEncoder(FrozenEncoder):
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Features:
-        """Preprocessed images (B, 3, H, W) to Features; the map of a convolution net becomes tokens (B, H'W', Dt)."""
+        """Preprocessed images (B, 3, H, W) to Features.
+
+        The map of a convolution net becomes tokens (B, 1 + H'W', Dt), the pooled vector first where it is of their width.
+        """
         x = pixel_values.to(dtype=self.dtype, memory_format=self.memory_format)
         blocks, hooks = [], []
         if self.with_layers:
@@ -96,9 +103,16 @@ class TimmVisionEncoder(FrozenEncoder):
             pooled = self.network.forward_head(out, pre_logits=True)
         else:
             pooled = pool_tokens(tokens, self.pooling, self.prefix)
-        return Features(pooled, tokens, None, self._pool_blocks(blocks) if blocks else None)
+        layers = self._pool_blocks(blocks, pooled) if blocks else None
+        if not self.is_transformer and pooled.shape[-1] == tokens.shape[-1]:
+            tokens = torch.cat([pooled[:, None], tokens], dim=1)  # in the place of a CLS token, as freeze-align has it
+        return Features(pooled, tokens, None, layers)
 
-    def _pool_blocks(self, blocks: list[Tensor]) -> Tensor:
+    def _pool_blocks(self, blocks: list[Tensor], pooled: Tensor) -> Tensor:
+        if not self.is_transformer:
+            vectors = [block.mean(dim=(2, 3)) for block in blocks] + [pooled]
+            widest = max(vector.shape[1] for vector in vectors)
+            return torch.stack([nn.functional.pad(v, (0, widest - v.shape[1])) for v in vectors], dim=1)
         mode = self.pooling
         if mode == "default":
             mode = "cls" if self.prefix else "mean"
@@ -115,8 +129,10 @@ class HFVisionEncoder(FrozenEncoder):
         weights: folder in the layout of that repository, or ``package://<import name>/<path>``; None: cache, then hub.
         pooling: of the tokens after the final norm, see ``pool_tokens``; ``pooler`` is the model's own pooled output (CLIP).
             SAIL: ``concat`` for DINOv2, ``mean`` for AIMv2 and I-JEPA, ``pooler`` for CLIP.
-        image_size, crop_fraction, layers, dtype: as for TimmVisionEncoder; ``layers`` needs a pooling of tokens.
+        image_size, crop_fraction, layers, squash, dtype: as for TimmVisionEncoder; ``layers`` needs a pooling of tokens.
             SAIL encodes in float16.
+        position_offset: DINOv2 only: resize the position table by scale factors with this offset (freeze-align: 0.1)
+            instead of to an explicit size, see :func:`~models.encoders.positions.resize_positions`.
 
     Raises WeightsUnavailable, CheckpointError and ValueError like TimmVisionEncoder.
     """
@@ -129,15 +145,21 @@ class HFVisionEncoder(FrozenEncoder):
         image_size: int | None = None,
         crop_fraction: float | None = None,
         layers: bool = False,
+        squash: bool = False,
+        position_offset: float | None = None,
         dtype: Dtype = "float32",
     ):
         super().__init__()
         if layers and pooling == "pooler":
             raise ValueError("layers=True needs a pooling of tokens: concat, cls, patch or mean")
         self.source = path = find_weights(name, name, weights, OPTION)
-        self.preprocess = from_processor_folder(path).resized(image_size, crop_fraction)
+        self.preprocess = from_processor_folder(path).resized(image_size, crop_fraction, squash)
         self.network = load_transformer(path, "vision_model", DTYPES[dtype], with_pooler=pooling == "pooler")
         self.pooling, self.with_layers, self.dtype = pooling, layers, DTYPES[dtype]
+        if position_offset is not None:
+            if self.network.config.model_type != "dinov2":
+                raise ValueError(f"position_offset is for DINOv2; {name} is a {self.network.config.model_type}")
+            use_scaled_positions(self.network.embeddings, position_offset)
         self._freeze()
         # Models that resize their position table at every call have no such argument, the others need to be told.
         accepts = inspect.signature(self.network.forward).parameters
@@ -153,6 +175,7 @@ class HFVisionEncoder(FrozenEncoder):
             "layers": layers,
             "dtype": dtype,
             "config": network_identity(self.network),
+            "position_offset": position_offset,
             "preprocessing": self.preprocess.identity(),
         }
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.alignment import Embedding
+
 Projector = Callable[[int, int], nn.Module]
-
-
-class TokenEmbedding(NamedTuple):
-    """``vector`` (B, E), not normalised, and the projected ``tokens`` (B, L, E) it was pooled from."""
-
-    vector: Tensor
-    tokens: Tensor
 
 
 class TokenAlignmentHead(nn.Module):
@@ -35,9 +30,12 @@ class TokenAlignmentHead(nn.Module):
         text_pooling: 'mean' over the real tokens; 'pooled' takes the encoder's own text vector (CLIP, SigLIP) instead.
         temperature_init: the start of the parameter ``temperature`` (0-dim).
         temperature_range: to which it is clamped.
+        logit_bias_init: for losses with a bias: where it starts; None: it is 0 and not learnt.
 
     Raises ValueError where an identity leaves the two sides with different widths.
     """
+
+    takes_tokens = True
 
     def __init__(
         self,
@@ -52,6 +50,7 @@ class TokenAlignmentHead(nn.Module):
         text_pooling: Literal["mean", "pooled"] = "mean",
         temperature_init: float = 0.07,
         temperature_range: tuple[float, float] = (0.001, 0.5),
+        logit_bias_init: float | None = None,
     ):
         super().__init__()
         self.vision_pooling, self.text_pooling = vision_pooling, text_pooling
@@ -63,6 +62,10 @@ class TokenAlignmentHead(nn.Module):
         self.local_text = local_text(text_dim, embed_dim) if local_text else None
         self.text = text(embed_dim if local_text else text_dim, embed_dim) if text else None
         self.temperature = nn.Parameter(torch.tensor(float(temperature_init)))
+        if logit_bias_init is None:
+            self.register_buffer("logit_bias", torch.zeros(1), persistent=False)
+        else:
+            self.logit_bias = nn.Parameter(torch.full((1,), float(logit_bias_init)))
         image_dim = embed_dim if local_vision or cls_vision else vision_dim
         words_dim = embed_dim if local_text or text else text_dim
         if image_dim != words_dim:
@@ -76,7 +79,7 @@ class TokenAlignmentHead(nn.Module):
         tokens = tokens.to(self.temperature.dtype)
         return tokens if self.local_vision is None else self.local_vision(tokens)
 
-    def embed_image(self, tokens: Tensor) -> TokenEmbedding:
+    def embed_image(self, tokens: Tensor) -> Embedding:
         """Frozen tokens (B, 1 + N, vision_dim), the first one CLS or a pooled vector."""
         tokens = tokens.to(self.temperature.dtype)
         projected = self.image_tokens(tokens)
@@ -84,9 +87,9 @@ class TokenAlignmentHead(nn.Module):
         if self.cls_vision is not None:
             own = self.cls_vision(tokens[:, 0])
             vector = own if vector is None else vector + own
-        return TokenEmbedding(vector, projected)
+        return Embedding(vector, projected)
 
-    def embed_text(self, tokens: Tensor, mask: Tensor | None = None) -> TokenEmbedding:
+    def embed_text(self, tokens: Tensor, mask: Tensor | None = None) -> Embedding:
         """Frozen tokens (B, L, text_dim) with ``mask`` (B, L), True where real; or the pooled text (B, text_dim)."""
         tokens = tokens.to(self.temperature.dtype)
         projected = tokens if self.local_text is None else self.local_text(tokens)
@@ -94,7 +97,7 @@ class TokenAlignmentHead(nn.Module):
         if self.text_pooling == "mean":
             weight = mask.to(projected.dtype)[..., None]
             vector = (projected * weight).sum(dim=1) / weight.sum(dim=1)
-        return TokenEmbedding(vector if self.text is None else self.text(vector), projected)
+        return Embedding(vector if self.text is None else self.text(vector), projected)
 
     def encode_image(self, tokens: Tensor) -> Tensor:
         """Image vectors (B, embed_dim), not normalised."""

@@ -18,14 +18,25 @@ IMAGE_BRANCH = (
 )
 
 
-def hammer_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], image_lr_scale: float | None = 5.0) -> list[dict]:
-    """Two groups of the trainable parameters.
+def hammer_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    image_lr_scale: float | None = 5.0,
+    temperature_lr_scale: float = 1.0,
+) -> list[dict]:
+    """Groups of the trainable parameters.
 
     With ``image_lr_scale`` the image branch learns at that multiple of the optimiser's rate and everything decays, biases,
     norms and temperature included (the official recipe: 1e-4 beside 2e-5). With None there is one rate, and vectors and
     biases are spared from decay (the official code without ``lr_img``; the scalar temperature decays).
+
+    ``temperature_lr_scale`` other than 1 gives the temperature a rate of its own: it starts at 0.07, and at the rates of a
+    training from scratch it would fall to its bound within the first hundred steps.
     """
     named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    temperature = []
+    if temperature_lr_scale != 1.0:
+        temperature = [p for name, p in named if name.split(".")[-1] == "temp"]
+        named = [(name, p) for name, p in named if name.split(".")[-1] != "temp"]
     if image_lr_scale is None:
         spared = [parameter.ndim == 1 or name.endswith(".bias") for name, parameter in named]
         first, second = {"weight_decay": 0.0}, {}
@@ -35,5 +46,6 @@ def hammer_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], image_lr
     groups = [
         {"params": [p for (_, p), mine in zip(named, spared, strict=True) if mine], **first},
         {"params": [p for (_, p), mine in zip(named, spared, strict=True) if not mine], **second},
+        {"params": temperature, "lr_scale": temperature_lr_scale},
     ]
     return [group for group in groups if group["params"]]

@@ -12,10 +12,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.autocast import add_product, product_dtype
 from models.losses.gather import GradientScope, gather_texts, logsumexp_over_ranks
 
 TILE_ENTRIES = 2**22  # of the logit matrix, 16 MB in float32: larger tiles are no faster
-KEPT_ENTRIES = 2**25  # of InfoNCE's matrix, kept for the backward pass: 128 MB that spare the product for these tiles
+KEPT_ENTRIES = 2**26  # of InfoNCE's matrix, kept for the backward pass: 256 MB that spare the product for these tiles
+KEPT_SHARE = 0.75  # of it at most: never the whole matrix
 _CHUNK = 2048  # embeddings that pass through the normalisation at once
 
 
@@ -54,6 +56,7 @@ def sigmoid_terms(
         logit_scale: the scale itself, not its log (1,).
         logit_bias: (1,).
     """
+    image, logit_scale, logit_bias, *texts = _constant_without_grad(image, logit_scale, logit_bias, *texts)
     return SigmoidTerms(*_TiledSigmoid.apply(image, logit_scale, logit_bias, first_text, tile_entries, *texts))
 
 
@@ -62,7 +65,7 @@ class _TiledSigmoid(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, image, logit_scale, logit_bias, first_text, tile_entries, *texts):
-        dtype = _product_dtype(image)
+        dtype = product_dtype(image.device, _exact(image))
         need_image, need_texts = any(ctx.needs_input_grad[:3]), ctx.needs_input_grad[5:]
         x, x_norm = _unit(image)
         totals, positives = x.new_zeros(len(texts)), x.new_zeros(len(texts))
@@ -87,9 +90,9 @@ class _TiledSigmoid(torch.autograd.Function):
                     grad_bias += tile.sum()
                     tile_low = tile.to(dtype)
                     if need_image:
-                        _add_product(grad_image[rows], tile_low, y_low)
+                        add_product(grad_image[rows], tile_low, y_low)
                     if grad_text is not None:
-                        _add_product(grad_text, tile_low.T, scaled)
+                        add_product(grad_text, tile_low.T, scaled)
                 grad_texts.append(grad_text if grad_text is None else _through_unit(grad_text, y, y_norm).to(text.dtype))
                 del y, y_low, grad_text
         if need_image:
@@ -145,10 +148,11 @@ def info_nce(
 ) -> Tensor:
     """Mean of the image-to-text and text-to-image cross-entropies (CLIP, arXiv 2103.00020). Embeddings (B, D).
 
-    Exact, with ``tile_entries`` of the matrix in memory at once and ``kept_entries`` from forward to backward pass. With
+    Exact, with ``tile_entries`` of the matrix in memory at once and up to ``kept_entries`` between the two passes. With
     ranks that share negatives (``scope``) each computes its images' rows; the mean over ranks is the loss of all.
     """
     text, first_text = gather_texts(text, scope)
+    image, text, logit_scale = _constant_without_grad(image, text, logit_scale)
     return _TiledInfoNCE.apply(image, text, logit_scale, first_text, tile_entries, kept_entries)
 
 
@@ -157,10 +161,10 @@ class _TiledInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, image, text, logit_scale, first_text, tile_entries, kept_entries):
-        size, columns, dtype = len(image), len(text), _product_dtype(image)
+        size, columns, exact = len(image), len(text), _exact(image)
+        dtype = product_dtype(image.device, exact)
         ctx.dtype, ctx.first_text, ctx.tile_entries = dtype, first_text, tile_entries
         y = _unit(text)[0].to(dtype)
-        exact = torch.promote_types(image.dtype, torch.float32)
         row_lse, column_lse = y.new_empty(size, dtype=exact), y.new_full((columns,), -torch.inf, dtype=exact)
         positive, kept = row_lse.new_zeros(()), []
         keeps = any(ctx.needs_input_grad[:3])
@@ -170,9 +174,9 @@ class _TiledInfoNCE(torch.autograd.Function):
                 positive += _own(tile, first_text + rows.start).sum()
                 row_lse[rows] = tile.logsumexp(dim=1)
                 column_lse = torch.logaddexp(column_lse, tile.logsumexp(dim=0))
-                if keeps and rows.stop * columns <= kept_entries:
+                if keeps and rows.stop * columns <= kept_entries and rows.stop <= KEPT_SHARE * size:
                     kept.append(tile)
-        if columns != size:
+        if columns != size:  # other ranks have the other rows
             column_lse = logsumexp_over_ranks(column_lse)
         ctx.save_for_backward(image, text, logit_scale, row_lse, column_lse, *kept)
         return (row_lse.sum() + column_lse[first_text : first_text + size].sum() - 2 * positive) / (2 * size)
@@ -197,7 +201,7 @@ class _TiledInfoNCE(torch.autograd.Function):
             grad_rows = torch.mm(tile_low, y_low).to(x.dtype).mul_(factor)
             grad_scale += _dot(x, grad_rows)
             grad_image[rows] = _through_unit(grad_rows.mul_(logit_scale), x, x_norm).to(image.dtype)
-            _add_product(grad_text, tile_low.T, scaled)
+            add_product(grad_text, tile_low.T, scaled)
         grad_text = _through_unit(grad_text.mul_(factor), y, y_norm).to(text.dtype)
         return grad_image, grad_text, grad_scale.reshape(logit_scale.shape), None, None, None
 
@@ -218,16 +222,19 @@ class InfoNCELoss(nn.Module):
         return LossOutput({"contrastive": info_nce(image, texts[0], logit_scale, scope)}, {})
 
 
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """Matrix products follow autocast; everything between them stays in float32 (float64 for such embeddings)."""
-    device = x.device.type
-    autocast = torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if autocast else torch.promote_types(x.dtype, torch.float32)
+def _constant_without_grad(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under ``no_grad`` a parameter still asks for a gradient, which nobody would fetch."""
+    return tensors if torch.is_grad_enabled() else tuple(tensor.detach() for tensor in tensors)
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    """Of everything between the products: float32, or float64 for such embeddings."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """Normalised rows and their lengths (B, 1), as ``F.normalize`` does."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(_exact(x))
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_(min=1e-12)
     return x / norm, norm
 
@@ -254,13 +261,6 @@ def _softplus(x: Tensor) -> Tensor:
 def _own(tile: Tensor, first: int) -> Tensor:
     """A view of each row's entry with its own text, the first row's in column ``first``."""
     return tile.diagonal(first)[: len(tile)]
-
-
-def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    if a.dtype == out.dtype:
-        out.addmm_(a, b)
-    else:
-        out.add_(torch.mm(a, b))
 
 
 def _tiles(rows: int, columns: int, entries: int) -> list[slice]:

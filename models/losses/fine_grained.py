@@ -42,6 +42,14 @@ def words_that_count(input_ids: Tensor, mask: Tensor, eos: int) -> Tensor:
     return counts
 
 
+def inner_words(mask: Tensor) -> Tensor:
+    """The same where only the mask of right-padded texts (B, L) is known: without the first and the last real token."""
+    after = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
+    counts = mask.bool() & after.bool()
+    counts[:, 0] = False
+    return counts
+
+
 def _own_word(logits: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy of (B, L, L) logits with the diagonal, columns and rows restricted to the words that count."""
     logits = logits.masked_fill(mask[:, None, :] == 0, -1e9)

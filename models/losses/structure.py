@@ -167,6 +167,8 @@ class StructureRegulariser(nn.Module):
         weight: lambda (official: 10).
         warmup_steps: optimiser steps over which lambda grows from 0 (official: 1000).
         reduction: of the two modalities: 'mean' is the official code's, 'sum' the paper's.
+        validation_weight: 'full' judges every epoch at the full lambda; with 'current', as in the official code, early
+            epochs, whose lambda is still small, look better than they are to whoever picks the best one.
         levels, temperature, weighting, divergence, distance, centring, center_first, gamma, margin: see
             :func:`structure_loss`.
     """
@@ -176,6 +178,7 @@ class StructureRegulariser(nn.Module):
         weight: float = 10.0,
         warmup_steps: int = 1000,
         reduction: Literal["mean", "sum"] = "mean",
+        validation_weight: Literal["full", "current"] = "full",
         levels: int = 1,
         temperature: float = 0.05,
         weighting: Literal["none", "inverse"] = "inverse",
@@ -188,6 +191,7 @@ class StructureRegulariser(nn.Module):
     ):
         super().__init__()
         self.weight, self.warmup_steps, self.reduction = weight, warmup_steps, reduction
+        self.validation_weight = validation_weight
         self.options = {
             "levels": levels, "temperature": temperature, "weighting": weighting, "divergence": divergence,
             "distance": distance, "centring": centring, "center_first": center_first, "gamma": gamma, "margin": margin,
@@ -199,7 +203,8 @@ class StructureRegulariser(nn.Module):
 
     def forward(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> RegulariserOutput | None:
         """``pairs`` of frozen and aligned features, one per modality; None where lambda is 0 and nothing is computed."""
-        weight = self.weight_at(step)
+        ramps = self.training or self.validation_weight == "current"
+        weight = self.weight_at(step) if ramps else self.weight
         if weight == 0:
             return None
         values = torch.stack([structure_loss(frozen, aligned, **self.options) for frozen, aligned in pairs])

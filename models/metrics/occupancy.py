@@ -77,12 +77,12 @@ def object_scores(
         given[sizes[given] < min_cells] = 0
         left = [number for number in range(1, given_count + 1) if sizes[number] >= min_cells]
         kept += len(left)
-        near_label = _within((truth > 0) & known, centres, match_radius)
+        near_label = _within((truth > 0) & known, grid.cell, match_radius)
         right += sum(bool(near_label[given == number].any()) for number in left)
         for number in range(1, wanted_count + 1):
             cells = wanted == number
             nearest = _nearest(cells, ranges)
-            candidates = (given > 0) & _within(cells, centres, match_radius)
+            candidates = (given > 0) & _within(cells, grid.cell, match_radius)
             distance = ranges[nearest]
             if not candidates.any():
                 rows.append((image, 0, distance, -1, -1, -1))
@@ -115,13 +115,10 @@ def _nearest(cells: NDArray[np.bool_], ranges: NDArray[np.float64]) -> tuple[int
     return divmod(position, cells.shape[1])
 
 
-def _within(cells: NDArray[np.bool_], centres: NDArray, radius: float) -> NDArray[np.bool_]:
-    """Cells whose centre is at most ``radius`` metres from that of a marked one."""
+def _within(cells: NDArray[np.bool_], cell: float, radius: float) -> NDArray[np.bool_]:
+    """Cells whose centre is at most ``radius`` metres from that of a marked one; ``cell`` is their side."""
     if not cells.any():
         return np.zeros_like(cells)
-    cell = (
-        abs(float(centres[0, 0, 0] - centres[1, 0, 0])) if len(centres) > 1 else abs(float(centres[0, 0, 1] - centres[0, 1, 1]))
-    )
     return ndimage.distance_transform_edt(~cells) * cell <= radius + SLACK
 
 

@@ -6,15 +6,18 @@ exactly the same score counts against the query only if it stands earlier in the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TILE_ENTRIES = 3 * 2**21  # scores held at once, 25 MB: with fewer the matrix product loses speed
+_FLAG_ENTRIES = 2**19  # of a tile that are compared at once
+
 
 @torch.no_grad()
-def retrieval_ranks(image: Tensor, text: Tensor, owner: Tensor, tile_entries: int = 2**22) -> tuple[Tensor, Tensor]:
+def retrieval_ranks(image: Tensor, text: Tensor, owner: Tensor, tile_entries: int = TILE_ENTRIES) -> tuple[Tensor, Tensor]:
     """Ranks of image-to-text (N,) and text-to-image (M,) retrieval by cosine.
 
     Args:
@@ -50,18 +53,26 @@ def _ranks(queries: Tensor, pool: Tensor, right: Tensor, tile_entries: int) -> T
     lengths = torch.linalg.vector_norm(pool, dim=1).clamp_(min=1e-12).reciprocal_()
     ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
     scores_tile = queries.new_empty(min(rows, len(queries)), len(pool))
-    flags_tile = torch.empty_like(scores_tile)  # of scores' type: counting booleans takes three times as long
+    # Of scores' type: counting booleans takes three times as long.
+    flag_rows = max(1, _FLAG_ENTRIES // len(pool))
+    flags_tile = queries.new_empty(min(flag_rows, len(scores_tile)), len(pool))
     exact = None if len(pool) < 2**24 else torch.float64
+
+    def count(compare: Callable, scores: Tensor, best: Tensor) -> Tensor:
+        parts = []
+        for part, limit in zip(scores.split(flag_rows), best.split(flag_rows), strict=True):
+            parts.append(compare(part, limit, out=flags_tile[: len(part)]).sum(dim=1, dtype=exact))
+        return torch.cat(parts).long()
+
     for start in range(0, len(queries), rows):
         block = queries[start : start + rows]
-        scores, flags = scores_tile[: len(block)], flags_tile[: len(block)]
+        scores = scores_tile[: len(block)]
         torch.mm(block, pool.T, out=scores)
         scores.mul_(lengths)
         own = right[start : start + rows]
         own_scores = scores.gather(1, own)
         best = own_scores.amax(dim=1, keepdim=True)
-        higher = torch.gt(scores, best, out=flags).sum(dim=1, dtype=exact).long()
-        not_lower = torch.ge(scores, best, out=flags).sum(dim=1, dtype=exact).long()
+        higher, not_lower = count(torch.gt, scores, best), count(torch.ge, scores, best)
         # Ties are rare; the winner itself is one that is not lower.
         for row in torch.nonzero(not_lower - higher > 1).flatten().tolist():
             first = own[row][own_scores[row] == best[row]].min()

@@ -64,6 +64,11 @@ AVGN = StandIns(
     SMALL_CLIPS,
     ("datamodule=simulated_audio_visual", "module=avgn_small", "datamodule.batch_size=6", "datamodule.eval_batch_size=6"),
 )
+TINY_ENCODERS = (*ALIGNMENT.stand_ins, "encoder.vision.pooling=default", "encoder.text.max_length=64")
+LAYERS = StandIns(
+    SMALL_SCENES,
+    (*TINY_ENCODERS, "+encoder.vision.layers=true", "encoder.text.layers=true", "module.head.embed_dim=16"),
+)
 # The longest prefix of a recipe's name counts.
 BY_PREFIX = {
     "sail": ALIGNMENT,
@@ -98,6 +103,11 @@ BY_PREFIX = {
     ),
     "hammer": HAMMER,
     "avgn": AVGN,
+=======
+    "freeze_align": StandIns(SMALL_SCENES, (*TINY_ENCODERS, "module.head.embed_dim=16")),
+    "structure": LAYERS,
+    "structure_dinov2": StandIns((*SMALL_SCENES, "subset.pairs=32")),
+    "assess": StandIns((*SMALL_SCENES, "assess.vision.lite0_224=null", "assess.vision.lite0_128.image_size=64")),
 }
 
 

@@ -1,5 +1,6 @@
 """Every recipe runs front to back at tiny limits. Whether demos learn is checked by ``make demos``."""
 
+import json
 import math
 
 import pytest
@@ -20,6 +21,8 @@ def test_recipe_runs(tmp_path, recipe):
     found = result(run)
     assert found["metrics"]
     assert all(math.isfinite(value) for value in found["metrics"].values())
+    if "fit" not in json.loads((run / "run.json").read_text())["stages"]:
+        return  # nothing is trained
     assert (run / "checkpoints" / "last" / "weights.safetensors").is_file()
     assert (run / "metrics.csv").read_text().count("train/loss,") == 2
 

@@ -22,6 +22,7 @@ LAMP_CONE = 0.5  # cosine of the half angle that a reversing lamp lights
 TARGET, LOWEST, HIGHEST = 0.35, 0.5, 60.0  # exposure: what the median becomes, and the limits of the factor
 FULL_WELL = 400.0  # photons at white: shot noise
 READ_NOISE = 0.004
+GAMMA = ((np.arange(2**16) / (2**16 - 1)) ** (1 / 2.2) * 255 + 0.5).astype(np.uint8)  # linear light to 8 bits
 
 
 class Weather(NamedTuple):
@@ -96,17 +97,16 @@ def make_lens(camera: Camera) -> Lens:
 def render(scene: Scene, weather: Weather, lens: Lens, x_bumper: float = -0.95) -> NDArray[np.uint8]:
     """(H, W, 3) 8-bit picture."""
     rng = np.random.default_rng(weather.seed)
-    light = radiance(scene, weather, lens, x_bumper)
-    picture = np.zeros((*lens.seen.shape, 3))
+    light = radiance(scene, weather, lens, x_bumper).astype(np.float32)
     exposure = float(np.clip(TARGET / max(float(np.median(light)), 1e-9), LOWEST, HIGHEST))
-    light = light * (exposure * np.cos(0.45 * lens.theta) ** 2)[:, None]
-    noise = np.sqrt(light * exposure / FULL_WELL) if exposure > 1 else np.sqrt(light / FULL_WELL)
-    light += noise * rng.standard_normal(light.shape, dtype=np.float32)
+    light *= (exposure * np.cos(0.45 * lens.theta) ** 2)[:, None].astype(np.float32)
+    light += np.sqrt(light / np.float32(FULL_WELL)) * rng.standard_normal(light.shape, dtype=np.float32)
     if weather.name == "night":
-        light += READ_NOISE * exposure * rng.standard_normal(light.shape, dtype=np.float32)
+        light += np.float32(READ_NOISE * exposure) * rng.standard_normal(light.shape, dtype=np.float32)
+    picture = np.zeros((*lens.seen.shape, 3), dtype=np.float32)
     picture[lens.seen] = light
     _soil(picture, weather.dirt)
-    return (np.clip(picture, 0, 1) ** (1 / 2.2) * 255 + 0.5).astype(np.uint8)
+    return GAMMA[(picture.clip(0, 1) * (len(GAMMA) - 1) + 0.5).astype(np.int32)]
 
 
 def radiance(scene: Scene, weather: Weather, lens: Lens, x_bumper: float) -> Array:
@@ -197,7 +197,7 @@ def _soil(picture: Array, dirt: Array) -> None:
     v, u = np.mgrid[:height, :width]
     for x, y, r in dirt:
         away = np.hypot(u - x * width, v - y * height) / (r * width)
-        picture *= (1 - 0.8 / (1 + np.exp(8 * (away - 1))))[..., None]
+        picture *= (1 - 0.8 / (1 + np.exp(np.minimum(8 * (away - 1), 50))))[..., None]
 
 
 def _quaternion(rotation: Array) -> tuple[float, float, float, float]:

@@ -133,85 +133,94 @@ def _overlap(a: tuple, b: tuple) -> bool:
 
 def cast(scene: Scene, origin: Array, directions: Array) -> Hits:
     """First hits of rays from ``origin`` (3,) or origins (R, 3) along ``directions`` (R, 3)."""
-    origin = np.broadcast_to(origin, directions.shape)
+    origins = np.broadcast_to(origin, directions.shape)
     down = directions[:, 2] < -1e-12
-    t = np.where(down, -origin[:, 2] / np.where(down, directions[:, 2], -1.0), np.inf)
+    t = np.where(down, -origins[:, 2] / np.where(down, directions[:, 2], -1.0), np.inf)
     ids = np.where(down, 0, -1)
     normal = np.zeros_like(directions)
     normal[down, 2] = 1.0
-    for number, box in enumerate(scene.boxes, start=1):
-        _take(_hit_box(box, origin, directions), number, t, ids, normal)
-    for number, cylinder in enumerate(scene.cylinders, start=1 + len(scene.boxes)):
-        _take(_hit_cylinder(cylinder, origin, directions), number, t, ids, normal)
+    for number, (solid, hit) in enumerate(_solids(scene), start=1):
+        rays = _towards(solid, origins, directions)
+        distance, axis = hit(solid, origins[rays], directions[rays])
+        nearer = distance < t[rays]
+        rows = rays[nearer]
+        t[rows], ids[rows], normal[rows] = distance[nearer], number, axis[nearer]
     return Hits(np.where(ids < 0, -1.0, t), ids, normal)
 
 
 def blocked(scene: Scene, origins: Array, directions: Array, reach: Array | float = np.inf) -> NDArray[np.bool_]:
     """Whether an object lies within ``reach`` along rays from ``origins`` (R, 3): shadows."""
-    hit = np.zeros(len(origins), dtype=bool)
+    found = np.zeros(len(origins), dtype=bool)
     directions = np.broadcast_to(directions, origins.shape)
-    for box in scene.boxes:
-        hit |= _hit_box(box, origins, directions, False)[0] < reach
-    for cylinder in scene.cylinders:
-        hit |= _hit_cylinder(cylinder, origins, directions)[0] < reach
-    return hit
+    reach = np.broadcast_to(reach, found.shape)
+    for solid, hit in _solids(scene):
+        rays = _towards(solid, origins, directions)
+        found[rays] |= hit(solid, origins[rays], directions[rays])[0] < reach[rays]
+    return found
 
 
-def _take(hit: tuple[Array, Array], number: int, t: Array, ids: NDArray, normal: Array) -> None:
-    nearer = hit[0] < t
-    t[nearer], ids[nearer], normal[nearer] = hit[0][nearer], number, hit[1][nearer]
+def _solids(scene: Scene):
+    yield from ((box, _hit_box) for box in scene.boxes)
+    yield from ((cylinder, _hit_cylinder) for cylinder in scene.cylinders)
 
 
-def _hit_box(box: Array, origin: Array, directions: Array, normals: bool = True) -> tuple[Array, Array]:
+def _towards(solid: Array, origins: Array, directions: Array) -> NDArray[np.int64]:
+    """The rays that may meet an object: those that meet the sphere around it. Most do not, and need no closer look."""
+    half = solid[3:5] / 2 if len(solid) == 7 else (solid[2], 0.0)
+    z0, h = solid[-2:]
+    radius2 = half[0] ** 2 + half[1] ** 2 + (h / 2) ** 2 + 1e-9
+    way = np.array([solid[0], solid[1], z0 + h / 2]) - origins
+    along = np.einsum("ij,ij->i", way, directions)
+    length2 = np.einsum("ij,ij->i", directions, directions)
+    away2 = np.einsum("ij,ij->i", way, way)
+    near = away2 * length2 - along * along <= radius2 * length2
+    return np.flatnonzero(near & ((along > 0) | (away2 <= radius2)))
+
+
+def _hit_box(box: Array, origins: Array, directions: Array) -> tuple[Array, Array]:
     """Entry distance (R,), inf without one, and outward normals (R, 3): slabs in the frame of the box."""
     cx, cy, yaw, lx, ly, z0, h = box
     cos, sin = np.cos(yaw), np.sin(yaw)
-    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]])  # box to vehicle
-    o, d = (origin - (cx, cy, z0 + h / 2)) @ turn, directions @ turn
-    half = np.array([lx, ly, h]) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        a, b = (-half - o) / d, (half - o) / d
-    # A ray within a slab's plane direction: everywhere inside it or never.
-    parallel = d == 0
-    if parallel.any():
-        inside = np.abs(o) <= half
-        a, b = (
-            np.where(parallel, np.where(inside, -np.inf, np.inf), a),
-            np.where(parallel, np.where(inside, np.inf, -np.inf), b),
-        )
-    entry = np.minimum(a, b) if not parallel.any() else np.where(parallel, a, np.minimum(a, b))
-    leave = np.maximum(a, b) if not parallel.any() else np.where(parallel, b, np.maximum(a, b))
-    near, far = entry.max(1), leave.min(1)
-    hit = (near <= far) & (near > RAY_EPSILON)
-    t = np.where(hit, near, np.inf)
-    if not normals:
-        return t, directions
-    axis = entry.argmax(1)
-    normal = np.zeros_like(d)
-    rows = np.flatnonzero(hit)
-    normal[rows, axis[rows]] = -np.sign(d[rows, axis[rows]])
-    return t, normal @ turn.T
+    x, y, z = origins[:, 0] - cx, origins[:, 1] - cy, origins[:, 2] - (z0 + h / 2)
+    dx, dy, dz = directions.T
+    near, far = np.full(len(x), -np.inf), np.full(len(x), np.inf)
+    normal = np.zeros((len(x), 3))
+    slabs = (
+        (x * cos + y * sin, dx * cos + dy * sin, lx / 2, (cos, sin, 0.0)),
+        (y * cos - x * sin, dy * cos - dx * sin, ly / 2, (-sin, cos, 0.0)),
+        (z, dz, h / 2, (0.0, 0.0, 1.0)),
+    )
+    for o, d, half, axis in slabs:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            a, b = (-half - o) / d, (half - o) / d
+        flat = d == 0  # along the slab: inside it everywhere or never
+        if flat.any():
+            a, b = np.where(flat, np.where(np.abs(o) <= half, -np.inf, np.inf), a), np.where(flat, np.inf, b)
+        entry = np.minimum(a, b)
+        later = entry > near
+        near[later] = entry[later]
+        normal[later] = -np.sign(d[later])[:, None] * axis
+        far = np.minimum(far, np.maximum(a, b))
+    return np.where((near <= far) & (near > RAY_EPSILON), near, np.inf), normal
 
 
-def _hit_cylinder(cylinder: Array, origin: Array, directions: Array) -> tuple[Array, Array]:
+def _hit_cylinder(cylinder: Array, origins: Array, directions: Array) -> tuple[Array, Array]:
     """Entry through the side or the top cap, and outward normals."""
     cx, cy, r, z0, h = cylinder
-    o, d = origin[:, :2] - (cx, cy), directions[:, :2]
-    a, b, c = (d * d).sum(1), (o * d).sum(1), (o * o).sum(1) - r * r
+    x, y, z = origins[:, 0] - cx, origins[:, 1] - cy, origins[:, 2]
+    dx, dy, dz = directions.T
+    a, b, c = dx * dx + dy * dy, x * dx + y * dy, x * x + y * y - r * r
     root = b * b - a * c
     with np.errstate(divide="ignore", invalid="ignore"):
         side = (-b - np.sqrt(np.maximum(root, 0))) / a
-        top = (z0 + h - origin[:, 2]) / directions[:, 2]
-    z = origin[:, 2] + side * directions[:, 2]
-    side_hit = (root >= 0) & (a > 0) & (side > RAY_EPSILON) & (z >= z0) & (z <= z0 + h)
-    with np.errstate(invalid="ignore"):
-        at = o + top[:, None] * d
-        top_hit = (directions[:, 2] < 0) & (top > RAY_EPSILON) & ((at * at).sum(1) <= r * r)
-    side, top = np.where(side_hit, side, np.inf), np.where(top_hit, top, np.inf)
-    normal = np.zeros_like(directions)
-    rows = np.flatnonzero(side_hit)
-    normal[rows, :2] = (o[rows] + side[rows, None] * d[rows]) / r
+        top = (z0 + h - z) / dz
+        level = z + side * dz
+        side = np.where((root >= 0) & (a > 0) & (side > RAY_EPSILON) & (level >= z0) & (level <= z0 + h), side, np.inf)
+        inside = (x + top * dx) ** 2 + (y + top * dy) ** 2 <= r * r
+        top = np.where((dz < 0) & (top > RAY_EPSILON) & inside, top, np.inf)
     caps = top < side
+    with np.errstate(invalid="ignore"):
+        normal = np.stack([(x + side * dx) / r, (y + side * dy) / r, np.zeros(len(x))], axis=1)
     normal[caps] = (0.0, 0.0, 1.0)
     return np.minimum(side, top), normal
 

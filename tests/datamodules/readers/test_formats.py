@@ -36,6 +36,7 @@ def ready(name, root, *overrides):
     return data
 
 
+SAIL = ["raw_caption of cc3m {}, long", "longSV_captions of cc3m {}, long"]
 WANTED = {  # splits, captions of some sample, whether something is skipped
     "coco_captions": ({"train": 36, "val": 4, "test": 8}, ["caption 0 of {}", "caption 1 of {}"], False),
     "karpathy": ({"train": 20, "val": 10, "test": 10}, ["caption 0 of {}", "caption 1 of {}"], False),
@@ -45,7 +46,7 @@ WANTED = {  # splits, captions of some sample, whether something is skipped
     "csv_captions": ({"train": 48, "val": 6, "test": 6}, ["caption {}, in two\nlines"], False),
     "parquet_captions": ({"train": 48, "val": 6, "test": 6}, ["caption {}, in two\nlines", "another"], False),
     "json_captions": ({"train": 48, "val": 6, "test": 6}, ["caption {}, in two\nlines"], False),
-    "sail_csv": ({"train": 320, "val": 40, "test": 40}, ["raw_caption of cc3m {}, long", "longSV_captions of cc3m {}, long"], False),
+    "sail_csv": ({"train": 320, "val": 40, "test": 40}, SAIL, False),
     "sail_csv_23m": ({"train": 3600, "val": 450, "test": 450}, None, False),
     "sail_chunks": ({"train": 400, "val": 50, "test": 50}, ["text {}", "extra text {}"], False),
     "class_folders": ({"train": 54, "val": 6, "test": 12}, ["a photo of a Bird"], False),

@@ -185,10 +185,10 @@ def test_losses_without_targets_are_zero(batch):
     assert objectives.answer_loss(torch.randn(3, 4), torch.full((3,), -100)).item() == 0
 
 
-@pytest.mark.parametrize(
-    "size, giga",
-    [((192, 3, False), (4.64, 3.76, 0.22)), ((384, 6, True), (16.9, 13.9, 0.86)), ((768, 12, False), (63.8, 52.7, 3.43))],
-)
+SIZES = [((192, 3, False), (4.64, 3.76, 0.22)), ((384, 6, True), (16.9, 13.9, 0.86)), ((768, 12, False), (63.8, 52.7, 3.43))]
+
+
+@pytest.mark.parametrize("size, giga", SIZES)
 def test_cost_of_the_released_sizes(size, giga):
     width, heads, distilled = size
     with torch.device("meta"):

@@ -1,0 +1,187 @@
+"""Reads recordings of a fisheye camera and ultrasonic sensors (specification: BEV fusion, 4a):
+
+``calibration/<rig>.json``, ``images/<id>.png``, ``ultrasonic/<id>.npz``, ``labels/<id>.png``, ``splits/<split>.txt``,
+``meta.csv``. The format is ours; the camera's part of the calibration is WoodScape's.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from models.bev_fusion.echoes import UltrasonicRig, pulse_traces
+from models.bev_fusion.geometry import BevGrid, Camera, camera_from_json, camera_to_json
+from models.errors import UserError
+
+META_FIELDS = ("id", "rig", "scene", "indoor", "light", "weather", "temperature_c")
+LAYOUT = (
+    "expected: calibration/<rig>.json  images/<id>.png  ultrasonic/<id>.npz  labels/<id>.png  splits/{train,val,test}.txt  "
+    "meta.csv (see models/bev_fusion/README.md)"
+)
+
+
+class DrivingError(ValueError):
+    """A file of one recording is missing, damaged or of another shape; datasets turn it into a ``Skipped``."""
+
+
+class Meta(NamedTuple):
+    """A row of meta.csv."""
+
+    rig: str
+    light: str
+    celsius: float
+
+
+class Rig(NamedTuple):
+    """A calibration file. ``ultrasonic`` has no pairs yet: each recording names its own. ``grid`` and ``visible_only`` (ours)
+    tell what the labels show, where the file says so."""
+
+    camera: Camera
+    ultrasonic: UltrasonicRig | None
+    grid: BevGrid | None
+    visible_only: bool
+
+
+class Echoes(NamedTuple):
+    """``traces`` (P, N) float32 in [0, 1] and the rig with the pairs and clock that belong to them."""
+
+    traces: np.ndarray
+    rig: UltrasonicRig
+
+
+def read_meta(root: Path) -> dict[str, Meta]:
+    """Rows of meta.csv by id. Raises UserError naming the line that is wrong."""
+    path = root / "meta.csv"
+    if not path.is_file():
+        raise UserError(f"{root} holds no recordings: there is no {path.name}; {LAYOUT}.")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        lacking = {"id", "rig", "light", "temperature_c"} - set(reader.fieldnames or [])
+        if lacking:
+            raise UserError(f"{path}: the columns {sorted(lacking)} are missing; it needs {', '.join(META_FIELDS)}.")
+        found = {}
+        for row in reader:
+            try:
+                found[row["id"]] = Meta(row["rig"], row["light"], float(row["temperature_c"]))
+            except (TypeError, ValueError):
+                raise UserError(f"{path}, line {reader.line_num}: temperature_c is no number in {row}.") from None
+    return found
+
+
+def read_splits(root: Path) -> dict[str, list[str]]:
+    """Ids of each split that has a file. Raises UserError without ``train`` and any other, or when splits share an id."""
+    found = {path.stem: path.read_text(encoding="utf-8").split() for path in sorted((root / "splits").glob("*.txt"))}
+    if not found:
+        raise UserError(f"{root} has no splits; {LAYOUT}.")
+    owner: dict[str, str] = {}
+    for split, ids in found.items():
+        for key in ids:
+            if owner.setdefault(key, split) != split:
+                raise UserError(f"{root}/splits: the recording {key} is in {owner[key]} and in {split}. Split by scene.")
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def read_rig(root: Path, name: str) -> Rig:
+    """``calibration/<name>.json``. Raises UserError naming the file and what it lacks."""
+    path = root / "calibration" / f"{name}.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"the calibration {path} cannot be read: {error}") from None
+    camera, ultrasonic = camera_from_json(record, str(path)), None
+    if part := record.get("ultrasonic"):
+        try:
+            ultrasonic = UltrasonicRig(
+                positions=tuple(tuple(map(float, position)) for position in part["positions"]),
+                yaw=tuple(map(float, part["yaw"])),
+                pairs=(),
+                az_half=math.radians(part["az_half_deg"]),
+                az_max=math.radians(part["az_max_deg"]),
+                full_scale=float(part["full_scale"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: 'ultrasonic' needs positions, yaw, az_half_deg, az_max_deg, full_scale ({error})."
+            ) from None
+        if len(ultrasonic.positions) != len(ultrasonic.yaw) or any(len(p) != 3 for p in ultrasonic.positions):
+            raise UserError(f"{path}: 'ultrasonic' needs a yaw and a position (x, y, z) for every sensor.")
+    grid = record.get("grid")
+    return Rig(camera, ultrasonic, BevGrid(**grid) if grid else None, bool(record.get("visible_only", False)))
+
+
+def rig_to_json(camera: Camera, rig: UltrasonicRig, grid: BevGrid, visible_only: bool) -> dict[str, Any]:
+    """What :func:`read_rig` reads; traces are stored as 8 bits."""
+    record = camera_to_json(camera)
+    record["ultrasonic"] = {
+        "positions": rig.positions,
+        "yaw": rig.yaw,
+        "az_half_deg": math.degrees(rig.az_half),
+        "az_max_deg": math.degrees(rig.az_max),
+        "full_scale": 255,
+    }
+    record["grid"] = {"rows": grid.rows, "cols": grid.cols, "cell": grid.cell, "x_bumper": grid.x_bumper}
+    record["visible_only"] = visible_only
+    return record
+
+
+def read_image(root: Path, key: str) -> np.ndarray:
+    """(H, W, 3) uint8. Raises DrivingError."""
+    path = next((p for p in (root / "images" / f"{key}{end}" for end in (".png", ".jpg")) if p.is_file()), None)
+    if path is None:
+        raise DrivingError(f"image: there is no images/{key}.png")
+    try:
+        return np.asarray(Image.open(path).convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DrivingError(f"image: {path.name} is damaged ({error})") from None
+
+
+def read_label(root: Path, key: str, grid: BevGrid, classes: int) -> np.ndarray:
+    """(rows, cols) uint8, classes beyond obstacle joined to it where ``classes`` is 2. Raises DrivingError."""
+    path = root / "labels" / f"{key}.png"
+    try:
+        label = np.asarray(Image.open(path))
+    except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
+        raise DrivingError(f"label: labels/{key}.png cannot be read ({error})") from None
+    if label.shape != (grid.rows, grid.cols) or label.dtype != np.uint8:
+        raise DrivingError(f"label: labels/{key}.png is {label.shape} {label.dtype}, the grid {grid.rows} x {grid.cols} uint8")
+    known = label != 255
+    if classes == 2:
+        label = np.where(known, np.minimum(label, 1), label)
+    if known.any() and label[known].max() >= classes:
+        raise DrivingError(f"label: labels/{key}.png has the class {label[known].max()}, there are {classes}")
+    return label
+
+
+def read_echoes(root: Path, key: str, rig: UltrasonicRig, samples: int, pulse_sigma: float = 0.25e-3) -> Echoes:
+    """``ultrasonic/<key>.npz``: traces, or lists of echoes (which become traces of ``samples``). Raises DrivingError."""
+    path = root / "ultrasonic" / f"{key}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (FileNotFoundError, zipfile.BadZipFile, OSError, ValueError) as error:
+        raise DrivingError(f"ultrasonic: ultrasonic/{key}.npz cannot be read ({error})") from None
+    rate, first = float(arrays.get("sample_rate", rig.sample_rate)), float(arrays.get("first_sample", rig.first_sample))
+    if "pairs" not in arrays:
+        raise DrivingError(f"ultrasonic: ultrasonic/{key}.npz has no 'pairs'")
+    pairs = arrays["pairs"].astype(int)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.min(initial=0) < 0 or pairs.max(initial=0) >= len(rig.yaw):
+        raise DrivingError(f"ultrasonic: ultrasonic/{key}.npz has pairs {pairs.shape} beyond the rig's {len(rig.yaw)} sensors")
+    if "traces" in arrays:
+        traces = arrays["traces"].astype(np.float32) / np.float32(rig.full_scale)
+    elif {"echo_times", "echo_amplitudes"} <= arrays.keys():
+        times, loud = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("echo_times", "echo_amplitudes"))
+        traces = pulse_traces(times, loud / rig.full_scale, samples, rate, first, pulse_sigma).float().numpy()
+    else:
+        raise DrivingError(f"ultrasonic: ultrasonic/{key}.npz has neither 'traces' nor 'echo_times' and 'echo_amplitudes'")
+    if len(traces) != len(pairs) or traces.ndim != 2 or not np.isfinite(traces).all():
+        raise DrivingError(f"ultrasonic: ultrasonic/{key}.npz has traces {traces.shape} for {len(pairs)} pairs, or not finite")
+    own = rig._replace(pairs=tuple(map(tuple, pairs.tolist())), sample_rate=rate, first_sample=first)
+    return Echoes(np.maximum(traces, 0), own)

@@ -1,0 +1,120 @@
+"""HAMMER against the official order of operations: separate passes per head, copied queues, tensors made anew by the moving
+average. The model of the step has a third of the official width and half of the layers; the queues are the official ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_modules.hammer import HammerModule
+from models.ema import ema_update_
+from models.hammer.model import Hammer
+from models.losses.manipulation_contrastive import manipulation_contrastive
+from tests.reference import hammer as plain
+
+WEIGHTS = {"contrastive": 0.1, "binary": 1.0, "multi_label": 1.0, "box_l1": 0.1, "box_giou": 0.1, "token": 1.0}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _model(image_size: int = 128) -> Hammer:
+    model = Hammer(
+        image_size=image_size,
+        width=256,
+        vision_layers=6,
+        vision_heads=4,
+        text_layers=6,
+        fusion_layer=3,
+        text_heads=4,
+        text_intermediate=1024,
+        grounding_heads=4,
+        dropout=0.0,  # both sides must compute the same
+    )
+    return model.to(DEVICE).train()
+
+
+def _batch(size: int = 16, length: int = 25, image_size: int = 128) -> dict[str, Tensor]:
+    mask = (torch.arange(length) < torch.randint(10, length + 1, (size, 1))).long()
+    kinds = torch.randint(0, 2, (size, 4)) * (torch.arange(size) % 3 > 0)[:, None]
+    labels = torch.where(mask[:, 1:] == 1, torch.randint(0, 2, (size, length - 1)), -100)
+    batch = {
+        "image": torch.randn(size, 3, image_size, image_size),
+        "token_ids": torch.randint(1, 30522, (size, length)) * mask,
+        "token_mask": mask,
+        "token_labels": labels,
+        "multi_label": kinds,
+        "fake": kinds.any(dim=1).long(),
+        "box": torch.rand(size, 4) * 0.4 + 0.3,
+    }
+    return {name: value.to(DEVICE) for name, value in batch.items()}
+
+
+def _training_step(side: str) -> Callable[[], Tensor]:
+    model, batch, alpha = _model(), _batch(), 0.4
+    module = HammerModule(model, loss_weights=WEIGHTS)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.02, fused=side == "ours")
+
+    def step() -> Tensor:
+        if side == "ours":
+            captions = batch["image"], batch["token_ids"], batch["token_mask"]
+            model.update_momentum()
+            model.clamp_temperature()
+            momentum = model.momentum_forward(*captions, tokens=True)
+            losses = module.losses(batch, model(*captions), momentum, alpha)
+        else:
+            losses = plain.training_losses(model, batch, alpha)
+        total = sum(WEIGHTS[name] * value for name, value in losses.items())
+        optimizer.zero_grad()
+        total.backward()
+        norm = torch.stack(torch._foreach_norm([p.grad for p in trained])).norm()
+        optimizer.step()
+        if side == "ours":
+            model.enqueue(momentum.image, momentum.text)
+        return torch.stack([total.detach(), norm])
+
+    return step
+
+
+def _contrastive(side: str) -> Callable[[], Tensor]:
+    size, width, length = 32, 256, 65536
+    draw = lambda *shape, dim: F.normalize(torch.randn(*shape, device=DEVICE), dim=dim)  # noqa: E731
+    features, momentum = ([draw(size, width, dim=1) for _ in range(2)] for _ in range(2))
+    queues = [draw(width, length, dim=0) for _ in range(2)]
+    leaves = [*(feature.requires_grad_() for feature in features), torch.tensor(0.07, device=DEVICE, requires_grad=True)]
+    real = torch.arange(size, device=DEVICE) % 3 == 0
+
+    def step() -> Tensor:
+        arguments = (*leaves[:2], *momentum, *queues, leaves[2], real, 0.4)
+        if side == "ours":
+            terms = manipulation_contrastive(*arguments)
+        else:
+            terms = plain.contrastive_terms(plain.similarities(*arguments))
+        loss = sum(terms) / 4
+        gradients = torch.autograd.grad(loss, leaves)
+        return torch.stack([loss.detach(), *(gradient.norm() for gradient in gradients)])
+
+    return step
+
+
+def _ema(side: str) -> Callable[[], Tensor]:
+    model = _model()
+
+    def step() -> Tensor:
+        if side == "ours":
+            ema_update_(*zip(*model.momentum_pairs(), strict=True), model.momentum)
+        else:
+            plain.update_momentum(model)
+        return model.visual_encoder_m.pos_embed.norm()
+
+    return step
+
+
+CASES: dict[str, Callable[[str], Callable[[], Tensor]]] = {
+    "training_step": _training_step,
+    "contrastive_32x65536": _contrastive,
+    "ema": _ema,
+}

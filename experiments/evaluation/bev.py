@@ -1,0 +1,207 @@
+"""Occupancy behind the car: cells, objects and distances, by light and by range, and what is left when something is wrong
+(specification: BEV fusion, 6; the paper's own metrics are not established)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from datamodules.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, CONDITION, IMAGE, INDEX, TRACES, VIEW_GRID, VIEW_VALID
+from datamodules.bev import BevDataModule, Calibrations
+from experiments import pictures_bev
+from experiments.evaluation.base import SuiteResult, TrainedSplit
+from models.bev_fusion.geometry import BevGrid
+from models.io import stable_hash
+from models.metrics.occupancy import cell_scores, confusion, object_scores, summarise
+
+LIGHTS = ("day", "dusk", "night", "glare")
+BANDS = ((0, 1), (1, 2), (2, 4), (4, np.inf))  # metres from the bumper's middle
+CLASS_NAMES = ("free", "obstacle", "pedestrian", "kerb")
+THRESHOLDS = np.linspace(0.01, 0.5, 50)
+
+
+def occupancy(
+    split: TrainedSplit,
+    match_radius: float = 0.5,
+    min_cells: int = 1,
+    robustness: bool = True,
+    degrees: float = 3.0,
+    centimetres: float = 10.0,
+    celsius: float = 10.0,
+    sensor: int = 1,
+) -> SuiteResult:
+    """Cell and object scores (percent; errors in metres by name), over everything, by light and by distance.
+
+    Args:
+        match_radius: metres within which a predicted cell may stand for an object. min_cells: smaller predicted objects are
+            dropped.
+        robustness: also judge with a black picture, a dead ``sensor``, calibrations wrong by ``degrees`` and
+            ``centimetres``, and a thermometer wrong by ``celsius``.
+    """
+    batches = [_light_batch(batch) for batch in split.batches()]
+    label = np.concatenate([batch[BEV_LABEL].cpu().numpy() for batch in batches])
+    lights = np.array([light for batch in batches for light in batch[CONDITION]])
+    predicted = _predict(split, batches)
+    grid, classes = split.data.grid, split.data.classes
+    metrics = _cells(label, predicted, lights, grid, classes)
+    metrics |= _objects(label, predicted, lights, grid, match_radius, min_cells)
+    lasting: dict[str, float] = {}
+    if robustness:
+        for name, change in _faults(degrees, centimetres, celsius, sensor).items():
+            changed = _predict(split, (change(batch, split.data) for batch in batches))
+            lasting[name] = _mean_iou(confusion(label, changed, classes))
+        metrics |= {f"robust/{name}/iou": value for name, value in lasting.items()}
+    shown = [int(np.flatnonzero(lights == light)[0]) for light in dict.fromkeys(lights.tolist())]
+    sizes = np.cumsum([0, *(len(batch[INDEX]) for batch in batches)])
+    examples = [_example(split, batches, sizes, row, predicted) for row in shown[:6]]
+    hashes = {
+        "split": stable_hash(
+            [split.data.splits[split.name].fingerprint, len(label), split.data.splits[split.name].visible_only]
+        )
+    }
+    named = {f"bev/{name}": value for name, value in metrics.items()}
+    drawn: dict[str, Callable] = {
+        "samples": partial(pictures_bev.samples, examples),
+        "iou": partial(pictures_bev.bars, {k.removesuffix("/iou"): v for k, v in metrics.items() if k.endswith("/iou")}),
+    }
+    return SuiteResult(named, _baselines(split, batches, label, lights, grid, classes), hashes, pictures=drawn)
+
+
+def _light_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in batch.items() if key != "key"}
+
+
+@torch.inference_mode()
+def _predict(split: TrainedSplit, batches: Iterable[dict]) -> np.ndarray:
+    """(N, rows, cols) classes."""
+    return np.concatenate([split.module(batch).classes.argmax(1).cpu().numpy() for batch in batches])
+
+
+def _cells(label: np.ndarray, predicted: np.ndarray, lights: np.ndarray, grid: BevGrid, classes: int) -> dict[str, float]:
+    whole = confusion(label, predicted, classes)
+    scores = cell_scores(whole)
+    found = {"iou": _mean_iou(whole)}
+    found |= {name: 100 * float(scores[name][1:].mean()) for name in ("precision", "recall", "f1")}
+    for light in _present(lights):
+        mine = lights == light
+        found[f"{light}/iou"] = _mean_iou(confusion(label[mine], predicted[mine], classes))
+    if classes > 2:
+        found |= {f"{CLASS_NAMES[c]}/{name}": 100 * float(values[c]) for name, values in scores.items() for c in range(classes)}
+    centres = grid.centres()
+    ranges = np.hypot(centres[..., 0] - grid.x_bumper, centres[..., 1])
+    for low, high in BANDS:
+        inside = (ranges >= low) & (ranges < high)
+        if inside.any():
+            found[f"{_band(low, high)}/iou"] = _mean_iou(confusion(label[:, inside], predicted[:, inside], classes))
+    return found
+
+
+def _objects(
+    label: np.ndarray, predicted: np.ndarray, lights: np.ndarray, grid: BevGrid, match_radius: float, min_cells: int
+) -> dict[str, float]:
+    parts = {"": np.ones(len(lights), bool)} | {f"{light}/": lights == light for light in _present(lights)}
+    found: dict[str, float] = {}
+    for prefix, mine in parts.items():
+        scores = object_scores(label[mine], predicted[mine], grid, match_radius, min_cells)
+        found[f"{prefix}object_recall"], found[f"{prefix}object_precision"] = 100 * scores.recall, 100 * scores.precision
+        found[f"{prefix}absolute_error_m"] = scores.absolute
+        if prefix:
+            continue
+        found |= {"euclidean_error_m": scores.euclidean, "normalized_error": 100 * scores.normalized}
+        for low, high in BANDS:
+            rows = scores.table[(scores.table[:, 2] >= low) & (scores.table[:, 2] < high)]
+            if len(rows):
+                near = summarise(rows, 0, 0)
+                found[f"{_band(low, high)}/object_recall"] = 100 * near.recall
+                found[f"{_band(low, high)}/absolute_error_m"] = near.absolute
+    return found
+
+
+def _faults(
+    degrees: float, centimetres: float, celsius: float, sensor: int
+) -> dict[str, Callable[[dict, BevDataModule], dict]]:
+    turn, move = np.radians((0.0, degrees, 0.0)), np.array((0.0, centimetres / 100, 0.0))
+    return {
+        "black_picture": lambda batch, data: batch | {IMAGE: torch.zeros_like(batch[IMAGE])},
+        "dead_sensor": lambda batch, data: batch | {TRACES: _without(batch, sensor)},
+        f"camera_{degrees:g}_degrees": lambda batch, data: _moved_camera(batch, data, turn, np.zeros(3)),
+        f"camera_{centimetres:g}_cm": lambda batch, data: _moved_camera(batch, data, np.zeros(3), move),
+        f"sensors_{degrees:g}_degrees": lambda batch, data: _moved_sensors(batch, degrees, (0.0, 0.0)),
+        f"sensors_{centimetres:g}_cm": lambda batch, data: _moved_sensors(batch, 0.0, (centimetres / 100, centimetres / 100)),
+        f"thermometer_{celsius:g}_degrees": lambda batch, data: batch | {CELSIUS: batch[CELSIUS] + celsius},
+    }
+
+
+def _without(batch: dict, sensor: int) -> torch.Tensor:
+    traces = batch[TRACES].clone()
+    for row, rig in enumerate(batch[CALIBRATIONS].rigs):
+        for number, pair in enumerate(rig.pairs):
+            if sensor in pair:
+                traces[row, number] = 0
+    return traces
+
+
+def _moved_camera(batch: dict, data: BevDataModule, turn: np.ndarray, move: np.ndarray) -> dict:
+    """The batch with a calibration that is wrong; the picture stays."""
+    looks = [data.look(camera.shifted(turn, move)) for camera in batch[CALIBRATIONS].cameras]
+    grid, valid = (torch.from_numpy(np.stack(part)).to(batch[VIEW_GRID].device) for part in zip(*looks, strict=True))
+    return batch | {VIEW_GRID: grid, VIEW_VALID: valid}
+
+
+def _moved_sensors(batch: dict, degrees: float, offset: tuple[float, float]) -> dict:
+    old = batch[CALIBRATIONS]
+    return batch | {CALIBRATIONS: Calibrations(old.cameras, [rig.shifted(degrees, offset) for rig in old.rigs])}
+
+
+def _baselines(
+    split: TrainedSplit, batches: list[dict], label: np.ndarray, lights: np.ndarray, grid: BevGrid, classes: int
+) -> dict[str, dict[str, float]]:
+    """What needs no learning: to call everything occupied, and to call occupied what the echo map shows above a threshold
+    that is the best on the split val."""
+    everywhere = _cells(label, np.ones_like(label), lights, grid, classes)
+    columns = {"all occupied": everywhere}
+    if "val" in split.data.splits and split.module.model.hears:
+        val = [_light_batch(batch) for batch in TrainedSplit(split.module, split.data, "val").batches()]
+        strength, truth = _loudness(split, val), np.concatenate([batch[BEV_LABEL].cpu().numpy() for batch in val])
+        best = max(THRESHOLDS, key=lambda t: cell_scores(confusion(truth, (strength > t).astype(int), classes))["iou"][1])
+        guess = (_loudness(split, batches) > best).astype(np.int64)
+        columns["echo threshold"] = _cells(label, guess, lights, grid, classes)
+    return {name: {f"bev/{key}": value for key, value in column.items()} for name, column in columns.items()}
+
+
+def _loudness(split: TrainedSplit, batches: list[dict]) -> np.ndarray:
+    """(N, rows, cols) mean amplitude that the pairs heard from each cell of the label's grid."""
+    grid = split.data.grid
+    maps = [split.module.echoes(batch)[:, 1:2] for batch in batches]
+    return np.concatenate([F.interpolate(m, (grid.rows, grid.cols), mode="area")[:, 0].cpu().numpy() for m in maps])
+
+
+def _example(split: TrainedSplit, batches: list[dict], sizes: np.ndarray, row: int, predicted: np.ndarray) -> dict[str, Any]:
+    number = int(np.searchsorted(sizes, row, side="right") - 1)
+    batch, inside = batches[number], row - int(sizes[number])
+    echoes = split.module.echoes(batch)
+    return {
+        "title": batch[CONDITION][inside],
+        "image": batch[IMAGE][inside].permute(1, 2, 0).cpu().numpy(),
+        "echoes": None if echoes is None else echoes[inside, 0].cpu().numpy(),
+        "predicted": predicted[row],
+        "label": batch[BEV_LABEL][inside].cpu().numpy(),
+    }
+
+
+def _mean_iou(matrix: np.ndarray) -> float:
+    return 100 * float(cell_scores(matrix)["iou"][1:].mean())
+
+
+def _present(lights: np.ndarray) -> list[str]:
+    found = set(lights.tolist())
+    return [light for light in LIGHTS if light in found] + sorted(found - set(LIGHTS))
+
+
+def _band(low: float, high: float) -> str:
+    return f"{low:g}-{high:g}m" if np.isfinite(high) else f"beyond_{low:g}m"
