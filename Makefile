@@ -31,3 +31,4 @@ demos: setup
 	$(RUN) run.py experiment=sail_dinov2
 	$(RUN) run.py experiment=all_in_one_tiny
 	$(RUN) run.py experiment=hammer_dgm4
+	$(RUN) run.py experiment=bev_fusion_small

@@ -32,7 +32,7 @@ def encoder_pairs(table: Sequence[dict], vision: Sequence[str], text: Sequence[s
 def layer_pairs(row: dict, scores: Sequence[str], path: Path) -> Path:
     """One heat-map per score over all pairs of layers of two encoders; the chosen pair is framed."""
     plt = _pyplot()
-    figure, axes = plt.subplots(1, len(scores), figsize=(3.6 * len(scores), 3.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(scores), figsize=(3.8 * len(scores), 3.4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], scores, strict=True):
         image = _heat(axis, np.array(row["scores"][name]), name)
         i, j = row["layers"]

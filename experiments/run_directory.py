@@ -163,9 +163,14 @@ def _fresh(home: Path) -> Path:
     raise UserError(f"cannot make a fresh run directory below {home}.")
 
 
+_COMMAND_LINE: list[str] = []
+
+
 def _slug(overrides: list[str]) -> str:
     """A readable, stable directory name for one job of a sweep: what the sweep varies, not what stands on the command line."""
-    parts = [o for o in overrides if o not in sys.argv and o.split("=")[0].lstrip("+~") not in ("experiment", "sweep")]
+    if not _COMMAND_LINE:  # as it was typed: fit rewrites sys.argv for the children of DDP, and jobs share the process
+        _COMMAND_LINE.extend(sys.argv)
+    parts = [o for o in overrides if o not in _COMMAND_LINE and o.split("=")[0].lstrip("+~") not in ("experiment", "sweep")]
     text = ",".join(part.replace("/", "-") for part in parts) or "defaults"
     return text if len(text) <= 100 else f"{text[:83]}-{stable_hash(parts)}"
 

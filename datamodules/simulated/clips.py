@@ -80,8 +80,10 @@ def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDAr
         way = list(WAYS)[rng.integers(len(WAYS))]
         clip = Clip("move", ((colours[0], shapes[0]),), way)
         centre, drift = rng.uniform(0.42, 0.58, 2), rng.uniform(-0.06, 0.06, 2)
-        sizes = np.linspace(0.12, 0.45, 2 * frames // ACTS)[:: 1 if way == "closer" else -1]
-        scenes = [(0, centre + drift * i / len(sizes), radius) for i, radius in enumerate(sizes)]
+        # One size per act: were it to change within an act, the frame that is taken of it would betray the order.
+        sizes = (rng.uniform(0.12, 0.2), rng.uniform(0.36, 0.45))[:: 1 if way == "closer" else -1]
+        visible = 2 * frames // ACTS
+        scenes = [(0, centre + drift * (i / visible - 0.5), sizes[i * ACTS // frames]) for i in range(visible)]
         scenes += [None] * (frames - len(scenes))
     pictures = []
     for scene in scenes:

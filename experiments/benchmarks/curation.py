@@ -53,7 +53,7 @@ def big_pool(rows: int = 1_000_000, width: int = 1024, concepts: int = 10_000, k
 
 
 def _measure(file: str, rows: int, width: int, concepts: int, keep: int) -> None:
-    from experiments.benchmarks.__main__ import _peak, _reset_peak
+    from experiments.benchmarks.__main__ import peak, reset_peak
     from run import keep_freed_memory
 
     keep_freed_memory()
@@ -65,9 +65,9 @@ def _measure(file: str, rows: int, width: int, concepts: int, keep: int) -> None
                 yield torch.from_numpy(np.fromfile(source, np.float16, count).reshape(-1, width))
 
     prototypes = torch.randn(concepts, width, generator=torch.Generator().manual_seed(0))
-    floor, began = _reset_peak(), time.perf_counter()
+    floor, began = reset_peak(), time.perf_counter()
     chosen = select_balanced(best_captions(pieces(), prototypes, keep), min(100, keep), rows)
-    print(time.perf_counter() - began, _peak() - floor, len(chosen.rows))
+    print(time.perf_counter() - began, peak() - floor, len(chosen.rows))
 
 
 CASES = {"top_50000_x_200": partial(_selection, 50_000, 200, 1000)}

@@ -24,7 +24,8 @@ class EmbeddedSplit:
 
     ``image`` (N, D) and ``text`` (M, D) embeddings, ``owner`` (M,) the image row of each text, ``labels`` (N,) or None,
     ``captions`` the M texts, ``encode_text`` raw strings to embeddings, ``load_image`` an image row to its picture,
-    ``load_encoders`` gives the model itself, built when it is first asked for, ``labelled_features`` a split's name to its frozen image features (N, D) and labels (N,).
+    ``load_encoders`` gives the model itself, built when it is first asked for, ``labelled_features`` a split's name to its
+    frozen image features (N, D) and labels (N,).
     """
 
     image: Tensor

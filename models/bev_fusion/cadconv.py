@@ -78,31 +78,18 @@ class CaDConv(nn.Module):
                 for r, d in enumerate(self.dilations)
             )
         else:
-            weights = (alpha[:, :, None, None] * taps).transpose(1, 2)  # (B, G, R, 9, H, W)
-            y = self.out(gather_taps(self.value(x), *join_centres(weights, self.dilations)))
+            y = self.out(gather_taps(self.value(x), alpha, taps, self.dilations))
         return F.relu(x + self.bn(y))
 
 
-def join_centres(weights: Tensor, dilations: Sequence[int]) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
-    """Weights (B, G, R, 9, H, W) with the middle taps, the same cell for every dilation, added into one.
-
-    Returns (B, G, K, H, W) with K = 8 R + 1 and the K offsets (rows, columns).
-    """
-    around = [q for q in range(9) if q != 4]
-    middle = weights[:, :, :, 4].sum(2, keepdim=True)
-    outer = torch.cat([weights[:, :, :, :4], weights[:, :, :, 5:]], dim=3).flatten(2, 3)
-    offsets = [(TAPS[q][0] * d, TAPS[q][1] * d) for d in dilations for q in around]
-    return torch.cat([outer, middle], dim=2), (*offsets, (0, 0))
-
-
-def gather_taps(value: Tensor, weights: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
-    """``y_c(p) = sum_k weights_{g(c), k}(p) value_c(p + offset_k)``, zeros outside.
+def gather_taps(value: Tensor, alpha: Tensor, taps: Tensor, dilations: Sequence[int]) -> Tensor:
+    """``y_c(p) = sum_r alpha_r(p) sum_q taps_{r, g(c), q}(p) value_c(p + d_r o_q)``, zeros outside.
 
     Args:
-        value: (B, C, H, W). weights: (B, G, K, H, W), one set for each of G groups of channels. offsets: K of (row, column),
-            the last one (0, 0).
+        value: (B, C, H, W). alpha: (B, R, H, W). taps: (B, R, G, 9, H, W), one set for each of G groups of channels.
     """
-    return _GatherTaps.apply(value.contiguous(), weights.to(value.dtype).contiguous(), tuple(offsets))
+    parts = (tensor.contiguous() for tensor in (value, alpha.to(value.dtype), taps.to(value.dtype)))
+    return _GatherTaps.apply(*parts, tuple(dilations))
 
 
 # On a CPU so many numbers of the value are treated at once: what a core's second-level cache keeps beside weights and result.
@@ -110,76 +97,114 @@ CHUNK = 2**17
 
 
 class _GatherTaps(torch.autograd.Function):
-    """Loops over the taps with shifted views instead of unfolding K copies of the value.
+    """Loops over the taps with shifted views instead of unfolding R * 9 copies of the value.
 
-    Rows are padded and laid end to end, so that every shift is a shift along one contiguous axis.
+    Rows are padded and laid end to end, so that every shift is a shift along one contiguous axis. The dilation's and the tap's
+    weight are multiplied first, and the middle taps, the same cell for every dilation, are added into one: 8 R + 1 are left.
     """
 
     @staticmethod
-    def forward(ctx, value: Tensor, weights: Tensor, offsets: tuple[tuple[int, int], ...]) -> Tensor:
-        layout = _Layout(value, weights, offsets)
-        out = value.new_empty(layout.parts, layout.width, layout.length)
-        for part in layout.chunks():
-            v, w, o = layout.pad(value, part), layout.widen(weights, part), out[part]
-            torch.mul(w[:, -1, None], v[..., layout.lead : layout.lead + layout.length], out=o)
-            for k, start in enumerate(layout.starts[:-1]):
-                o.addcmul_(w[:, k, None], v[..., start : start + layout.length])
-        ctx.save_for_backward(value, weights)
-        ctx.offsets = offsets
-        return layout.crop(out).reshape(value.shape)
+    def forward(ctx, value: Tensor, alpha: Tensor, taps: Tensor, dilations: tuple[int, ...]) -> Tensor:
+        work = _Workspace(value, taps, dilations)
+        out = torch.empty_like(value)
+        by_group = work.by_group(out)
+        for chunk in work.chunks():
+            v, w = work.values(value, chunk), work.weights(alpha, taps, chunk)
+            o = torch.mul(w[:, :, -1, None], v[..., work.lead : work.lead + work.length])
+            for k, start in enumerate(work.starts[:-1]):
+                o.addcmul_(w[:, :, k, None], v[..., start : start + work.length])
+            by_group[chunk] = work.crop(o)
+        ctx.save_for_backward(value, alpha, taps)
+        ctx.dilations = dilations
+        return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        value, weights = ctx.saved_tensors
-        layout = _Layout(value, weights, ctx.offsets)
-        grad_value, grad_weights = torch.empty_like(value), torch.empty_like(weights)
-        by_part = grad_value.view(layout.parts, layout.width, *value.shape[2:])
-        weights_by_part = grad_weights.view(layout.parts, -1, *value.shape[2:])
-        for part in layout.chunks():
-            v, w, g = layout.pad(value, part), layout.widen(weights, part), layout.widen(grad, part)
+        value, alpha, taps = ctx.saved_tensors
+        work = _Workspace(value, taps, ctx.dilations)
+        grad_value, grad_alpha, grad_taps = torch.empty_like(value), torch.zeros_like(alpha), torch.empty_like(taps)
+        by_group = work.by_group(grad_value)
+        for chunk in work.chunks():
+            v, w = work.values(value, chunk), work.weights(alpha, taps, chunk)
+            g = F.pad(work.by_group(grad)[chunk], (0, 2 * work.margin)).flatten(-2)
             gv, gw, product = torch.zeros_like(v), torch.empty_like(w), torch.empty_like(g)
-            for k, start in enumerate(layout.starts):
-                span = slice(start, start + layout.length)
-                gv[..., span].addcmul_(w[:, k, None], g)
+            for k, start in enumerate(work.starts):
+                span = slice(start, start + work.length)
+                gv[..., span].addcmul_(w[:, :, k, None], g)
                 torch.mul(g, v[..., span], out=product)
-                torch.sum(product, dim=1, out=gw[:, k])
-            by_part[part] = layout.crop(gv[..., layout.lead : layout.lead + layout.length])
-            weights_by_part[part] = layout.crop(gw)
-        return grad_value, grad_weights, None
+                torch.sum(product, dim=2, out=gw[:, :, k])
+            by_group[chunk] = work.crop(gv[..., work.lead : work.lead + work.length])
+            work.split(work.crop(gw), alpha, taps, grad_alpha, grad_taps, chunk)
+        return grad_value, grad_alpha, grad_taps, None
 
 
-class _Layout:
-    """Rows of width W + 2 m laid end to end, m being the furthest offset, with m empty rows before and after; a part is one
-    group of channels of one sample."""
+class _Workspace:
+    """Rows of width W + 2 m laid end to end, m being the largest dilation, with m empty rows before and after; buffers for one
+    chunk of samples and groups, whose empty margins are written once."""
 
-    def __init__(self, value: Tensor, weights: Tensor, offsets: Sequence[tuple[int, int]]):
-        groups = weights.shape[1]
-        self.height, self.columns = value.shape[2:]
-        self.parts, self.width = len(value) * groups, value.shape[1] // groups
-        self.margin = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
+    def __init__(self, value: Tensor, taps: Tensor, dilations: tuple[int, ...]):
+        self.batch, channels, self.height, self.columns = value.shape
+        self.groups, self.dilations = taps.shape[2], dilations
+        self.width, self.margin = channels // self.groups, max(dilations)
         stride = self.columns + 2 * self.margin
         self.length = self.height * stride
         # One more margin at either end: a diagonal shift of the first or last cells runs past the padded rows.
         self.lead = self.margin * stride + self.margin
-        self.starts = [self.lead + dy * stride + dx for dy, dx in offsets]
-        on_cpu = value.device.type == "cpu"
-        self.step = max(1, CHUNK // (self.width * self.length)) if on_cpu else self.parts
+        around = [offset for offset in TAPS if offset != (0, 0)]
+        self.starts = [self.lead + d * (dy * stride + dx) for d in dilations for dy, dx in around] + [self.lead]
+        group = self.width * self.length
+        if value.device.type != "cpu":
+            self.samples, self.together = self.batch, self.groups
+        else:
+            self.together = min(self.groups, max(1, CHUNK // group))
+            self.samples = max(1, CHUNK // (group * self.groups)) if self.together == self.groups else 1
+        shape = (min(self.samples, self.batch), self.together)
+        self._values = value.new_zeros(*shape, self.width, self.length + 2 * self.lead)
+        self._weights = value.new_zeros(*shape, len(self.starts), self.height, stride)
 
-    def chunks(self):
-        return [slice(first, first + self.step) for first in range(0, self.parts, self.step)]
+    def chunks(self) -> list[tuple[slice, slice]]:
+        return [
+            (slice(b, min(b + self.samples, self.batch)), slice(g, min(g + self.together, self.groups)))
+            for b in range(0, self.batch, self.samples)
+            for g in range(0, self.groups, self.together)
+        ]
 
-    def pad(self, value: Tensor, part: slice) -> Tensor:
-        """(B, C, H, W) to the part's (n, C / G, lead + length + lead)."""
-        mine = value.reshape(self.parts, self.width, self.height, self.columns)[part]
-        out = value.new_zeros(len(mine), self.width, self.length + 2 * self.lead)
+    def by_group(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) as (B, G, C / G, H, W)."""
+        return x.reshape(self.batch, self.groups, self.width, self.height, self.columns)
+
+    def values(self, value: Tensor, chunk: tuple[slice, slice]) -> Tensor:
+        """The chunk's values, padded: (b, g, C / G, lead + length + lead)."""
+        mine = self.by_group(value)[chunk]
+        out = self._values[: mine.shape[0], : mine.shape[1]]
         self.crop(out[..., self.lead : self.lead + self.length]).copy_(mine)
         return out
 
-    def widen(self, x: Tensor, part: slice) -> Tensor:
-        """(B, ..., H, W) to the part's (n, ..., length), zeros in the margins."""
-        mine = x.reshape(self.parts, -1, self.height, self.columns)[part]
-        return F.pad(mine, (0, 2 * self.margin)).flatten(-2)
+    def weights(self, alpha: Tensor, taps: Tensor, chunk: tuple[slice, slice]) -> Tensor:
+        """The chunk's weights (b, g, 8 R + 1, length), zero in the margins."""
+        samples, groups = chunk
+        mine = taps[samples, :, groups]
+        out = self._weights[: mine.shape[0], : mine.shape[2]]
+        inner = out[..., : self.columns]
+        for r in range(len(self.dilations)):
+            share, field = alpha[samples, r, None, None], mine[:, r]
+            torch.mul(share, field[:, :, :4], out=inner[:, :, 8 * r : 8 * r + 4])
+            torch.mul(share, field[:, :, 5:], out=inner[:, :, 8 * r + 4 : 8 * r + 8])
+        inner[:, :, -1] = (alpha[samples, :, None] * mine[:, :, :, 4]).sum(1)
+        return out.flatten(-2)
+
+    def split(
+        self, grad: Tensor, alpha: Tensor, taps: Tensor, grad_alpha: Tensor, grad_taps: Tensor, chunk: tuple[slice, slice]
+    ) -> None:
+        """Pass gradients (b, g, 8 R + 1, H, W) of :meth:`weights` on to the dilations' and the taps' weights."""
+        samples, groups = chunk
+        for r in range(len(self.dilations)):
+            share, field, into = alpha[samples, r, None, None], taps[samples, r, groups], grad_taps[samples, r, groups]
+            ends = grad[:, :, 8 * r : 8 * r + 4], grad[:, :, -1:], grad[:, :, 8 * r + 4 : 8 * r + 8]
+            for part, first, last in zip(ends, (0, 4, 5), (4, 5, 9), strict=True):
+                torch.mul(share, part, out=into[:, :, first:last])
+                grad_alpha[samples, r] += (field[:, :, first:last] * part).sum((1, 2))
 
     def crop(self, flat: Tensor) -> Tensor:
-        """The inverse of :meth:`widen`, as a view."""
+        """(..., length) as (..., H, W), without the margins."""
         return flat.unflatten(-1, (self.height, self.columns + 2 * self.margin))[..., : self.columns]

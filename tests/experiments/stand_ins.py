@@ -60,14 +60,22 @@ HAMMER = StandIns(
         "module.model.text_intermediate=32", "module.model.embed_dim=8", "module.model.queue_size=96",
     ),
 )  # fmt: skip
-AVGN = StandIns(
-    SMALL_CLIPS,
-    ("datamodule=simulated_audio_visual", "module=avgn_small", "datamodule.batch_size=6", "datamodule.eval_batch_size=6"),
-)
+BEV_FUSION = StandIns(
+    ("datamodule.simulate.train=16", "datamodule.simulate.val=8", "datamodule.simulate.test=12", "datamodule.batch_size=4"),
+    (
+        "datamodule.grid={rows: 32, cols: 32, cell: 0.125, x_bumper: -0.95}", "datamodule.width=96", "datamodule.height=72",
+        "module.model.camera_backbone.name=test_resnet", "module.model.camera_backbone.pretrained=false",
+        "module.model.channels=16", "trainer.precision=32-true",
+    ),
+)  # fmt: skip
 TINY_ENCODERS = (*ALIGNMENT.stand_ins, "encoder.vision.pooling=default", "encoder.text.max_length=64")
 LAYERS = StandIns(
     SMALL_SCENES,
     (*TINY_ENCODERS, "+encoder.vision.layers=true", "encoder.text.layers=true", "module.head.embed_dim=16"),
+)
+AVGN = StandIns(
+    SMALL_CLIPS,
+    ("datamodule=simulated_audio_visual", "module=avgn_small", "datamodule.batch_size=6", "datamodule.eval_batch_size=6"),
 )
 # The longest prefix of a recipe's name counts.
 BY_PREFIX = {
@@ -102,12 +110,12 @@ BY_PREFIX = {
         video_text("simulated_choice", "stages=[prepare,fit,evaluate,report]"),
     ),
     "hammer": HAMMER,
-    "avgn": AVGN,
-=======
+    "bev_fusion": BEV_FUSION,
     "freeze_align": StandIns(SMALL_SCENES, (*TINY_ENCODERS, "module.head.embed_dim=16")),
     "structure": LAYERS,
     "structure_dinov2": StandIns((*SMALL_SCENES, "subset.pairs=32")),
     "assess": StandIns((*SMALL_SCENES, "assess.vision.lite0_224=null", "assess.vision.lite0_128.image_size=64")),
+    "avgn": AVGN,
 }
 
 

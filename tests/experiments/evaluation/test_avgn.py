@@ -17,7 +17,8 @@ from tests.models.avgn.conftest import small_network
 def split(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
     data = AudioVisualDataModule(
-        str(root), simulate=partial(write_audio_visual, train=10, val=4, test=10, silent=0.3), snippets=6, image_size=32, resize=32,
+        str(root), simulate=partial(write_audio_visual, train=10, val=4, test=10, silent=0.3), snippets=6, image_size=32,
+        resize=32,
         sample_rate=8000, clip_seconds=0.16, num_workers=0, eval_batch_size=5,
     )  # fmt: skip
     data.prepare_data()
