@@ -35,3 +35,4 @@ demos: setup
 	$(RUN) run.py experiment=all_in_one_tiny
 	$(RUN) run.py experiment=hammer_dgm4
 	$(RUN) run.py experiment=bev_fusion_small
+	$(RUN) run.py experiment=avgn_small
