@@ -6,6 +6,7 @@ modules that ran, and videos per second are measured on this machine.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -98,6 +99,7 @@ def glance_budgets(
     costs = {name: _cost(net, sample, setting) for name, setting in settings.items()}
     costs |= {f"AVGN@K{kept}": costs["own"]} if f"AVGN@K{kept}" in costs else {}  # the same thing, timed twice
     metrics = {**values["own"], **{key: value for key, value in costs["own"].items() if key != "parts"}}
+    metrics |= _against_full_size(net, sample, settings["own"])
     metrics |= _official_map(torch.cat(scores.logits["own"]), labels)
     metrics |= {f"gflops_of/{part}": value for part, value in costs["own"]["parts"].items()}
     metrics |= {f"ms_per_video_of/{part}": value for part, value in _seconds_by_part(net, sample, settings["own"]).items()}
@@ -188,6 +190,27 @@ def _cost(net: AVGN, sample: dict, setting: dict[str, Any]) -> dict[str, Any]:
         latency = _timed(lambda: net(*alone), inputs[0].device)
     parts = {part: count / videos / 1e9 for part, count in counted.items() if count}
     return {"gflops": sum(parts.values()), "videos_per_s": videos / seconds, "latency_ms": 1e3 * latency, "parts": parts}
+
+
+def _against_full_size(net: AVGN, sample: dict, own: dict[str, Any]) -> dict[str, float]:
+    """What looking at whole frames of every snippet would cost with the same parts, timed turn by turn with the own setting, so
+    that both meet the same noise. Its accuracy is another matter: these weights are not trained for it."""
+    inputs, device = _inputs(sample), sample[FRAMES].device
+    full = {"num_selected": inputs[0].shape[1], "patch_size": net.image_size, "order": "temporal"}
+    if len(net.classifier.heads.bias) < full["num_selected"]:
+        return {}
+    with net.using(**full), counting_macs(net) as counted:
+        net(*inputs)
+    turns = []
+    for _ in range(7):
+        seconds = []
+        for setting in (own, full):
+            with net.using(**setting):
+                seconds.append(_timed(lambda: net(*inputs), device, repeats=1))
+        turns.append(seconds)
+    speed = statistics.median(whole / chosen for chosen, whole in turns)
+    whole = sum(counted.values()) / len(inputs[0]) / 1e9
+    return {"gflops_at_full_size": whole, "times_faster_than_full_size": speed}
 
 
 def _timed(work: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:

@@ -50,20 +50,49 @@ def crop_patches(frames: Tensor, actions: Tensor, size: int) -> Tensor:
         raise ValueError(f"no patch of side {size} fits into frames of {tuple(frames.shape[-2:])}; frames are square")
     if size == side:
         return frames
-    place = actions.float() * (side - size)
-    # The last window begins one pixel early and blends fully to its neighbour: the same value without a border.
-    corner = place.detach().floor().clamp(0, side - size - 1)
-    fraction = (place - corner)[:, :, None, None, None]
-    window = _windows(frames, corner.long(), size + 1).to(fraction.dtype)
-    rows = torch.lerp(window[:, :, :-1], window[:, :, 1:], fraction[:, 0])
-    return torch.lerp(rows[..., :-1], rows[..., 1:], fraction[:, 1])
+    return _Crop.apply(frames, actions.float() * (side - size), size)
 
 
-def _windows(frames: Tensor, corner: Tensor, size: int) -> Tensor:
-    """(N, C, size, size) cut out of frames (N, C, S, S) at integer corners (N, 2)."""
-    number = torch.arange(len(frames), device=frames.device)[:, None, None, None]
-    channel = torch.arange(frames.shape[1], device=frames.device)[None, :, None, None]
-    step = torch.arange(size, device=frames.device)
-    row = (corner[:, 0, None] + step)[:, None, :, None]
-    column = (corner[:, 1, None] + step)[:, None, None, :]
-    return frames[number, channel, row, column]
+class _Crop(torch.autograd.Function):
+    """The windows are copied at once from overlapping views and are all that is kept: autograd's own backward of that copy
+    would fill a tensor of every window there is, and that of the blending would keep four times as much."""
+
+    @staticmethod
+    def forward(ctx, frames: Tensor, place: Tensor, size: int) -> Tensor:
+        # The last window begins one pixel early and blends fully to its neighbour: the same value without a border.
+        corner = place.floor().clamp_(0, frames.shape[-1] - size - 1)
+        fraction, corner = (place - corner)[:, :, None, None, None], corner.long()
+        every = frames.unfold(2, size + 1, 1).unfold(3, size + 1, 1)
+        window = every[torch.arange(len(frames), device=frames.device), :, corner[:, 0], corner[:, 1]].to(place.dtype)
+        ctx.save_for_backward(window, fraction, corner)
+        ctx.shape = frames.shape
+        return _across(_down(window, fraction), fraction)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        window, fraction, corner = ctx.saved_tensors
+        down = _across(window, fraction).diff(dim=2).mul_(gradient).sum(dim=(1, 2, 3))
+        right = _down(window, fraction).diff(dim=3).mul_(gradient).sum(dim=(1, 2, 3))
+        place = torch.stack([down, right], dim=1)
+        frames = None
+        if ctx.needs_input_grad[0]:
+            share = gradient.new_zeros(window.shape)
+            below, right = fraction[:, 0], fraction[:, 1]
+            share[:, :, :-1, :-1] += gradient * (1 - below) * (1 - right)
+            share[:, :, :-1, 1:] += gradient * (1 - below) * right
+            share[:, :, 1:, :-1] += gradient * below * (1 - right)
+            share[:, :, 1:, 1:] += gradient * below * right
+            frames, size = gradient.new_zeros(ctx.shape), window.shape[-1]
+            for number, (row, column) in enumerate(corner.tolist()):
+                frames[number, :, row : row + size, column : column + size] = share[number]
+        return frames, place, None
+
+
+def _down(window: Tensor, fraction: Tensor) -> Tensor:
+    """Each row blended with the one below it."""
+    return torch.lerp(window[:, :, :-1], window[:, :, 1:], fraction[:, 0])
+
+
+def _across(window: Tensor, fraction: Tensor) -> Tensor:
+    """Each column blended with the one to its right."""
+    return torch.lerp(window[..., :-1], window[..., 1:], fraction[:, 1])
