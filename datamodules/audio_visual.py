@@ -82,14 +82,10 @@ class AudioVisualDataModule(BaseDataModule):
         self.frame_rate = frame_rate
         self.class_names: list[str] = []
 
-    def prepare_data(self) -> None:
-        """Write the simulated set where it is wanted and missing; runs in one process per machine."""
-        self._folder()
-
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        root, files = self._folder(), LAYOUTS[self.layout]
+        root, files = self.folder(), LAYOUTS[self.layout]
         lists = {split: root / name for split, name in files.lists.items() if (root / name).is_file()}
         if "train" not in lists:
             raise UserError(
@@ -127,10 +123,8 @@ class AudioVisualDataModule(BaseDataModule):
             )
         return batch
 
-    def _folder(self) -> Path:
-        root = Path(self.root)
-        own = any((root / name).is_file() for name in LAYOUTS[self.layout].lists.values())
-        return root if own or self.simulate is None else Path(self.simulate(self.root))
+    def holds_data(self, root: Path) -> bool:
+        return any((root / name).is_file() for name in LAYOUTS[self.layout].lists.values())
 
 
 class Snippets(Dataset):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -30,6 +31,9 @@ class BaseDataModule(pl.LightningDataModule):
             caption field or a broken copy, and training on the rest would hide it.
     """
 
+    root: str = ""  # set by families that read a folder
+    simulate: Callable[[str], Path] | None = None  # ``root -> folder``, of families whose data can be simulated
+
     def __init__(self, seed: int = 0, num_workers: int = 0, max_skipped: float = 0.05):
         super().__init__()
         if not 0 <= max_skipped <= 1:
@@ -39,6 +43,22 @@ class BaseDataModule(pl.LightningDataModule):
         self.notes: list[str] = []
         self._skipped: dict[str, dict[Skipped, None]] = {}
         self._position = {"epoch": 0, "batch": 0, "samples": 0, "batch_size": 0}
+
+    # ---- where the data lies --------------------------------------------------------------------------------------
+
+    def holds_data(self, root: Path) -> bool:
+        """Whether ``root`` is a dataset of its own, which is then used although ``simulate`` is given."""
+        return False
+
+    def folder(self) -> Path:
+        """The dataset's folder: ``root``, or what ``simulate`` wrote below it."""
+        root = Path(self.root)
+        return root if self.simulate is None or self.holds_data(root) else Path(self.simulate(self.root))
+
+    def prepare_data(self) -> None:
+        """Write the simulated set where it is wanted and missing; runs in one process per machine."""
+        if self.simulate is not None:
+            self.folder()
 
     # ---- what a family implements ---------------------------------------------------------------------------------
 

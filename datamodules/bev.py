@@ -95,14 +95,10 @@ class BevDataModule(BaseDataModule):
         self.classes, self.samples, self.in_memory = classes, samples, in_memory
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
 
-    def prepare_data(self) -> None:
-        """Write the simulated set where it is wanted and missing; runs in one process per machine."""
-        self._folder()
-
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        root = self._folder()
+        root = self.folder()
         meta, ids = read_meta(root), read_splits(root)
         if lost := [key for keys in ids.values() for key in keys if key not in meta]:
             raise UserError(f"{root}/meta.csv has no row for {len(lost)} recordings of the splits, e.g. {lost[0]}.")
@@ -139,10 +135,8 @@ class BevDataModule(BaseDataModule):
             BEV_LABEL: torch.from_numpy(np.stack([sample.label for sample in samples]).astype(np.int64)),
         }
 
-    def _folder(self) -> Path:
-        root = Path(self.root)
-        own = (root / "meta.csv").is_file()
-        return root if own or self.simulate is None else Path(self.simulate(self.root))
+    def holds_data(self, root: Path) -> bool:
+        return (root / "meta.csv").is_file()
 
 
 @lru_cache(maxsize=64)

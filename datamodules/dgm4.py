@@ -196,14 +196,10 @@ class DGM4DataModule(BaseDataModule):
         self.batch_size, self.eval_batch_size, self.train_fraction = batch_size, eval_batch_size, train_fraction
         self.augment, self.flip_probability = augment, flip_probability
 
-    def prepare_data(self) -> None:
-        """Write the simulated set where it is wanted and missing; runs in one process per machine."""
-        self._folder()
-
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        root = self._folder()
+        root = self.folder()
         for split in SPLITS:
             metadata = root / "DGM4" / "metadata" / f"{split}.json"
             if not metadata.is_file():
@@ -224,9 +220,8 @@ class DGM4DataModule(BaseDataModule):
     def evaluation_dataloader(self, split: str) -> DataLoader:
         return self.evaluation_loader(self.splits[split], self.eval_batch_size)
 
-    def _folder(self) -> Path:
-        root = Path(self.root)
-        return root if (root / "DGM4").is_dir() or self.simulate is None else Path(self.simulate(self.root))
+    def holds_data(self, root: Path) -> bool:
+        return (root / "DGM4").is_dir()
 
 
 def check_copy(root: Path) -> list[str]:

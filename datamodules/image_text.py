@@ -49,14 +49,10 @@ class ImageTextDataModule(BaseDataModule):
         self.root, self.simulate, self.caption_fields, self.index_dir = root, simulate, caption_fields, index_dir
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
 
-    def prepare_data(self) -> None:
-        """Write the simulated set where it is wanted and missing; runs in one process per machine."""
-        self._folder()
-
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        root = self._folder()
+        root = self.folder()
         if (root / "train").is_dir():
             places = {split: {"split": split} for split in SPLITS if (root / split).is_dir()}
         else:
@@ -66,11 +62,8 @@ class ImageTextDataModule(BaseDataModule):
         for split, dataset in self.splits.items():
             self.report_skipped(split, dataset.skipped)
 
-    def _folder(self) -> Path:
-        """Where the dataset lies: ``root``, or what ``simulate`` wrote below it."""
-        root = Path(self.root)
-        own = (root / "train").is_dir() or any(root.glob("*.tar"))
-        return root if own or self.simulate is None else Path(self.simulate(self.root))
+    def holds_data(self, root: Path) -> bool:
+        return (root / "train").is_dir() or any(root.glob("*.tar"))
 
 
 class ReaderDataModule(BaseDataModule):

@@ -86,14 +86,10 @@ class VideoTextDataModule(BaseDataModule):
         }  # fmt: skip
         self.words: WordPieces | None = None
 
-    def prepare_data(self) -> None:
-        """Write the simulated data set where it is wanted and missing; runs in one process per machine."""
-        self._folder()
-
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
-        root = self._folder()
+        root = str(self.folder())
         self.words = WordPieces(self.vocabulary or str(Path(root, "vocab.txt")), self.text_length, self.keep_tail)
         clips = self._splits(self.readers, root)
         pictures = [reader(root, "train") for reader in self.image_readers.values()]
@@ -163,10 +159,6 @@ class VideoTextDataModule(BaseDataModule):
             for split, rows in own.items():
                 found[split].append(rows)
         return {split: concatenate(parts) for split, parts in found.items() if sum(len(p.samples) for p in parts)}
-
-    def _folder(self) -> str:
-        """The data root: ``root``, or what ``simulate`` wrote below it."""
-        return self.root if self.simulate is None else str(self.simulate(self.root))
 
 
 def hold_out(rows: Annotations, share: float) -> tuple[Annotations, Annotations]:
