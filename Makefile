@@ -29,6 +29,9 @@ bench: setup
 # Do the demos learn? Each prints its table beside its baselines.
 demos: setup
 	$(RUN) run.py experiment=sail_dinov2
+	$(RUN) run.py experiment=structure_dinov2
+	$(RUN) run.py experiment=freeze_align_dinov2
+	$(RUN) run.py experiment=assess_encoders
 	$(RUN) run.py experiment=all_in_one_tiny
 	$(RUN) run.py experiment=hammer_dgm4
 	$(RUN) run.py experiment=bev_fusion_small

@@ -19,6 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.augment import RandomAugment
 from datamodules.base import BaseDataModule
 from datamodules.batch import (
     BOX,
@@ -34,7 +35,6 @@ from datamodules.batch import (
 )
 from datamodules.image_box import box_target, image_tensor
 from datamodules.order import BatchRequest
-from datamodules.photometric import PhotometricAugment
 from models.errors import UserError
 from models.hammer.model import MANIPULATIONS
 from models.hammer.text import CaptionTokenizer
@@ -91,7 +91,7 @@ class DGM4(Dataset):
         metadata: Path,
         tokenizer: CaptionTokenizer,
         image_size: int,
-        augment: PhotometricAugment | None = None,
+        augment: RandomAugment | None = None,
         flip_probability: float = 0.0,
         fraction: float = 1.0,
     ):
@@ -183,7 +183,7 @@ class DGM4DataModule(BaseDataModule):
         image_size: int = 256,
         batch_size: int = 32,
         eval_batch_size: int = 64,
-        augment: PhotometricAugment | None = None,
+        augment: RandomAugment | None = None,
         flip_probability: float = 0.5,
         train_fraction: float = 1.0,
         simulate: Callable[[str], Path] | None = None,

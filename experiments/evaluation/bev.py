@@ -17,7 +17,7 @@ from experiments import pictures_bev
 from experiments.evaluation.base import SuiteResult, TrainedSplit
 from models.bev_fusion.geometry import BevGrid
 from models.io import stable_hash
-from models.metrics.occupancy import cell_scores, confusion, object_scores, summarise
+from models.metrics.occupancy import IGNORE, cell_scores, confusion, object_scores, summarise
 
 LIGHTS = ("day", "dusk", "night", "glare")
 BANDS = ((0, 1), (1, 2), (2, 4), (4, np.inf))  # metres from the bumper's middle
@@ -53,10 +53,15 @@ def occupancy(
     lasting: dict[str, float] = {}
     if robustness:
         for name, change in _faults(degrees, centimetres, celsius, sensor).items():
-            changed = _predict(split, (change(batch, split.data) for batch in batches))
-            lasting[name] = _mean_iou(confusion(label, changed, classes))
+            of_camera = name.startswith(("black", "camera"))
+            if split.module.model.sees if of_camera else split.module.model.hears:
+                changed = _predict(split, (change(batch, split.data) for batch in batches))
+                lasting[name] = _mean_iou(confusion(label, changed, classes))
+            else:  # a sensor it does not use
+                lasting[name] = metrics["iou"]
         metrics |= {f"robust/{name}/iou": value for name, value in lasting.items()}
-    shown = [int(np.flatnonzero(lights == light)[0]) for light in dict.fromkeys(lights.tolist())]
+    filled = ((label > 0) & (label != IGNORE)).any((1, 2))
+    shown = [int((filled & (lights == light)).argmax()) for light in _present(lights) if (filled & (lights == light)).any()]
     sizes = np.cumsum([0, *(len(batch[INDEX]) for batch in batches)])
     examples = [_example(split, batches, sizes, row, predicted) for row in shown[:6]]
     hashes = {

@@ -92,7 +92,7 @@ def gather_taps(value: Tensor, alpha: Tensor, taps: Tensor, dilations: Sequence[
     return _GatherTaps.apply(*parts, tuple(dilations))
 
 
-# On a CPU so many numbers of the value are treated at once: what a core's second-level cache keeps beside weights and result.
+# So many numbers of the value are treated at once on each core: what its second-level cache keeps beside weights and result.
 CHUNK = 2**17
 
 
@@ -156,8 +156,9 @@ class _Workspace:
         if value.device.type != "cpu":
             self.samples, self.together = self.batch, self.groups
         else:
-            self.together = min(self.groups, max(1, CHUNK // group))
-            self.samples = max(1, CHUNK // (group * self.groups)) if self.together == self.groups else 1
+            most = CHUNK * torch.get_num_threads()
+            self.together = min(self.groups, max(1, most // group))
+            self.samples = max(1, most // (group * self.groups)) if self.together == self.groups else 1
         shape = (min(self.samples, self.batch), self.together)
         self._values = value.new_zeros(*shape, self.width, self.length + 2 * self.lead)
         self._weights = value.new_zeros(*shape, len(self.starts), self.height, stride)

@@ -2,9 +2,20 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from datamodules.augment import OPERATIONS, RandomAugment, apply_operation, auto_contrast, rotate, translate_x
+from datamodules.augment import (
+    OPERATIONS,
+    PHOTOMETRIC,
+    RandomAugment,
+    apply_operation,
+    auto_contrast,
+    brightness,
+    equalize,
+    rotate,
+    sharpness,
+    translate_x,
+)
 
 IMAGE = np.random.default_rng(0).integers(10, 200, (24, 32, 3), dtype=np.uint8)
 
@@ -14,11 +25,6 @@ def test_every_operation_keeps_shape_and_type(name):
     out = apply_operation(name, IMAGE, 0.7)
     assert out.shape == IMAGE.shape and out.dtype == np.uint8
     assert (name == "Identity") == np.array_equal(out, IMAGE)
-
-
-def test_contrast_is_stretched_unless_it_overflows():
-    assert auto_contrast(IMAGE).min() == 0 and auto_contrast(IMAGE).max() >= 254
-    assert (auto_contrast(IMAGE, overflow=True) == 255).all()
 
 
 def test_translation_moves_whole_pixels_and_fills():
@@ -41,3 +47,42 @@ def test_the_draw_is_a_function_of_the_generator():
     np.testing.assert_array_equal(first, again)
     others = [augment(IMAGE, np.random.default_rng((1, 2, row))) for row in range(8)]
     assert any(not np.array_equal(first, other) for other in others)
+
+
+def test_photometric_operations_move_no_pixel():
+    half = np.zeros((16, 16, 3), np.uint8)
+    half[:, 8:] = 200
+    augment = RandomAugment(PHOTOMETRIC, probability=1.0)
+    for seed in range(20):
+        out = augment(half, np.random.default_rng(seed))
+        assert (out[:, :6] == out[0, 0]).all() and (out[:, 10:] == out[0, 15]).all()  # a blur reaches two pixels
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(10, 220, (12, 9, 3), dtype=np.uint8)
+
+
+def test_auto_contrast_and_its_overflow(image):
+    own = auto_contrast(image).astype(int)
+    assert own.min() == 0 and own.max() == 255
+    assert np.abs(own - np.asarray(ImageOps.autocontrast(Image.fromarray(image))).astype(int)).max() <= 1
+    assert (auto_contrast(image, overflow=True) == 255).all()
+    image[0, 0] = 0
+    assert (auto_contrast(image, overflow=True) == auto_contrast(image)).all()
+    flat = np.full((4, 4, 3), 7, np.uint8)
+    assert (auto_contrast(flat, overflow=True) == flat).all()
+
+
+def test_equalize_equals_pillow(image):
+    image = np.repeat(np.repeat(image, 8, 0), 8, 1)
+    assert (equalize(image) == np.asarray(ImageOps.equalize(Image.fromarray(image)))).all()
+
+
+def test_sharpness_clips_or_wraps():
+    image = np.zeros((5, 5, 3), np.uint8)
+    image[2, 2] = 250
+    assert sharpness(image, 1.36)[2, 2, 0] == 255
+    assert sharpness(image, 1.36, overflow=True)[2, 2, 0] == 305 - 256  # 96 + 1.36 (250 - 96), whose last byte stays
+    assert (sharpness(image, 1.0) == image).all()
+    assert (brightness(image, 1.36) == np.clip(image * 1.36, 0, 255).astype(np.uint8)).all()

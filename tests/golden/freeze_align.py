@@ -139,7 +139,7 @@ def augment(case: Case) -> dict[str, np.ndarray]:
     for name in case.wanted:
         operation, _, sign = name.partition("_")
         level = (-1 if sign == "neg" else 1) * config["level"] / MAX_LEVEL
-        out[name] = torch.from_numpy(np.array(apply_operation(operation, image, level, overflow=True)))
+        out[name] = torch.from_numpy(np.array(apply_operation(operation, image, level, True, True)))
     return out
 
 

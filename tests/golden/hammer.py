@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datamodules.augment import MAX_LEVEL, PHOTOMETRIC, apply_operation
 from datamodules.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
 from datamodules.image_box import box_target, image_tensor
-from datamodules.photometric import OPERATIONS, PhotometricAugment
 from lightning_modules.hammer import HammerModule
 from models.hammer.checkpoint import hammer_from_official
 from models.hammer.model import Hammer
@@ -196,10 +196,10 @@ def image_box_transform(case: Case) -> dict[str, Tensor]:
         for name, flip in (("eval", False), ("train_noflip", False), ("train_flip", True)):
             out[f"{name}_image{i}"] = image_tensor(image, config["image_res"], flip)
             out[f"{name}_box{i}"] = box_target(box, image.size, flip)
-    augment = PhotometricAugment(level=config["aug_level"], autocontrast_overflow=True, sharpness_overflow=True)
-    sources = {name: "image0" for name in OPERATIONS} | {"AutoContrast_zero_min": "image_zero_min"}
+    level = config["aug_level"] / MAX_LEVEL
+    sources = {name: "image0" for name in PHOTOMETRIC} | {"AutoContrast_zero_min": "image_zero_min"}
     for name, source in sources.items():
-        pixels = augment.operations[name.split("_")[0]](case.inputs[source].numpy())
+        pixels = apply_operation(name.split("_")[0], case.inputs[source].numpy(), level, True, True)
         out[f"aug_{name}"] = torch.from_numpy(np.array(pixels))
     return out
 
