@@ -1,8 +1,7 @@
 """Clips of moving shapes, with captions, questions and choices whose answers depend on the order of the frames.
 
-There are two kinds. In a *turn*, one shape appears, then another, then nothing: what came first, what came last? In a *move*,
-one shape comes closer or goes away, and is gone: which way did it move? The frames of a clip, shuffled, leave two answers
-open to every question.
+There are two kinds. In a *turn*, one shape appears, then another: what came first, what last? In a *move*, one shape comes
+closer or goes away: which way? Then the light goes out. The frames of a clip, shuffled, leave two answers open to every question.
 
 A clip is a pure function of (seed, index). The world is written as MSR-VTT lies on disk: mp4 files, MSRVTT-QA and its answers,
 retrieval captions, multiple choice; and the same clips once more as WebVid captions, LSMDC's multiple choice and CC3M pictures.
@@ -28,7 +27,8 @@ WORLD = 1  # raise it when the same arguments would give other clips or words
 STARTS = {"train": 0, "val": 10**7, "test": 2 * 10**7}  # clip indices: splits stay apart whatever their sizes
 WAYS = {"closer": "away", "away": "closer"}  # each with its opposite
 ANSWERS = (*COLOURS, *WAYS)
-ACTS = 3  # of a turn: first shape, second shape, nothing; a move takes the first two
+ACTS = 3  # before, after, and dark
+DARK = (22, 22, 26)
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -56,8 +56,8 @@ class Clip(NamedTuple):
         """(question, answer, kind of question)."""
         if self.kind == "turn":
             (first, _), (last, _) = self.shapes
-            return [("what came first?", first, "order"), ("what came last?", last, "order")]
-        return [("which way does it move?", self.way, "way")]
+            return [("what first?", first, "order"), ("what last?", last, "order")]
+        return [("which way?", self.way, "way")]
 
 
 def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDArray[np.uint8]]:
@@ -87,7 +87,7 @@ def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDAr
         scenes += [None] * (frames - len(scenes))
     pictures = []
     for scene in scenes:
-        canvas = Image.new("RGB", (2 * size, 2 * size), (ground,) * 3)
+        canvas = Image.new("RGB", (2 * size, 2 * size), DARK if scene is None else (ground,) * 3)
         if scene is not None:
             which, centre, r = scene
             colour, shape = clip.shapes[which]

@@ -132,9 +132,9 @@ def test_no_frame_of_a_clip_tells_its_order():
 def test_moves_go_their_way():
     for index in range(1, 30, 2):
         clip, frames = make_clip(0, index, 12, 32)
-        shown = np.abs(frames.astype(int) - frames[-1, 0, 0].astype(int)).sum(axis=3) > 60
+        shown = np.abs(frames.astype(int) - frames[0, 0, 0].astype(int)).sum(axis=3) > 60
         areas = shown.sum(axis=(1, 2))
-        assert (areas[:8] > 0).all() and not areas[8:].any()
+        assert (areas[:8] > 0).all() and (frames[8:] < 40).all()
         small, large = (areas[:4], areas[4:8]) if clip.way == "closer" else (areas[4:8], areas[:4])
         assert small.max() < large.min()
 
