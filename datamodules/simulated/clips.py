@@ -1,7 +1,8 @@
 """Clips of moving shapes, with captions, questions and choices whose answers depend on the order of the frames.
 
 There are two kinds. In a *turn*, one shape appears, then another: what came first, what last? In a *move*, one shape comes
-closer or goes away: which way? Then the light goes out. The frames of a clip, shuffled, leave two answers open to every question.
+closer or goes away: which way? Then the light goes out. The frames of a clip, shuffled, leave two answers open to every
+question.
 
 A clip is a pure function of (seed, index). The world is written as MSR-VTT lies on disk: mp4 files, MSRVTT-QA and its answers,
 retrieval captions, multiple choice; and the same clips once more as WebVid captions, LSMDC's multiple choice and CC3M pictures.
