@@ -45,3 +45,30 @@ def layer_pairs(row: dict, scores: Sequence[str], path: Path) -> Path:
 def _heat(axis, grid: np.ndarray, title: str):
     axis.set_title(title)
     return axis.imshow(grid, cmap="viridis", interpolation="nearest", aspect="auto")
+
+
+def localisation(examples: Sequence[dict], path: Path) -> Path:
+    """One row per example: the picture, the map of its patches for the class name, what was cut out, and the truth.
+
+    Args:
+        examples: each with ``image`` (PIL), ``name``, ``map`` (h, w), ``found`` and ``wanted`` (H, W) bool, ``iou`` in percent.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(len(examples), 4, figsize=(8.4, 2.2 * len(examples)), squeeze=False, layout="constrained")
+    for row, example in zip(axes, examples, strict=True):
+        height, width = example["wanted"].shape
+        picture = np.asarray(example["image"].resize((width, height)))
+        extent = (0, width, height, 0)
+        row[0].imshow(picture)
+        row[1].imshow(picture)
+        row[1].imshow(example["map"], cmap="inferno", alpha=0.65, interpolation="bilinear", extent=extent)
+        for axis, mask in zip(row[2:], (example["found"], example["wanted"]), strict=True):
+            axis.imshow(np.where(mask[..., None], picture, picture // 5 + 180))
+        row[0].set_ylabel(example["name"])
+        row[2].set_xlabel(f"IoU {example['iou']:.0f}")
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    for axis, title in zip(axes[0], ("picture", "patches and name", "found", "truth"), strict=True):
+        axis.set_title(title)
+    return _save(plt, figure, path)

@@ -71,7 +71,7 @@ SHAPES = {
 def draw_shape(
     draw: ImageDraw.ImageDraw,
     shape: str,
-    colour: tuple[int, int, int],
+    colour: tuple[int, int, int] | int,
     centre: tuple[float, float],
     radius: float,
     angle: float = 0.0,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,17 +35,17 @@ class LocalisationMeter:
 
         The void label 255 counts as background. Classes that are not in the label map are not judged.
         """
-        labels = torch.where(labels == VOID, 0, labels.long())
+        self._judge(labels, lambda label: outline(similarity[label], labels.shape, self.threshold))
+
+    def add_mask(self, found: Tensor, labels: Tensor) -> None:
+        """One image, where the same (H, W) bool is the answer for every class: baselines that see no name."""
+        self._judge(labels, lambda label: found)
+
+    def _judge(self, labels: Tensor, found_of: Callable[[int], Tensor]) -> None:
         own = []
-        for label in labels.unique().tolist():
-            if label == 0:
-                continue
-            score = F.interpolate(similarity[None, label : label + 1].float(), size=labels.shape, mode="bilinear")[0, 0]
-            low, high = score.min(), score.max()
-            found = (score - low) / (high - low) > self.threshold
-            wanted = labels == label
-            union = int((found | wanted).sum())
-            own.append(100 * int((found & wanted).sum()) / union)
+        for label in classes_in(labels):
+            found, wanted = found_of(label), labels == label
+            own.append(100 * int((found & wanted).sum()) / int((found | wanted).sum()))
             self.classes.setdefault(label, []).append(own[-1])
         if own:
             self.images.append(sum(own) / len(own))
@@ -56,3 +56,16 @@ class LocalisationMeter:
             raise ValueError("no image with a class other than background was added")
         per_class = [sum(values) / len(values) for values in self.classes.values()]
         return LocalisationIoU(sum(self.images) / len(self.images), sum(per_class) / len(per_class))
+
+
+def classes_in(labels: Tensor) -> list[int]:
+    """The classes of a label map that are judged: neither background nor void."""
+    return [label for label in labels.unique().tolist() if label not in (0, VOID)]
+
+
+def outline(similarity: Tensor, size: Sequence[int], threshold: float) -> Tensor:
+    """(h, w) similarities of patches to one name, to the (H, W) bool where they exceed ``threshold`` once enlarged and scaled
+    to [0, 1]. A map that is the same everywhere outlines nothing."""
+    score = F.interpolate(similarity[None, None].float(), size=tuple(size), mode="bilinear")[0, 0]
+    low, high = score.min(), score.max()
+    return (score - low) / (high - low) > threshold

@@ -1,0 +1,131 @@
+"""Pascal VOC's segmentation layout: pictures, palette PNGs of class numbers, and a list of names per split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from models.errors import UserError
+
+LAYOUT = """\
+  {root}/  (VOCdevkit/VOC2012 of the release)
+    JPEGImages/<name>.jpg
+    SegmentationClass/<name>.png  class numbers in VOC's palette, 0 background, 255 void
+    ImageSets/Segmentation/{split}.txt  one name per line
+    classes.txt  (optional) one class per line, the background first; without it: VOC's 20"""
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+VOID = 255
+
+
+def voc_palette() -> np.ndarray:
+    """(256, 3) uint8: the colour of every class number. Its bits, in threes, are the high bits of red, green and blue."""
+    numbers = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((numbers >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+class VocSegmentation:
+    """One split. ``dataset[i]`` is the picture (RGB) and its (H, W) uint8 class numbers; ``class_names`` begins with the
+    background.
+
+    Args:
+        root: folder of the release, see :data:`LAYOUT`.
+        split: ``train``, ``val`` or ``trainval``.
+        classes_file: one class per line in the order of their numbers; None: ``classes.txt`` of the root, or VOC's own names.
+
+    Raises:
+        UserError: a file of the layout is missing, or, from ``dataset[i]``, one that is not what it should be. A benchmark with
+            holes would give a figure of something else, so that nothing is left out.
+    """
+
+    def __init__(self, root: str | Path, split: str = "val", classes_file: str | Path | None = None):
+        self.root, self.split = Path(root), split
+        listed = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        if not listed.is_file():
+            raise UserError(f"there is no {listed}. The layout is:\n{self._layout()}")
+        self.names = listed.read_text(encoding="utf-8").split()
+        if not self.names:
+            raise UserError(f"{listed} is empty; it should name the pictures of the split, one per line.")
+        for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+            missing = [n for n in self.names if not (self.root / folder / f"{n}.{suffix}").is_file()]
+            if missing:
+                raise UserError(
+                    f"{len(missing)} of the {len(self.names)} files that {listed} names are not in {self.root / folder}; the "
+                    f"first is {missing[0]}.{suffix}. Is the copy complete? The layout is:\n{self._layout()}"
+                )
+        own = self.root / "classes.txt"
+        self.class_names = _read_names(Path(classes_file) if classes_file else own) if classes_file or own.is_file() else None
+        self.class_names = self.class_names or list(VOC_CLASSES)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, np.ndarray]:
+        image = _open(self.root / "JPEGImages" / f"{self.names[i]}.jpg", "a picture").convert("RGB")
+        path = self.root / "SegmentationClass" / f"{self.names[i]}.png"
+        labels = _class_numbers(_open(path, "a map of class numbers"), path)
+        if labels.shape != (image.height, image.width):
+            raise UserError(
+                f"{path} has {labels.shape[1]} x {labels.shape[0]} pixels, its picture {image.width} x {image.height}: one of "
+                "them was resized. Take both from the same release."
+            )
+        known = labels[labels != VOID]
+        if known.size and known.max() >= len(self.class_names):
+            raise UserError(
+                f"{path} holds the class number {known.max()}, but there are {len(self.class_names)} class names with the "
+                f"background (0 to {len(self.class_names) - 1}). Is it a map of SegmentationObject, or is classes.txt short?"
+            )
+        return image, labels
+
+    def _layout(self) -> str:
+        return LAYOUT.format(root=self.root, split=self.split)
+
+
+def _open(path: Path, what: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError to Pillow
+        raise UserError(f"{path} cannot be read as {what} ({error}). Fetch it again.") from error
+
+
+def _class_numbers(mask: Image.Image, path: Path) -> np.ndarray:
+    """The indices of a palette PNG or of a grey one; refuses those whose numbers mean something else."""
+    if mask.mode not in ("P", "L"):
+        raise UserError(
+            f"{path} is a picture of mode {mask.mode}, not a map of class numbers: somebody saved the colours. Take the "
+            "release's palette PNGs (mode P), or grey ones whose values are the class numbers (mode L)."
+        )
+    labels = np.asarray(mask)
+    if mask.mode == "P":
+        used = np.unique(labels)
+        palette = np.zeros((256, 3), np.uint8)
+        given = np.asarray(mask.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(given)] = given
+        wrong = used[(palette[used] != voc_palette()[used]).any(axis=1)]
+        if wrong.size:
+            raise UserError(
+                f"{path} has another palette than VOC's (number {wrong[0]} is {palette[wrong[0]].tolist()}, not "
+                f"{voc_palette()[wrong[0]].tolist()}): a program that saved it anew has renumbered the colours, so that its "
+                "numbers are no classes. Take the file from the release."
+            )
+    return labels
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the class names {path} cannot be read as text: {error}") from error
+    if len(names) < 2:
+        raise UserError(f"{path} names {len(names)} classes; it needs the background and at least one more, one per line.")
+    return names

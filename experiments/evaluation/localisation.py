@@ -1,0 +1,162 @@
+"""Training-free localisation: where is what a class name says (freeze-align; evaluation protocols, section 5.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from datamodules.readers.voc import VocSegmentation
+from experiments import pictures_alignment
+from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from models.errors import UserError
+from models.io import stable_hash
+from models.metrics.localisation import LocalisationMeter, classes_in, outline
+
+BASELINES = ("name of another class", "random map", "whole image", "centre box")
+
+
+def localisation(
+    split: EmbeddedSplit,
+    root: str | None = None,
+    simulate: Callable[[str], Path] | None = None,
+    classes_file: str | None = None,
+    threshold: float = 0.4,
+    size: int = 256,
+    batch_size: int = 32,
+    limit: int | None = None,
+    pictured: int = 5,
+) -> SuiteResult:
+    """Intersection over union, in percent, of the patches that resemble the names of the classes in a picture.
+
+    Each projected patch is multiplied, as it is, with the normalised embedding of the bare name; the map is enlarged to
+    ``size``, scaled to [0, 1] and cut at ``threshold``. Only classes that the mask holds are judged. Beside it: the same maps
+    read with the name of a class that is not there (what the name adds to seeing that there is something), maps of noise, the
+    whole picture, and the box of its middle half by half.
+
+    Args:
+        root: Pascal VOC's layout, split val, see :class:`~datamodules.readers.voc.VocSegmentation`.
+        simulate: writes a set of that layout, ``simulate(root) -> folder``, used where ``root`` holds none itself.
+        classes_file: see there.
+        threshold: of the scaled map.
+        size: pixels per side at which masks are compared; the mask is resized to it by nearest neighbours.
+        batch_size: pictures per forward pass, each squashed to the encoder's own size.
+        limit: first pictures only.
+        pictured: how many pictures are drawn.
+
+    Left out with a note without ``root``, or for a head that has no projector of single patches.
+    """
+    if root is None:
+        return SuiteResult(notes=["localisation left out: give Pascal VOC's folder, evaluation.localisation.root=DIR."])
+    head = split.encoders.head
+    if not getattr(head, "takes_tokens", False) or head.local_vision is None:
+        return SuiteResult(notes=["localisation left out: this head projects no single patches."])
+    if simulate is not None and not (Path(root) / "JPEGImages").is_dir():
+        root = simulate(root)
+    data = VocSegmentation(root, classes_file=classes_file)
+    names = F.normalize(split.encode_text(data.class_names), dim=-1)
+    count = min(len(data), limit or len(data))
+    meter, others = LocalisationMeter(threshold), {name: LocalisationMeter(threshold) for name in BASELINES}
+    drawn = []
+    for i, (image, labels, patches) in enumerate(_patches(split, data, count, size, batch_size)):
+        maps = (patches @ names.T).permute(2, 0, 1)
+        meter.add(maps, labels)
+        _add_baselines(others, maps, labels, seed=i)
+        if len(drawn) < pictured and classes_in(labels):
+            drawn.append(_example(image, labels, maps, data.class_names, threshold))
+    if not meter.images:
+        raise UserError(f"none of the {count} masks of {data.root} holds a class: there is nothing to find.")
+    hashes = {
+        **split.hashes,
+        "prompts": stable_hash(data.class_names),
+        "split": stable_hash([data.split, data.names[:count]]),
+        "preprocessing": stable_hash([_squashed(split).identity(), threshold, size]),
+    }
+    notes = [] if count == len(data) else [f"localisation: the first {count} of {len(data)} pictures only."]
+    return SuiteResult(
+        metrics=_named(meter),
+        baselines={name: _named(other) for name, other in others.items()},
+        hashes=hashes,
+        notes=notes,
+        pictures={"localisation": partial(pictures_alignment.localisation, drawn)},
+    )
+
+
+def _named(meter: LocalisationMeter) -> dict[str, float]:
+    found = meter.result()
+    return {"localisation/image_iou": found.per_image, "localisation/class_iou": found.per_class}
+
+
+def _squashed(split: EmbeddedSplit):
+    """The encoder's own preprocessing of the whole picture, whatever its shape: a crop would lose what the mask still has."""
+    return split.encoders.preprocess.resized(None, None, squash=True)
+
+
+def _patches(
+    split: EmbeddedSplit, data: VocSegmentation, count: int, size: int, batch_size: int
+) -> Iterator[tuple[Image.Image, Tensor, Tensor]]:
+    """Each picture, its labels (size, size) and its projected patches (h, w, E), on the CPU."""
+    encoders, preprocess = split.encoders, _squashed(split)
+    for start in range(0, count, batch_size):
+        read = [data[i] for i in range(start, min(start + batch_size, count))]
+        pixels = torch.stack([preprocess(image) for image, _ in read]).to(encoders.device)
+        tokens = encoders.vision(pixels).tokens
+        # What precedes the patches: CLS and registers; of a convolution net the pooled vector, which the head takes for CLS.
+        prefix = max(encoders.vision.prefix, 1)
+        patches = encoders.head.image_tokens(tokens)[:, prefix:].float().cpu()
+        grid = _grid(patches.shape[1], preprocess.size)
+        for (image, labels), own in zip(read, patches, strict=True):
+            resized = Image.fromarray(labels).resize((size, size), Image.Resampling.NEAREST)
+            yield image, torch.from_numpy(np.array(resized)).long(), own.unflatten(0, grid)
+
+
+def _grid(patches: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the patches of an input of ``size``. Raises UserError where they are no grid of its shape."""
+    rows = round(math.sqrt(patches * size[0] / size[1]))
+    if rows == 0 or patches % rows or abs(rows / size[0] - patches // rows / size[1]) >= 1 / max(size):
+        raise UserError(
+            f"the vision encoder gives {patches} tokens beside its first for {size[0]} x {size[1]} pixels, which is no grid of "
+            "patches: localisation needs an encoder that keeps one."
+        )
+    return rows, patches // rows
+
+
+def _add_baselines(meters: dict[str, LocalisationMeter], maps: Tensor, labels: Tensor, seed: int) -> None:
+    present = classes_in(labels)
+    classes = len(maps)
+    order = [*range(1, classes), *range(1, classes)]  # round from each class: the next one that is not there
+    other = {label: next((c for c in order[label:] if c not in present), 0) for label in present}
+    swapped = maps.clone()
+    for label, instead in other.items():
+        swapped[label] = maps[instead]
+    noise = torch.randn(maps.shape[1:], generator=torch.Generator().manual_seed(seed))
+    height, width = labels.shape
+    box = torch.zeros(labels.shape, dtype=torch.bool)
+    box[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
+    meters["name of another class"].add(swapped, labels)
+    meters["random map"].add(noise.expand_as(maps), labels)
+    meters["whole image"].add_mask(torch.ones_like(box), labels)
+    meters["centre box"].add_mask(box, labels)
+
+
+def _example(image: Image.Image, labels: Tensor, maps: Tensor, names: list[str], threshold: float) -> dict[str, Any]:
+    """What is drawn of one picture: its class with the largest area."""
+    label = max(classes_in(labels), key=lambda c: int((labels == c).sum()))
+    found, wanted = outline(maps[label], labels.shape, threshold), labels == label
+    iou = 100 * int((found & wanted).sum()) / int((found | wanted).sum())
+    return {
+        "image": image,
+        "name": names[label],
+        "map": maps[label].numpy(),
+        "found": found.numpy(),
+        "wanted": wanted.numpy(),
+        "iou": iou,
+    }
