@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,16 @@ class DualEncoder(nn.Module):
         return F.normalize(out, dim=-1) if normalize else out
 
     @torch.inference_mode()
-    def embed_images(self, images: Iterable[Image.Image], batch_size: int = 64) -> Tensor:
-        """Pictures to embeddings (N, D) on the CPU; an iterable is read batch by batch."""
+    def embed_images(
+        self,
+        images: Iterable[Image.Image],
+        batch_size: int = 64,
+        preprocess: Callable[[Image.Image], Tensor] | None = None,
+    ) -> Tensor:
+        """Pictures to embeddings (N, D) on the CPU; an iterable is read batch by batch. ``preprocess``: other than its own."""
         parts, batch = [], []
         for image in images:
-            batch.append(self.preprocess(image))
+            batch.append((preprocess or self.preprocess)(image))
             if len(batch) == batch_size:
                 parts.append(self.encode_image(torch.stack(batch).to(self.device)).cpu())
                 batch = []

@@ -16,13 +16,12 @@ from transformers import Dinov2Model
 from experiments.evaluation import readers
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.evaluation.zero_shot import fill, read_templates
-from models.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from models.encoders.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from models.io import stable_hash
 from models.metrics.classification import class_vectors
 from models.metrics.segmentation import intersections_and_unions, mean_iou
 from models.sail.segmentation import SegmentationEncoder, predict_classes, sliding_window_logits
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 VOC20_CLASSES = str(Path(__file__).parent / "prompts" / "voc20.txt")
 LONGEST = 2048  # pixels, of the resized image
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from experiments import pictures
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from models.encoders.preprocess import CLIP_MEAN, CLIP_STD
 from models.errors import UserError
 from models.io import stable_hash
 from models.metrics.classification import (
     balanced_accuracy,
-    class_vectors,
     confusion_matrix,
+    descriptive_class_vectors,
     top_k_accuracy,
     zero_shot_logits,
 )
@@ -29,6 +31,10 @@ def zero_shot(
     templates_file: str | None = None,
     template_sets: Mapping[str, str] | None = None,
     descriptions_file: str | None = None,
+    descriptions_order: Literal["names", "file"] = "names",
+    descriptions_pad_to: int = 0,
+    descriptions_normalise: bool = True,
+    statistics: Literal["own", "clip"] = "own",
 ) -> SuiteResult:
     """Top-1, top-5 and balanced accuracy in percent; skipped with a note where the data has no classes.
 
@@ -38,6 +44,14 @@ def zero_shot(
         template_sets: name -> file of further sets, each reported as ``zeroshot_<name>/...`` beside the first.
         descriptions_file: JSON of class name -> list of whole prompts that describe it, reported as
             ``zeroshot_descriptions/...``. Every class of the data needs an entry; classes may differ in their number.
+        descriptions_order: 'names' finds a class's prompts by its name. Official (freeze-align): 'file', the n-th entry is
+            class n whatever its name, such as a WordNet id.
+        descriptions_pad_to: fill shorter lists up to this many prompts with copies of their first one. Official: 19, so that
+            a class's first prompt counts up to 17 times.
+        descriptions_normalise: normalise class vectors again after averaging the prompts. Official: False, so that classes
+            whose prompts agree have longer vectors, and are preferred.
+        statistics: of the pixels. Official (freeze-align): 'clip', although the backbone is DINOv2; the pictures are then
+            encoded anew. 'own' are those of training.
     """
     labelled = split.labels is not None and bool((split.labels >= 0).any())
     sets = {"zeroshot": read_templates(templates, templates_file)}
@@ -46,19 +60,33 @@ def zero_shot(
         note = "zero-shot classification left out: the data has no classes (classes.txt and a label in KEY.json)."
         return SuiteResult(notes=[note])
     names, result = split.class_names, SuiteResult(hashes=dict(split.hashes))
+    if statistics == "clip":
+        split = _with_statistics(split, CLIP_MEAN, CLIP_STD)
+        result.hashes["preprocessing"] = stable_hash([split.hashes.get("preprocessing"), statistics])
     prompts = {key: [fill(chosen, [name]) for name in names] for key, chosen in sets.items()}
+    rules = dict.fromkeys(prompts, class_vectors_of)
     if descriptions_file is not None:
-        prompts["zeroshot_descriptions"] = read_descriptions(descriptions_file, names)
+        key = "zeroshot_descriptions"
+        prompts[key] = read_descriptions(descriptions_file, names, descriptions_order)
+        rules[key] = partial(class_vectors_of, pad_to=descriptions_pad_to, normalise=descriptions_normalise)
     for key, of_class in prompts.items():
-        _judge(split, key, of_class, result)
+        _judge(split, key, rules[key](split, of_class), result)
         # One set is 'prompts', as in every suite; further ones are told apart by their names.
         result.hashes["prompts" + key.removeprefix("zeroshot")] = stable_hash([p for one in of_class for p in one])
     return result
 
 
-def _judge(split: EmbeddedSplit, key: str, prompts: list[list[str]], result: SuiteResult) -> None:
+def _with_statistics(split: EmbeddedSplit, mean: tuple[float, ...], std: tuple[float, ...]) -> EmbeddedSplit:
+    """The split with its images encoded anew, their pixels normalised by ``mean`` and ``std``."""
+    encoders = split.encoders
+    pictures_of_split = (split.load_image(row) for row in range(len(split.image)))
+    image = encoders.embed_images(pictures_of_split, preprocess=replace(encoders.preprocess, mean=mean, std=std))
+    return replace(split, image=image)
+
+
+def _judge(split: EmbeddedSplit, key: str, classes: Tensor, result: SuiteResult) -> None:
     known, names = split.labels >= 0, split.class_names
-    labels, logits = split.labels[known], zero_shot_logits(split.image[known], _vectors(split, prompts))
+    labels, logits = split.labels[known], zero_shot_logits(split.image[known], classes)
     predicted = logits.argmax(dim=1)
     ks = [k for k in (1, 5) if k < len(names)]
     result.metrics |= {f"{key}/top{k}": top_k_accuracy(logits, labels, k) for k in ks}
@@ -69,10 +97,10 @@ def _judge(split: EmbeddedSplit, key: str, prompts: list[list[str]], result: Sui
     result.pictures[picture] = partial(pictures.confusion, confusion_matrix(predicted, labels, len(names)), names)
 
 
-def _vectors(split: EmbeddedSplit, prompts: list[list[str]]) -> Tensor:
-    """Class vectors (D, C) of one list of prompts per class."""
-    embedded = split.encode_text([prompt for one in prompts for prompt in one]).split([len(one) for one in prompts])
-    return torch.cat([class_vectors(one[None]) for one in embedded], dim=1)
+def class_vectors_of(split: EmbeddedSplit, prompts: list[list[str]], pad_to: int = 0, normalise: bool = True) -> Tensor:
+    """Class vectors (D, C) of one list of prompts per class, see ``descriptive_class_vectors``."""
+    embedded = split.encode_text([prompt for one in prompts for prompt in one])
+    return descriptive_class_vectors(embedded, [len(one) for one in prompts], pad_to, normalise)
 
 
 def fill(templates: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -90,8 +118,9 @@ def read_templates(templates: Sequence[str], file: str | None) -> list[str]:
     return list(templates)
 
 
-def read_descriptions(file: str, names: Sequence[str]) -> list[list[str]]:
-    """The prompts of each class in the order of ``names``. Raises UserError for another form or a missing class."""
+def read_descriptions(file: str, names: Sequence[str], order: Literal["names", "file"] = "names") -> list[list[str]]:
+    """The prompts of each class, found by ``names`` or in the order of the file. Raises UserError for another form, a missing
+    class, or, in the order of the file, another number of classes."""
     try:
         content = json.loads(_read(file, "descriptions"))
     except json.JSONDecodeError as error:
@@ -100,6 +129,13 @@ def read_descriptions(file: str, names: Sequence[str]) -> list[list[str]]:
         isinstance(p, list) and p and all(isinstance(x, str) for x in p) for p in content.values()
     ):
         raise UserError(f"{file} must map each class name to a list of prompts that is not empty.")
+    if order == "file":
+        if len(content) != len(names):
+            raise UserError(
+                f"{file} describes {len(content)} classes, but the data has {len(names)}: with descriptions_order=file the "
+                "n-th entry is class n."
+            )
+        return list(content.values())
     missing = [name for name in names if name not in content]
     if missing:
         raise UserError(f"{file} describes {len(content)} classes, but not {missing[:5]}{' ...' if len(missing) > 5 else ''}.")

@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from experiments.evaluation.base import EmbeddedSplit
 from experiments.evaluation.retrieval import retrieval
 from experiments.evaluation.zero_shot import zero_shot
+from models.encoders.preprocess import CLIP_MEAN, CLIP_STD, ImagePreprocess
 from models.errors import UserError
 
 WORDS = ["red", "green", "blue", "pink", "grey", "navy", "mint"]
@@ -105,6 +106,69 @@ def test_zero_shot_with_several_sets_and_descriptions(tmp_path):
     (tmp_path / "words.json").write_text(json.dumps({"red": "a"}))
     with pytest.raises(UserError, match="list of prompts"):
         zero_shot(split, ["a {}"], descriptions_file=str(tmp_path / "words.json"))
+
+
+def _official_top1(split: EmbeddedSplit, prompts: list[list[str]], pad_to: int, k_test: int) -> float:
+    """freeze-align's rule, prompt by prompt and image by image: pad with the first, average unit vectors, do not normalise
+    again, and set all but the k_test best scores of an image to -100."""
+    vectors = []
+    for own in prompts:
+        filled = own + [own[0]] * (pad_to - len(own))  # a negative number of copies is none
+        total = torch.zeros(split.image.shape[1])
+        for prompt in filled:
+            vector = split.encode_text([prompt])[0]
+            total += vector / vector.norm()
+        vectors.append(total / len(filled))
+    right = 0
+    for image, label in zip(split.image, split.labels.tolist(), strict=True):
+        scores = [float(image @ vector / image.norm()) for vector in vectors]
+        kept = sorted(range(len(scores)), key=lambda c: -scores[c])[:k_test]
+        filtered = [score if c in kept else -100.0 for c, score in enumerate(scores)]
+        right += max(range(len(filtered)), key=lambda c: filtered[c]) == label
+    return 100 * right / len(split.image)
+
+
+def test_descriptive_prompts_by_the_official_rule(tmp_path):
+    split, g = _split(images=600, noise=0.9), torch.Generator().manual_seed(1)
+    prompts = []
+    for name in WORDS:  # the first prompt speaks of two classes; some lists are longer than what they are filled up to
+        others = [WORDS[i] for i in torch.randint(len(WORDS), (8,), generator=g).tolist()]
+        count = int(torch.randint(1, 9, (1,), generator=g))
+        prompts.append([f"{name} {others[0]}", *(f"{name} {name} {other}" for other in others[1:count])])
+    assert min(map(len, prompts)) < 5 < max(map(len, prompts))
+    by_number = {f"n{number:08d}": own for number, own in enumerate(prompts)}  # WordNet ids, whose order is that of the labels
+    (tmp_path / "words.json").write_text(json.dumps(by_number))
+    arguments = (split, ["a {}"], None, None, str(tmp_path / "words.json"))
+    official = zero_shot(*arguments, descriptions_order="file", descriptions_pad_to=5, descriptions_normalise=False)
+    assert official.metrics["zeroshot_descriptions/top1"] == pytest.approx(_official_top1(split, prompts, 5, k_test=3))
+    plain = zero_shot(*arguments, descriptions_order="file")
+    padded = zero_shot(*arguments, descriptions_order="file", descriptions_pad_to=5)
+    unequal = zero_shot(*arguments, descriptions_order="file", descriptions_normalise=False)
+    for changed in (official, padded, unequal):  # each switch decides something here
+        assert changed.metrics["zeroshot_descriptions/top1"] != plain.metrics["zeroshot_descriptions/top1"]
+    assert plain.metrics["zeroshot/top1"] == official.metrics["zeroshot/top1"]  # and nothing about other prompts
+    with pytest.raises(UserError, match="but not"):
+        zero_shot(*arguments)
+    (tmp_path / "words.json").write_text(json.dumps({name: by_number[name] for name in list(by_number)[1:]}))
+    with pytest.raises(UserError, match="describes 6 classes, but the data has 7"):
+        zero_shot(*arguments, descriptions_order="file")
+
+
+def test_official_pixel_statistics_encode_the_pictures_anew():
+    split = _split()
+    split.load_image = lambda row: row
+
+    class Encoders:
+        preprocess = ImagePreprocess((2, 2), None)
+
+        def embed_images(self, images, preprocess):
+            assert (preprocess.mean, preprocess.std) == (CLIP_MEAN, CLIP_STD) and preprocess.size == (2, 2)
+            return -split.image[list(images)]
+
+    split.load_encoders = Encoders
+    own, clip = (zero_shot(split, ["a {}"], statistics=name) for name in ("own", "clip"))
+    assert clip.metrics["zeroshot/top1"] < own.metrics["zeroshot/top1"]
+    assert clip.hashes["preprocessing"] != own.hashes.get("preprocessing")
 
 
 def test_retrieval_equals_a_sorted_list():
