@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from models.encoders.preprocess import ImagePreprocess
 
 FILL = (128, 128, 128)
 MAX_LEVEL = 10
@@ -186,3 +190,60 @@ class RandomAugment:
                 level = self.level if positive or name not in SIGNED else -self.level
                 image = apply_operation(str(name), image, level, **self.overflow)
         return image
+
+
+def random_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a crop of random area (a share of the picture's) and shape (width by height), as
+    torchvision's RandomResizedCrop draws it: ten tries, then the largest centred box whose shape is allowed."""
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    shape = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, round(height * shape)), min(height, round(width / shape))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+class AugmentedCrop:
+    """A training picture of freeze-align (and ALBEF): a random crop, perhaps mirrored, then random operations.
+
+    Args:
+        scale: least and greatest share of the picture's area that the crop takes.
+        ratio: narrowest and widest shape of the crop, width by height.
+        flip_probability: of mirroring it.
+        operations: on the crop at its final size; None: none.
+    """
+
+    def __init__(
+        self,
+        scale: tuple[float, float] = (0.2, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip_probability: float = 0.5,
+        operations: RandomAugment | None = None,
+    ):
+        self.scale, self.ratio, self.flip_probability, self.operations = (
+            tuple(scale),
+            tuple(ratio),
+            flip_probability,
+            operations,
+        )
+
+    def __call__(self, image: Image.Image, preprocess: ImagePreprocess, rng: np.random.Generator) -> Tensor:
+        """A picture to (3, H, W) float32 with the size, interpolation, mean and deviation of ``preprocess``; all chance comes
+        from ``rng``."""
+        image = image.convert("RGB")
+        crop = image.crop(random_box(*image.size, self.scale, self.ratio, rng))
+        height, width = preprocess.size
+        crop = crop.resize((width, height), Image.Resampling[preprocess.interpolation])
+        if rng.random() < self.flip_probability:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = np.array(crop)
+        if self.operations is not None:
+            pixels = self.operations(pixels, rng)
+        return preprocess.normalised(pixels)

@@ -122,7 +122,7 @@ def _read(
 
 
 class FeatureDataModule(BaseDataModule):
-    """Batches of frozen features for projector training.
+    """Batches of frozen features for projector training, read from stores.
 
     Args:
         train, val: features of the splits; the runner gives them.
@@ -152,9 +152,9 @@ class FeatureDataModule(BaseDataModule):
         self.train, self.val = train, val
         self.positives, self.extra_caption, self.batch_size = positives, extra_caption, batch_size
         self.drop_last = drop_last
-        self.splits = {"train": _Batches(train, positives, extra_caption)}
+        self.splits = {"train": FeatureBatches(train, positives, extra_caption)}
         if val is not None:
-            self.splits["val"] = _Batches(val, 1, extra_caption)
+            self.splits["val"] = FeatureBatches(val, 1, extra_caption)
         if batch_size > len(train.rows):
             self.batch_size = len(train.rows)
             self.notes.append(
@@ -178,7 +178,7 @@ class FeatureDataModule(BaseDataModule):
         return self.evaluation_loader(self.splits[split], self.batch_size)
 
 
-class _Batches(Dataset):
+class FeatureBatches(Dataset):
     """``dataset[BatchRequest] -> batch``; positions count the usable samples.
 
     A batch is sorted by row: its order means nothing to a contrastive loss, and the disk is read in one direction.
@@ -192,13 +192,19 @@ class _Batches(Dataset):
 
     def __getitem__(self, request: BatchRequest) -> dict[str, torch.Tensor]:
         samples = self.features.rows[np.sort(request.rows)]
-        picks = [np.zeros(len(samples), np.int64)]
-        if self.positives == 2:
-            picks.append(self._extra(samples, request))
-        return self.features.batch(samples, picks)
+        counts = self.features.caption_counts(samples)
+        return self.features.batch(samples, caption_picks(self.positives, self.extra_caption, samples, counts, request))
 
-    def _extra(self, samples: np.ndarray, request: BatchRequest) -> np.ndarray:
-        if self.extra_caption == "next":
-            return np.ones(len(samples), np.int64)
-        others = self.features.caption_counts(samples) - 1
-        return np.where(others > 0, 1 + draw(others, samples, request.seed, request.epoch), 0)
+
+def caption_picks(
+    positives: int, extra_caption: str, samples: np.ndarray, counts: np.ndarray, request: BatchRequest
+) -> list[np.ndarray]:
+    """Which of the ``counts`` captions of each of the (B,) ``samples`` is its text and, with two positives, its extra one: (B,)
+    numbers, to be counted round from the first. See :class:`FeatureDataModule`."""
+    picks = [np.zeros(len(samples), np.int64)]
+    if positives == 2 and extra_caption == "next":
+        picks.append(np.ones(len(samples), np.int64))
+    elif positives == 2:
+        others = counts - 1
+        picks.append(np.where(others > 0, 1 + draw(others, samples, request.seed, request.epoch), 0))
+    return picks

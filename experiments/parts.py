@@ -129,6 +129,11 @@ def manifests_of(run: Run, split: str, modality: str) -> dict[str, dict]:
     return {kind: {"kind": kind, **shared} for kind in keep[modality]}
 
 
+def is_online(run: Run) -> bool:
+    """Whether training pairs are encoded at every step anew, and so have no features in stores."""
+    return bool(run.cfg.get("features")) and getattr(get_object(run.cfg.features._target_), "online", False)
+
+
 def is_encoded(dataset: Any) -> bool:
     """Whether a dataset holds features that someone else has computed, in place of images and captions."""
     return hasattr(dataset, "encoded")
@@ -142,6 +147,11 @@ def features(run: Run, split: str) -> PairedFeatures:
 
 def stored_features(run: Run, split: str) -> PairedFeatures:
     """The same with all layers; of the training split only the pairs that ``subset`` chooses."""
+    if split == "train" and is_online(run):
+        raise UserError(
+            "features=online keeps no features of the training split, and something asks for them (k-NN, subset, layers): take "
+            "features=pairs, or do without."
+        )
     sides = []
     for modality in ("vision", "text"):
         stores = {}
@@ -171,11 +181,16 @@ def layer_pair(run: Run) -> tuple[int, int] | None:
 
 
 def training_data(run: Run) -> pl.LightningDataModule:
-    """What is trained on: the frozen features where the recipe has them, else the datamodule itself."""
+    """What is trained on: the frozen features where the recipe has them, stored or made at every step, else the datamodule
+    itself."""
     if not run.cfg.get("features"):
         return datamodule(run)
     splits = datamodule(run).splits
     val = features(run, "val") if "val" in splits else None
+    if is_online(run):
+        encoders = {modality: encoder(run, modality) for modality in ("vision", "text")}
+        keep = OmegaConf.to_container(run.cfg.encoder.keep, resolve=True)
+        return build(run.cfg.features)(source=datamodule(run), **encoders, keep=keep, val=val)
     return build(run.cfg.features)(train=features(run, "train"), val=val)
 
 

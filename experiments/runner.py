@@ -67,6 +67,14 @@ def check_imported(cfg: DictConfig) -> None:
             "piece of the batch, which is another objective. Raise the batch size instead (the cached features and "
             "the small head leave room), or use more devices."
         )
+    features = config.get("features")
+    if features and getattr(get_object(features["_target_"]), "online", False):
+        for group in ("subset", "layers"):
+            if config.get(group):
+                problems.append(
+                    f"{group}: it chooses by stored features of the training pairs, and features=online stores none. Take "
+                    f"features=pairs, or {group}=null."
+                )
     if problems:
         raise validation.ConfigError("\n".join(["The configuration cannot run:", *(f"  - {p}" for p in problems)]))
 

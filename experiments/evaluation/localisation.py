@@ -17,6 +17,7 @@ from torch import Tensor
 from datamodules.readers.voc import VocSegmentation
 from experiments import pictures_alignment
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from models.encoders.preprocess import ImagePreprocess
 from models.errors import UserError
 from models.io import stable_hash
 from models.metrics.localisation import LocalisationMeter, classes_in, outline
@@ -31,6 +32,7 @@ def localisation(
     classes_file: str | None = None,
     threshold: float = 0.4,
     size: int = 256,
+    image_size: int | None = None,
     batch_size: int = 32,
     limit: int | None = None,
     pictured: int = 5,
@@ -48,7 +50,9 @@ def localisation(
         classes_file: see there.
         threshold: of the scaled map.
         size: pixels per side at which masks are compared; the mask is resized to it by nearest neighbours.
-        batch_size: pictures per forward pass, each squashed to the encoder's own size.
+        image_size: pixels per side of the pictures, squashed to a square; None: as in training. More of them make a finer grid
+            of patches; convolution nets and the hub's DINOv2 take any.
+        batch_size: pictures per forward pass.
         limit: first pictures only.
         pictured: how many pictures are drawn.
 
@@ -65,8 +69,10 @@ def localisation(
     names = F.normalize(split.encode_text(data.class_names), dim=-1)
     count = min(len(data), limit or len(data))
     meter, others = LocalisationMeter(threshold), {name: LocalisationMeter(threshold) for name in BASELINES}
+    # All of the picture, whatever its shape: a crop would lose what the mask still has.
+    preprocess = split.encoders.preprocess.resized(image_size, None, squash=True)
     drawn = []
-    for i, (image, labels, patches) in enumerate(_patches(split, data, count, size, batch_size)):
+    for i, (image, labels, patches) in enumerate(_patches(split, data, range(count), preprocess, size, batch_size)):
         maps = (patches @ names.T).permute(2, 0, 1)
         meter.add(maps, labels)
         _add_baselines(others, maps, labels, seed=i)
@@ -78,7 +84,7 @@ def localisation(
         **split.hashes,
         "prompts": stable_hash(data.class_names),
         "split": stable_hash([data.split, data.names[:count]]),
-        "preprocessing": stable_hash([_squashed(split).identity(), threshold, size]),
+        "preprocessing": stable_hash([preprocess.identity(), threshold, size]),
     }
     notes = [] if count == len(data) else [f"localisation: the first {count} of {len(data)} pictures only."]
     return SuiteResult(
@@ -95,18 +101,13 @@ def _named(meter: LocalisationMeter) -> dict[str, float]:
     return {"localisation/image_iou": found.per_image, "localisation/class_iou": found.per_class}
 
 
-def _squashed(split: EmbeddedSplit):
-    """The encoder's own preprocessing of the whole picture, whatever its shape: a crop would lose what the mask still has."""
-    return split.encoders.preprocess.resized(None, None, squash=True)
-
-
 def _patches(
-    split: EmbeddedSplit, data: VocSegmentation, count: int, size: int, batch_size: int
+    split: EmbeddedSplit, data: VocSegmentation, rows: range, preprocess: ImagePreprocess, size: int, batch_size: int
 ) -> Iterator[tuple[Image.Image, Tensor, Tensor]]:
     """Each picture, its labels (size, size) and its projected patches (h, w, E), on the CPU."""
-    encoders, preprocess = split.encoders, _squashed(split)
-    for start in range(0, count, batch_size):
-        read = [data[i] for i in range(start, min(start + batch_size, count))]
+    encoders = split.encoders
+    for start in range(0, len(rows), batch_size):
+        read = [data[i] for i in rows[start : start + batch_size]]
         pixels = torch.stack([preprocess(image) for image, _ in read]).to(encoders.device)
         tokens = encoders.vision(pixels).tokens
         # What precedes the patches: CLS and registers; of a convolution net the pooled vector, which the head takes for CLS.

@@ -26,7 +26,8 @@ COPIED = 8192  # rows of pre-encoded features that are copied at a time
 
 
 def encode(run: Run) -> dict[str, Any]:
-    """Encode what is not in the stores yet; a run that was killed goes on where it stopped. Nothing without ``features``.
+    """Encode what is not in the stores yet; a run that was killed goes on where it stopped. Nothing without ``features``, and
+    nothing of the training split where it is encoded at every step anew.
 
     With several ``trainer.devices`` or nodes each process takes its share of the batches.
     """
@@ -38,6 +39,8 @@ def encode(run: Run) -> dict[str, Any]:
     vision, text = parts.encoder(run, "vision"), parts.encoder(run, "text")
     batch_size = run.cfg.encoder.batch_size
     for split, dataset in data.splits.items():
+        if split == "train" and parts.is_online(run):
+            continue
         stores = _stores(run, split, "vision", len(dataset), vision)
         batches = partial(ImageBatches, dataset, vision.preprocess, batch_size)
         _fill(run, f"{split} images", split, stores, vision, batches)

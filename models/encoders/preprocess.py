@@ -45,7 +45,10 @@ class ImagePreprocess:
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling[self.interpolation])
         top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
-        pixels = np.array(image)[top : top + self.size[0], left : left + self.size[1]]
+        return self.normalised(np.array(image)[top : top + self.size[0], left : left + self.size[1]])
+
+    def normalised(self, pixels: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 to (3, H, W) float32, less the mean, over the deviation."""
         scale = 1 / (255 * torch.tensor(self.std))
         shift = -torch.tensor(self.mean) / torch.tensor(self.std)
         tensor = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
