@@ -2,20 +2,26 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
+from scipy import stats
+from torchvision import transforms
 
 from datamodules.augment import (
     OPERATIONS,
     PHOTOMETRIC,
+    AugmentedCrop,
     RandomAugment,
     apply_operation,
     auto_contrast,
     brightness,
     equalize,
+    random_box,
     rotate,
     sharpness,
     translate_x,
 )
+from models.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocess
 
 IMAGE = np.random.default_rng(0).integers(10, 200, (24, 32, 3), dtype=np.uint8)
 
@@ -86,3 +92,38 @@ def test_sharpness_clips_or_wraps():
     assert sharpness(image, 1.36, overflow=True)[2, 2, 0] == 305 - 256  # 96 + 1.36 (250 - 96), whose last byte stays
     assert (sharpness(image, 1.0) == image).all()
     assert (brightness(image, 1.36) == np.clip(image * 1.36, 0, 255).astype(np.uint8)).all()
+
+
+def test_random_box_is_drawn_like_torchvision():
+    """Same distribution of the crop's area, shape and place; both fall back to the centre where nothing fits."""
+    size = (60, 44)
+    rng = np.random.default_rng(0)
+    ours = np.array([random_box(*size, (0.2, 1.0), (3 / 4, 4 / 3), rng) for _ in range(4000)], float)
+    assert (ours[:, :2] >= 0).all() and (ours[:, 2] <= 60).all() and (ours[:, 3] <= 44).all()
+    blank = torch.zeros(3, 44, 60)
+    torch.manual_seed(0)
+    drawn = [transforms.RandomResizedCrop.get_params(blank, (0.2, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)]
+    theirs = np.array([(left, top, left + width, top + height) for top, left, height, width in drawn], float)
+    for measure in (
+        lambda b: (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1]) / (60 * 44),
+        lambda b: np.log((b[:, 2] - b[:, 0]) / (b[:, 3] - b[:, 1])),
+        lambda b: b[:, 0],
+        lambda b: b[:, 1],
+    ):
+        assert stats.ks_2samp(measure(ours), measure(theirs)).pvalue > 1e-3
+    for wide in ((100, 10), (10, 100)):
+        top, left, height, width = transforms.RandomResizedCrop.get_params(
+            torch.zeros(3, wide[1], wide[0]), (2, 2), (3 / 4, 4 / 3)
+        )
+        assert random_box(*wide, (2, 2), (3 / 4, 4 / 3), rng) == (left, top, left + width, top + height)
+
+
+def test_crop_is_torchvision_s_crop():
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (44, 60, 3), dtype=np.uint8))
+    left, top, right, bottom = random_box(60, 44, (0.2, 1.0), (3 / 4, 4 / 3), np.random.default_rng(3))
+    cropped = transforms.functional.resized_crop(
+        picture, top, left, bottom - top, right - left, [16, 16], transforms.InterpolationMode.BICUBIC
+    )
+    wanted = transforms.functional.normalize(transforms.functional.to_tensor(cropped), IMAGENET_MEAN, IMAGENET_STD)
+    found = AugmentedCrop(flip_probability=0)(picture, ImagePreprocess((16, 16), None), np.random.default_rng(3))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
