@@ -15,16 +15,17 @@ from models.encoders.weights import find_weights
 from models.io import hash_tensors, stable_hash
 
 OPTION = "encoder.text.weights"
+Padding = Literal["longest", "max_length"]
 
 
 class Tokenize:
     """A tokenizer with its limit on the length: texts to what the network takes. Picklable, so that workers can tokenize."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int):
-        self.tokenizer, self.max_length = tokenizer, max_length
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, padding: Padding = "longest"):
+        self.tokenizer, self.max_length, self.padding = tokenizer, max_length, padding
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        """B texts to input_ids and attention_mask (B, L) and what else the model takes, padded to the longest."""
+        """B texts to input_ids and attention_mask (B, L) and what else the model takes, padded."""
         return self.pad(self.ids(texts))
 
     def ids(self, texts: list[str]) -> list[dict[str, list[int]]]:
@@ -33,8 +34,11 @@ class Tokenize:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def pad(self, ids: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """What ``ids`` gives, as one batch, padded to its longest."""
-        return dict(self.tokenizer.pad(ids, return_tensors="pt"))
+        """What ``ids`` gives, as one batch, padded to its longest or to ``max_length``."""
+        padded = dict(self.tokenizer.pad(ids, padding=self.padding, max_length=self.max_length, return_tensors="pt"))
+        if self.padding == "max_length":
+            padded.pop("attention_mask", None)  # the network shall see the padding
+        return padded
 
     def identity(self) -> dict:
         """What decides the tokens, JSON-able."""
@@ -44,6 +48,7 @@ class Tokenize:
             "max_length": self.max_length,
             "padding_side": self.tokenizer.padding_side,
             "tokenizer": stable_hash([type(self.tokenizer).__name__, made_of]),
+            **({} if self.padding == "longest" else {"padding": self.padding}),
         }
 
 
@@ -57,6 +62,7 @@ class HFTextEncoder(FrozenEncoder):
             for MPNet and MiniLM. ``pooler``: the model's own pooled output (CLIP). ``own``: the model returns sentence
             embeddings itself (NV-Embed-v2, whose latent attention pools under the mask).
         max_length: in tokens; longer captions are cut (SAIL: 1024, or what the model can take).
+        padding: 'max_length' for a model that was trained to look at its padding: SigLIP. It then gets no mask.
         layers: also return every hidden state, the embedding first, pooled the same way.
         trust_remote_code: run the Python code that the checkpoint brings along (gte-*-v1.5 and NV-Embed need it).
         dtype: of weights and outputs. SAIL encodes in float16.
@@ -71,6 +77,7 @@ class HFTextEncoder(FrozenEncoder):
         weights: str | None = None,
         pooling: Literal["mean", "cls", "last", "pooler", "own"] = "mean",
         max_length: int = 1024,
+        padding: Padding = "longest",
         layers: bool = False,
         trust_remote_code: bool = False,
         dtype: Dtype = "float32",
@@ -86,7 +93,7 @@ class HFTextEncoder(FrozenEncoder):
         self.pooling, self.with_layers = pooling, layers
         positions = getattr(self.network.config, "max_position_embeddings", max_length)
         # RoBERTa has two positions too many
-        self.tokenize = Tokenize(tokenizer, min(max_length, positions, tokenizer.model_max_length))
+        self.tokenize = Tokenize(tokenizer, min(max_length, positions, tokenizer.model_max_length), padding)
         self._freeze()
         probe = self(self.tokenize(["probe"]))
         self.feature_dim = probe.pooled.shape[-1]
@@ -104,7 +111,9 @@ class HFTextEncoder(FrozenEncoder):
     @torch.no_grad()
     def forward(self, tokens: dict[str, Tensor]) -> Features:
         """The output of ``tokenize`` to Features; ``mask`` is True at real tokens."""
-        mask = tokens["attention_mask"]
+        mask = tokens.get("attention_mask")
+        if mask is None:
+            mask = (tokens["input_ids"] != self.tokenize.tokenizer.pad_token_id).long()
         if self.pooling == "own":
             out = self.network(input_ids=tokens["input_ids"], attention_mask=mask, pool_mask=mask)
             return Features(out["sentence_embeddings"].squeeze(1))

@@ -112,6 +112,11 @@ BY_PREFIX = {
     "hammer": HAMMER,
     "bev_fusion": BEV_FUSION,
     "freeze_align": StandIns(SMALL_SCENES, (*TINY_ENCODERS, "module.head.embed_dim=16")),
+    # A side without a projector decides the width: MiniLM's.
+    **dict.fromkeys(
+        ("freeze_align_dinov2_siglip_text", "freeze_align_dinov2_slots"),
+        StandIns(SMALL_SCENES, (*TINY_ENCODERS, "module.head.embed_dim=384")),
+    ),
     "structure": LAYERS,
     "structure_dinov2": StandIns((*SMALL_SCENES, "subset.pairs=32")),
     "assess": StandIns((*SMALL_SCENES, "assess.vision.lite0_224=null", "assess.vision.lite0_128.image_size=64")),

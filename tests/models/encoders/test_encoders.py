@@ -21,6 +21,8 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
     ViTConfig,
     ViTModel,
 )
@@ -109,6 +111,25 @@ def test_clip_towers(tmp_path, bert):
     expected = clip.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output
     torch.testing.assert_close(caption(tokens).pooled, expected)
     assert not any("text_model" in key for key in image.state_dict())
+
+
+def test_siglip_text_reads_its_padding(tmp_path, bert):
+    torch.manual_seed(0)
+    size = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    text = dict(size, vocab_size=len(WORDS), max_position_embeddings=9, projection_size=16)
+    siglip = SiglipModel(SiglipConfig(text_config=text, vision_config=dict(size, image_size=28, patch_size=7))).eval()
+    siglip.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path)
+    encoder = HFTextEncoder("siglip", str(tmp_path), pooling="pooler", padding="max_length")
+    tokens = encoder.tokenize(["a red disc", "a blue square above a disc"])
+    assert set(tokens) == {"input_ids"} and tokens["input_ids"].shape == (2, 9)
+    features = encoder(tokens)
+    torch.testing.assert_close(features.pooled, siglip.text_model(tokens["input_ids"]).pooler_output)
+    torch.testing.assert_close(encoder(encoder.tokenize(["a red disc"])).pooled[0], features.pooled[0])
+    assert features.mask.sum(dim=1).tolist() == [3, 6]
+    to_longest = HFTextEncoder("siglip", str(tmp_path), pooling="pooler")
+    assert not torch.allclose(to_longest(to_longest.tokenize(["a red disc"])).pooled[0], features.pooled[0])
+    assert encoder.identity != to_longest.identity
 
 
 def test_frozen_and_identity(dinov2, bert):
