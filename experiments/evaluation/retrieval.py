@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,14 +12,25 @@ from torch import Tensor
 
 from experiments import pictures
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from models.captions import clean_caption
+from models.io import stable_hash
 from models.metrics.retrieval import chance_recall_at, recall_at, retrieval_ranks
 
 EXAMPLES = 6  # queries that are drawn in each direction
 SHOWN = 5  # candidates shown for each
 
 
-def retrieval(split: EmbeddedSplit, ks: Sequence[int] = (1, 5, 10)) -> SuiteResult:
-    """Recall at ``ks`` (percent) and the median rank (1 is best), image-to-text and text-to-image."""
+def retrieval(split: EmbeddedSplit, ks: Sequence[int] = (1, 5, 10), cleaned_words: int | None = None) -> SuiteResult:
+    """Recall at ``ks`` (percent) and the median rank (1 is best), image-to-text and text-to-image.
+
+    Args:
+        cleaned_words: clean the captions (lower case, no punctuation) and keep their first words, as many as this, before they
+            are encoded. Official (freeze-align): 30, although training captions are raw; None takes them as in training.
+    """
+    if cleaned_words is not None:
+        captions = [clean_caption(caption, cleaned_words) for caption in split.captions]
+        hashes = {**split.hashes, "prompts": stable_hash(["cleaned", cleaned_words])}
+        split = replace(split, text=split.encode_text(captions), captions=captions, hashes=hashes)
     i2t, t2i = retrieval_ranks(split.image, split.text, split.owner)
     images, texts = len(split.image), len(split.text)
     right = torch.bincount(split.owner, minlength=images)

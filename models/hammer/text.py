@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +12,11 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizerFast
 
+from models.captions import clean_caption
 from models.encoders.weights import find_weights
 from models.errors import UserError
 from models.io import stable_hash
 from models.losses.token_grounding import IGNORE
-
-_DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 
 
 class TokenisedCaptions(NamedTuple):
@@ -31,13 +29,6 @@ class TokenisedCaptions(NamedTuple):
     labels: Tensor
     words: list[list[int]]
     spans: list[list[tuple[int, int]]]
-
-
-def clean_caption(text: str, max_words: int = 50) -> str:
-    """Lower case, without punctuation, hyphens and slashes as spaces, at most ``max_words`` words between spaces."""
-    text = _DELETED.sub("", text.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person")
-    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
-    return " ".join(text.split(" ")[:max_words])
 
 
 def word_mask(positions: Collection[int], max_words: int = 50) -> Tensor:

@@ -13,6 +13,7 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from experiments.evaluation.base import EmbeddedSplit
 from experiments.evaluation.retrieval import retrieval
 from experiments.evaluation.zero_shot import zero_shot
+from models.captions import clean_caption
 from models.encoders.preprocess import CLIP_MEAN, CLIP_STD, ImagePreprocess
 from models.errors import UserError
 
@@ -212,3 +213,33 @@ def test_retrieval_examples_name_the_right_answers():
     for example in pictures["retrieved_captions"].args[0]:
         assert example["captions"][0] == WORDS[example["image"]]
         assert example["right"] == [True] + [False] * 4
+
+
+def test_retrieval_with_cleaned_captions():
+    """The captions that are encoded anew are those cleaned by the official rule; the same texts, the same result."""
+    split = _split()
+    split.captions = [f"A {WORDS[i % 7].upper()}, well-known/*thing*: <person>'s {'word ' * i}" for i in range(len(split.text))]
+    asked = []
+
+    def encode(texts):
+        asked.extend(texts)
+        return split.text
+
+    plain = retrieval(split)
+    split.encode_text = encode
+    cleaned = retrieval(split, cleaned_words=5)
+    assert asked[:2] == ["a red well known thing", "a green well known thing"]
+    assert all(len(caption.split()) <= 5 for caption in asked) and len(asked) == len(split.captions)
+    assert cleaned.metrics == plain.metrics and cleaned.hashes != plain.hashes
+    split.text = split.text.flip(0)
+    assert retrieval(split, cleaned_words=5).metrics != plain.metrics
+
+
+def test_clean_caption_by_the_rule_written_out():
+    def slowly(text, words):
+        text = "".join(c for c in text.lower() if c not in ",.'!?\"()*#:;~")
+        text = text.replace("-", " ").replace("/", " ").replace("<person>", "person")
+        return " ".join(text.split()[:words])
+
+    for text in ("Two dogs, one (small) cat!", "  <PERSON> & a well-known/old   'thing'...\n", "a b c d e f", "#1: ~3"):
+        assert clean_caption(text, 4) == slowly(text, 4)
