@@ -188,7 +188,8 @@ def json_list(
 
 
 def class_folders(root: str, caption: str = "a photo of a {}", index_dir: str | None = None) -> AnnotatedImages:
-    """A folder of images for each class, as torchvision's ImageFolder reads them: labels follow the sorted folder names.
+    """A folder of images for each class, as torchvision's ImageFolder reads them: labels follow the sorted folder names. Where
+    all of them are numbers, as in ImageNet-V2, they are sorted as numbers.
 
     ``classes.txt`` beside or above the folders may give the names of the classes, one line per folder in sorted order, further
     names of it after commas; without it a name is the folder's, with spaces for underscores.
@@ -200,6 +201,8 @@ def class_folders(root: str, caption: str = "a photo of a {}", index_dir: str | 
     if not place.is_dir():
         raise UserError(f"there is no folder {root} with a folder of images for each class.")
     folders = sorted(entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if all(folder.isdecimal() for folder in folders):
+        folders.sort(key=int)
     if not folders:
         raise UserError(f"{root} holds no folders; wanted: one folder of images for each class.")
     names = _class_names(place, folders)

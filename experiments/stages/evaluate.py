@@ -33,6 +33,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     facts: dict[str, Any] = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "pictures": {}}
     subject = None
     for name, suite in (run.cfg.evaluation or {}).items():
+        if suite is None:  # a recipe does without a suite of the one it inherits
+            continue
         subject = subject or (embed_split(run, split) if run.cfg.get("features") else trained_split(run, split))
         with torch.inference_mode():
             result: SuiteResult = build(suite)(subject)
