@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers import Dinov2Config, Dinov2Model
 
 from datamodules.readers.voc import voc_palette
 from datamodules.simulated.segmentations import write_scene_segmentations
@@ -17,6 +19,7 @@ from experiments.evaluation.localisation import BASELINES, localisation
 from models.alignment import AlignmentHead
 from models.encoders.base import Features
 from models.encoders.preprocess import ImagePreprocess
+from models.encoders.vision import HFVisionEncoder
 from models.errors import UserError
 from models.freeze_align.head import TokenAlignmentHead
 from models.projectors import LinearProjector
@@ -167,3 +170,17 @@ def test_masks_without_a_class_are_an_error(root):
             Image.new("L", mask.size, 0).save(path)
     with pytest.raises(UserError, match="none of the 2 masks"):
         localisation(_split(_Encoders(_head())), str(root))
+
+
+def test_dinov2_as_the_recipe_runs_it(root, tmp_path):
+    """256 x 256 pixels, squashed, leave 18 x 18 patches of 14; more pixels a finer grid."""
+    torch.manual_seed(0)
+    tiny = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=70, patch_size=14)
+    Dinov2Model(Dinov2Config(**tiny)).save_pretrained(tmp_path / "dinov2")
+    arguments = {"pooling": "cls", "image_size": 256, "squash": True, "position_offset": 0.1}
+    vision = HFVisionEncoder("dinov2", str(tmp_path / "dinov2"), **arguments)
+    head = TokenAlignmentHead(8, 3, 3, local_vision=LinearProjector).eval().requires_grad_(False)
+    encoders = SimpleNamespace(vision=vision, head=head, preprocess=vision.preprocess, device=torch.device("cpu"))
+    for image_size, side in ((None, 18), (280, 20)):
+        result = localisation(_split(encoders), str(root), image_size=image_size)
+        assert result.pictures["localisation"].args[0][0]["map"].shape == (side, side)
