@@ -85,11 +85,26 @@ def shear_y(image: np.ndarray, amount: float) -> np.ndarray:
 
 
 def translate_x(image: np.ndarray, pixels: float) -> np.ndarray:
+    """To the left, for positive ``pixels``, as officially."""
+    if float(pixels).is_integer():  # as the official strength is
+        return _moved_left(image, int(pixels))
     return _warp(image, np.array([[1, 0, -pixels], [0, 1, 0]]))
 
 
 def translate_y(image: np.ndarray, pixels: float) -> np.ndarray:
+    """Upwards, for positive ``pixels``, as officially."""
+    if float(pixels).is_integer():
+        return _moved_left(image.transpose(1, 0, 2), int(pixels)).transpose(1, 0, 2)
     return _warp(image, np.array([[1, 0, 0], [0, 1, -pixels]]))
+
+
+def _moved_left(image: np.ndarray, pixels: int) -> np.ndarray:
+    out = np.empty_like(image)
+    out[...] = FILL
+    width = image.shape[1]
+    if abs(pixels) < width:
+        out[:, max(-pixels, 0) : width - max(pixels, 0)] = image[:, max(pixels, 0) : width - max(-pixels, 0)]
+    return out
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:

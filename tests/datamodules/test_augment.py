@@ -12,6 +12,7 @@ from datamodules.augment import (
     PHOTOMETRIC,
     AugmentedCrop,
     RandomAugment,
+    _warp,
     apply_operation,
     auto_contrast,
     brightness,
@@ -20,6 +21,7 @@ from datamodules.augment import (
     rotate,
     sharpness,
     translate_x,
+    translate_y,
 )
 from models.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocess
 
@@ -37,6 +39,14 @@ def test_translation_moves_whole_pixels_and_fills():
     out = translate_x(IMAGE, 5)
     np.testing.assert_array_equal(out[:, :-5], IMAGE[:, 5:])  # the official sign: to the left
     assert (out[:, -5:] == 128).all()
+
+
+@pytest.mark.parametrize("pixels", [-40, -7, 0, 3, 32])
+def test_moving_by_whole_pixels_is_the_warp(pixels):
+    along = _warp(IMAGE, np.array([[1, 0, -pixels], [0, 1, 0]]))
+    down = _warp(IMAGE, np.array([[1, 0, 0], [0, 1, -pixels]]))
+    np.testing.assert_array_equal(translate_x(IMAGE, float(pixels)), along)
+    np.testing.assert_array_equal(translate_y(IMAGE, float(pixels)), down)
 
 
 def test_rotation_turns_like_pil():
