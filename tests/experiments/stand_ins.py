@@ -77,6 +77,7 @@ AVGN = StandIns(
     SMALL_CLIPS,
     ("datamodule=simulated_audio_visual", "module=avgn_small", "datamodule.batch_size=6", "datamodule.eval_batch_size=6"),
 )
+FEW_OUTLINES = (*SMALL_SCENES, "++evaluation.localisation.limit=6")
 # The longest prefix of a recipe's name counts.
 BY_PREFIX = {
     "sail": ALIGNMENT,
@@ -111,11 +112,11 @@ BY_PREFIX = {
     ),
     "hammer": HAMMER,
     "bev_fusion": BEV_FUSION,
-    "freeze_align": StandIns(SMALL_SCENES, (*TINY_ENCODERS, "module.head.embed_dim=16")),
+    "freeze_align": StandIns(FEW_OUTLINES, (*TINY_ENCODERS, "module.head.embed_dim=16")),
     # A side without a projector decides the width: MiniLM's.
     **dict.fromkeys(
         ("freeze_align_dinov2_siglip_text", "freeze_align_dinov2_slots"),
-        StandIns(SMALL_SCENES, (*TINY_ENCODERS, "module.head.embed_dim=384")),
+        StandIns(FEW_OUTLINES, (*TINY_ENCODERS, "module.head.embed_dim=384")),
     ),
     "structure": LAYERS,
     "structure_dinov2": StandIns((*SMALL_SCENES, "subset.pairs=32")),
