@@ -171,11 +171,14 @@ class FeatureDataModule(BaseDataModule):
         return {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
 
     def train_dataloader(self) -> DataLoader:
-        share = max(len(self.train.rows) // self._world_size(), 1)
-        return self.train_loader(self.splits["train"], min(self.batch_size, share), self.drop_last)
+        return self.train_loader(self.splits["train"], self._share(), self.drop_last)
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
-        return self.evaluation_loader(self.splits[split], self.batch_size)
+        return self.evaluation_loader(self.splits[split], self._share())
+
+    def _share(self) -> int:
+        """Pairs of a batch on this device, where there are enough of them for all devices."""
+        return min(self.batch_size, max(len(self.train.rows) // self._world_size(), 1))
 
 
 class _Batches(Dataset):
