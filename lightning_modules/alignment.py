@@ -103,8 +103,7 @@ class AlignmentModule(BaseModule):
         if self.fine_grained is not None:
             losses["fine_grained"] = self.fine_grained(seen["patches"], seen["words"], seen["inner_words"], 1 / scale)
         if self.regulariser is not None:
-            pairs = [(seen["frozen_image"], seen["image"]), (seen["frozen_text"], seen["text"])]
-            kept = self.regulariser(pairs, self.global_step)
+            kept = self.regulariser(self._regulated(batch, seen), self.global_step)
             if kept is not None:
                 losses["structure"] = kept.loss
                 report |= kept.report
@@ -121,6 +120,17 @@ class AlignmentModule(BaseModule):
         if self.regulariser is not None:
             seen |= {"frozen_image": _frozen_image(batch), "frozen_text": _frozen_text(batch)}
         return seen
+
+    def _regulated(self, batch: dict, seen: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Frozen and aligned features of each modality: the batch's, and those of samples that only the regulariser sees."""
+        pairs = [(seen["frozen_image"], seen["image"]), (seen["frozen_text"], seen["text"])]
+        extra = [batch.get(name) for name in (keys.STRUCTURE_IMAGE, keys.STRUCTURE_TEXT)]
+        if self.head.takes_tokens and any(frozen is not None for frozen in extra):
+            raise UserError("unpaired and features.fixed_structure are for heads that take pooled features, not single tokens.")
+        for i, (frozen, encode) in enumerate(zip(extra, ("encode_image", "encode_text"), strict=True)):
+            if frozen is not None:
+                pairs[i] = self.regulariser.with_extra(pairs[i], (frozen, getattr(self.head, encode)(frozen)))
+        return pairs
 
     def parameter_groups(self) -> Iterable:
         if self.decay_all:
