@@ -105,14 +105,16 @@ class PairedFeatures:
 
     def facts(self) -> dict[str, Any]:
         """The widths that a module needs to know."""
-        return {"vision_dim": self.images.dim, "text_dim": self.texts.dim}
+        sides = (self.image_stores, self.image_layer), (self.text_stores, self.text_layer)
+        vision, text = (next(iter(_used(stores, layer).values())).dim for stores, layer in sides)
+        return {"vision_dim": vision, "text_dim": text}
 
 
 def _read(
     stores: Mapping[Kind, FeatureStore], rows: np.ndarray, names: Mapping[str, str], layer: int | None
 ) -> dict[str, torch.Tensor]:
     out = {}
-    for kind, store in stores.items():
+    for kind, store in _used(stores, layer).items():
         if kind == "layers" and layer is not None:
             out[names["pooled"]] = store.read(rows, layer=layer, dtype=None)
         elif store.extents is None:
@@ -120,6 +122,11 @@ def _read(
         else:
             out[names[kind]], out[names["mask"]] = store.read_tokens(rows, dtype=None)
     return out
+
+
+def _used(stores: Mapping[Kind, FeatureStore], layer: int | None) -> Mapping[Kind, FeatureStore]:
+    """Without what was pooled, kept for other uses, where a chosen layer takes its name."""
+    return stores if layer is None else {kind: store for kind, store in stores.items() if kind != "pooled"}
 
 
 class FeatureDataModule(BaseDataModule):

@@ -1,8 +1,8 @@
 """How alike two sets of features are, by the neighbours of each sample, for every pair of layers of two encoders.
 
 Neighbours are found once per layer, tile by tile (the n x n similarities are never whole); a pair of layers then costs
-n x k. Linear CKA of a pair is made from covariances; only the two metrics over hops hold n x n matrices. (STRUCTURE, arXiv 2506.16895, section 3.1; Platonic representations,
-arXiv 2405.07987; specification of STRUCTURE, section 5.2.)
+n x k. Linear CKA of a pair is made from covariances; only the two metrics over hops hold n x n matrices. (STRUCTURE, arXiv
+2506.16895, section 3.1; Platonic representations, arXiv 2405.07987; specification of STRUCTURE, section 5.2.)
 """
 
 from __future__ import annotations
