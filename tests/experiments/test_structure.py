@@ -35,9 +35,9 @@ def composed():
     found = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for choices in itertools.product(PROJECTORS, LOSSES, REGULARISERS, LAYERS, CURATION):
-            groups = zip(("projector", "loss", "regulariser", "layers", "subset"), choices, strict=True)
-            overrides = ["~subset" if group == "subset" and choice == "none" else f"{group}={choice}" for group, choice in groups]
-            found[choices] = compose("config", ["experiment=structure_dinov2", *overrides])
+            pairs = zip(("projector", "loss", "regulariser", "layers", "subset"), choices, strict=True)
+            overrides = ["experiment=structure_dinov2", *(f"{group}={choice}" for group, choice in pairs)]
+            found[choices] = compose("config", [o if o != "subset=none" else "~subset" for o in overrides])
     return found
 
 
