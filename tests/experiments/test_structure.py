@@ -24,7 +24,7 @@ def _choices(group: str, *others: str) -> list[str]:
 
 PROJECTORS = _choices("projector", "centred")  # which module=csa finds in closed form
 LOSSES = _choices("loss", "occupancy")
-REGULARISERS, LAYERS = _choices("regulariser"), _choices("layers")
+REGULARISERS, LAYERS = _choices("regulariser"), _choices("layers", "ranked")
 CURATION = ["none", *_choices("subset", "few_pairs")]  # few_pairs is the recipe's own
 
 
