@@ -25,7 +25,7 @@ def feature_pairs(root: str, pairs: int = 3000, nuisance: float = 1.0, seed: int
     """The pairs of these arguments, written below ``root`` unless they are there already.
 
     Args:
-        nuisance: of each side, in units of the content: at 0.5 mutual k-NN of the two sides is above 0.8, at 1 about 0.5, at 2
+        nuisance: of each side, in units of the content: at 0.5 mutual k-NN of the two sides is about 0.8, at 1 about 0.5, at 2
             below 0.1.
         seed: of the world; per_chunk: rows of one file.
     """
