@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 
 from datamodules.batch import IMAGE_FEATURES, INDEX, TEXT_FEATURES
@@ -65,6 +66,28 @@ def test_every_projector_learns_by_every_loss_with_and_without_regulariser(compo
         sum(step.losses.values()).backward()
         assert all(torch.isfinite(p.grad).all() for p in module.head.parameters() if p.grad is not None)
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.head.vision_projector.parameters())
+
+
+@pytest.mark.parametrize(
+    "sweep, experiment",
+    [
+        ("structure_low_data", "structure_dinov2"),
+        ("structure_layers", "structure_dinov2"),
+        ("structure_agreement", "structure_agreement"),
+        ("structure_few_samples", "paper/structure_linear"),
+    ],
+)
+def test_sweeps_name_what_there_is(sweep, experiment):
+    file = yaml.safe_load((CONF / "sweep" / f"{sweep}.yaml").read_text())
+    values = {key: str(value).split(",") for key, value in file["hydra"]["sweeper"]["params"].items()}
+    table = file["hydra"]["callbacks"]["sweep_table"]
+    assert {table[key] for key in ("x", "paired") if key in table} <= values.keys()
+    root = ["datamodule.root=tars"] if experiment.startswith("paper/") else []
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for pick in range(max(map(len, values.values()))):  # every value of every axis once
+            job = [f"{key}={choices[pick % len(choices)]}" for key, choices in values.items()]
+            check(compose("config", [f"experiment={experiment}", f"sweep={sweep}", *root, *job]))
 
 
 def test_sails_projector_and_loss_with_the_regulariser_on_chosen_layers_of_a_curated_subset(tmp_path):
