@@ -40,7 +40,7 @@ def row_retrieval(split: EmbeddedSplit, ks: Sequence[int] = (1, 5, 10)) -> Suite
 
 
 def neighbourhoods(split: EmbeddedSplit, k: int = 10, samples: int = 5000, seed: int = 42) -> SuiteResult:
-    """Trustworthiness and continuity (shares, 1 is best) of the embeddings with regard to the frozen features, of images and of
+    """Trustworthiness and continuity (percent, 100 is best) of the embeddings with regard to the frozen features, of images and of
     texts: whether neighbours by cosine after the map were neighbours before, and the reverse.
 
     Beside them stands a random linear map to as many dimensions, which knows nothing of the other modality.
@@ -65,6 +65,6 @@ def neighbourhoods(split: EmbeddedSplit, k: int = 10, samples: int = 5000, seed:
 def _kept(name: str, before: Tensor, after: Tensor, k: int) -> dict[str, float]:
     k = min(k, (len(before) - 1) // 2)  # more have no meaning
     return {
-        f"neighbourhoods/{name}_trustworthiness": trustworthiness(before, after, k),
-        f"neighbourhoods/{name}_continuity": trustworthiness(after, before, k),
+        f"neighbourhoods/{name}_trustworthiness": 100 * trustworthiness(before, after, k),
+        f"neighbourhoods/{name}_continuity": 100 * trustworthiness(after, before, k),
     }

@@ -41,11 +41,13 @@ def test_neighbourhoods_are_scikit_learns_and_a_rotation_keeps_them(split):
     split = dataclasses.replace(split, text=rotated, frozen=lambda: frozen)
     found = neighbourhoods(split, k=4)
     before, after = (F.normalize(x, dim=1).numpy() for x in (frozen[0], split.image))
-    wanted = of_scikit_learn(before, after, n_neighbors=4)
-    assert found.metrics["neighbourhoods/image_trustworthiness"] == pytest.approx(wanted, abs=1e-9)
-    assert found.metrics["neighbourhoods/image_continuity"] == pytest.approx(of_scikit_learn(after, before, n_neighbors=4))
-    assert found.metrics["neighbourhoods/text_trustworthiness"] == 1 == found.metrics["neighbourhoods/text_continuity"]
-    assert wanted < 0.7 < found.baselines["random map"]["neighbourhoods/image_trustworthiness"] < 1
+    wanted = 100 * of_scikit_learn(before, after, n_neighbors=4)
+    assert found.metrics["neighbourhoods/image_trustworthiness"] == pytest.approx(wanted, abs=1e-7)
+    assert found.metrics["neighbourhoods/image_continuity"] == pytest.approx(
+        100 * of_scikit_learn(after, before, n_neighbors=4)
+    )
+    assert found.metrics["neighbourhoods/text_trustworthiness"] == 100 == found.metrics["neighbourhoods/text_continuity"]
+    assert wanted < 70 < found.baselines["random map"]["neighbourhoods/image_trustworthiness"] < 100
 
 
 def test_a_head_of_single_tokens_has_no_frozen_vectors(split):
