@@ -40,8 +40,8 @@ def row_retrieval(split: EmbeddedSplit, ks: Sequence[int] = (1, 5, 10)) -> Suite
 
 
 def neighbourhoods(split: EmbeddedSplit, k: int = 10, samples: int = 5000, seed: int = 42) -> SuiteResult:
-    """Trustworthiness and continuity (percent, 100 is best) of the embeddings with regard to the frozen features, of images and of
-    texts: whether neighbours by cosine after the map were neighbours before, and the reverse.
+    """Trustworthiness and continuity (percent, 100 is best) of the embeddings with regard to the frozen features, of images
+    and of texts: whether neighbours by cosine after the map were neighbours before, and the reverse.
 
     Beside them stands a random linear map to as many dimensions, which knows nothing of the other modality.
 
