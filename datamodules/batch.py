@@ -31,6 +31,7 @@ TEXT_LAYERS = "text_layers"  # (B, n_layers, Dt) likewise of the first caption
 EXTRA_TEXT_TOKENS = "extra_text_tokens"  # these three: of the second positive caption
 EXTRA_TEXT_MASK = "extra_text_mask"
 EXTRA_TEXT_LAYERS = "extra_text_layers"
+STRUCTURE_IMAGE, STRUCTURE_TEXT = "structure_image", "structure_text"  # (m, D) frozen features, for the regulariser alone
 
 TOKEN_IDS = "token_ids"  # (B, L) int64, 0 at padding
 TOKEN_MASK = "token_mask"  # (B, L) int64, 1 at tokens

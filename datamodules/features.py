@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules import batch as keys
 from datamodules.base import BaseDataModule
 from datamodules.batch import INDEX
+from datamodules.batch_extras import FixedStructure, FuseMix, Unpaired
 from datamodules.feature_store import WRITTEN, FeatureStore
 from datamodules.order import BatchRequest, draw
 from models.errors import UserError
@@ -104,14 +105,16 @@ class PairedFeatures:
 
     def facts(self) -> dict[str, Any]:
         """The widths that a module needs to know."""
-        return {"vision_dim": self.images.dim, "text_dim": self.texts.dim}
+        sides = (self.image_stores, self.image_layer), (self.text_stores, self.text_layer)
+        vision, text = (next(iter(_used(stores, layer).values())).dim for stores, layer in sides)
+        return {"vision_dim": vision, "text_dim": text}
 
 
 def _read(
     stores: Mapping[Kind, FeatureStore], rows: np.ndarray, names: Mapping[str, str], layer: int | None
 ) -> dict[str, torch.Tensor]:
     out = {}
-    for kind, store in stores.items():
+    for kind, store in _used(stores, layer).items():
         if kind == "layers" and layer is not None:
             out[names["pooled"]] = store.read(rows, layer=layer, dtype=None)
         elif store.extents is None:
@@ -119,6 +122,11 @@ def _read(
         else:
             out[names[kind]], out[names["mask"]] = store.read_tokens(rows, dtype=None)
     return out
+
+
+def _used(stores: Mapping[Kind, FeatureStore], layer: int | None) -> Mapping[Kind, FeatureStore]:
+    """Without what was pooled, kept for other uses, where a chosen layer takes its name."""
+    return stores if layer is None else {kind: store for kind, store in stores.items() if kind != "pooled"}
 
 
 class FeatureDataModule(BaseDataModule):
@@ -132,6 +140,11 @@ class FeatureDataModule(BaseDataModule):
         extra_caption: 'next' takes the second caption as the extra one, as SAIL's recipe pairs raw and long captions;
             'random' draws it anew each epoch from all but the first.
         drop_last: leave the samples beyond the last whole batch out of an epoch; STRUCTURE trains on them as a short batch.
+        mixup_alpha: mixes pairs, see :class:`~datamodules.batch_extras.FuseMix`; 0: none. Short batches are then left out.
+        fixed_structure: pairs that the regulariser sees in every batch of an epoch, see
+            :class:`~datamodules.batch_extras.FixedStructure`; null: none.
+        unpaired: features of images and of texts that it sees beside the batch, by 'images' and 'texts'; the runner gives
+            them where the recipe has ``unpaired``.
         seed, num_workers: see :class:`BaseDataModule`.
     """
 
@@ -143,15 +156,21 @@ class FeatureDataModule(BaseDataModule):
         positives: Literal[1, 2] = 2,
         extra_caption: Literal["next", "random"] = "next",
         drop_last: bool = True,
+        mixup_alpha: float = 0.0,
+        fixed_structure: int | None = None,
+        unpaired: Mapping[Literal["images", "texts"], torch.Tensor] | None = None,
         seed: int = 42,
         num_workers: int = 0,
     ):
         super().__init__(seed=seed, num_workers=num_workers)
+        if fixed_structure is not None and unpaired is not None:
+            raise UserError("features.fixed_structure and unpaired both say what the regulariser sees: choose one.")
+        self.mixup_alpha, self.fixed_structure, self.unpaired = mixup_alpha, fixed_structure, unpaired
         if batch_size < 1:
             raise UserError(f"features.batch_size={batch_size}: a batch needs at least one pair.")
         self.train, self.val = train, val
         self.positives, self.extra_caption, self.batch_size = positives, extra_caption, batch_size
-        self.drop_last = drop_last
+        self.drop_last = drop_last or mixup_alpha > 0
         self.splits = {"train": FeatureBatches(train, positives, extra_caption)}
         if val is not None:
             self.splits["val"] = FeatureBatches(val, 1, extra_caption)
@@ -171,11 +190,21 @@ class FeatureDataModule(BaseDataModule):
         return {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
 
     def train_dataloader(self) -> DataLoader:
-        share = max(len(self.train.rows) // self._world_size(), 1)
-        return self.train_loader(self.splits["train"], min(self.batch_size, share), self.drop_last)
+        dataset, together = self.splits["train"], self._share() * self._world_size()
+        if self.mixup_alpha:
+            dataset = FuseMix(dataset, together, self.mixup_alpha)
+        if self.fixed_structure is not None:
+            dataset = FixedStructure(dataset, together, self.fixed_structure)
+        if self.unpaired is not None:
+            dataset = Unpaired(dataset, **self.unpaired)
+        return self.train_loader(dataset, self._share(), self.drop_last)
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
-        return self.evaluation_loader(self.splits[split], self.batch_size)
+        return self.evaluation_loader(self.splits[split], self._share())
+
+    def _share(self) -> int:
+        """Pairs of a batch on this device, where there are enough of them for all devices."""
+        return min(self.batch_size, max(len(self.train.rows) // self._world_size(), 1))
 
 
 class FeatureBatches(Dataset):

@@ -37,15 +37,48 @@ def most_similar(
         metric, k: see :class:`~models.metrics.neighbourhoods.LayerPairs`.
         samples: pairs drawn by ``seed``, all where there are fewer.
     """
+    return ranked(features, "max", metric, k, samples, seed)
+
+
+Pick = Literal["max", "min", "last", "fifth1", "fifth2", "fifth3", "fifth4", "fifth5"]
+
+
+def ranked(
+    features: PairedFeatures,
+    pick: Pick = "max",
+    metric: Metric = "mutual_knn",
+    k: int | Literal["rice", "sqrt", "sturges"] = "rice",
+    samples: int = 5000,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """A pair of layers by its score among all pairs (STRUCTURE's study of what the similarity foretells).
+
+    Args:
+        pick: the most similar pair, the least similar one, the last layers, or a pair drawn by ``seed`` from a fifth of all
+            pairs, of which the first are the least similar ones.
+        metric, k, samples, seed: see :func:`most_similar`.
+    """
     layer_counts(features)
     rows = sample_rows(features, samples, seed)
     scores = LayerPairs(*layers_of(features, rows), k=_fits(k, len(rows))).scores(metric)
-    vision, text = best_pair(scores)
+    vision, text = _picked(scores, pick, seed)
     log.info(
         "layers: %d of the vision and %d of the text encoder, %s %.3f (the last two: %.3f)",
         vision, text, metric, scores[vision, text], scores[-1, -1],
     )  # fmt: skip
     return {"vision": vision, "text": text, "metric": metric, "samples": len(rows), "scores": scores.tolist()}
+
+
+def _picked(scores: torch.Tensor, pick: Pick, seed: int) -> tuple[int, int]:
+    if pick == "max":
+        return best_pair(scores)
+    if pick == "min":
+        return best_pair(-scores)
+    if pick == "last":
+        return scores.shape[0] - 1, scores.shape[1] - 1
+    fifths = np.array_split(scores.flatten().argsort(stable=True).numpy(), 5)
+    chosen = fifths[int(pick.removeprefix("fifth")) - 1]
+    return divmod(int(np.random.default_rng(seed).choice(chosen)), scores.shape[1])
 
 
 def layer_counts(features: PairedFeatures) -> tuple[int, int]:

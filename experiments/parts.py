@@ -147,6 +147,16 @@ def features(run: Run, split: str) -> PairedFeatures:
 
 def stored_features(run: Run, split: str) -> PairedFeatures:
     """The same with all layers; of the training split only the pairs that ``subset`` chooses."""
+    stored = all_features(run, split)
+    if split == "train" and run.cfg.get("subset"):
+        if "subset" not in run.memory:
+            run.memory["subset"] = build(run.cfg.subset)(run, stored)
+        return stored.subset(run.memory["subset"])
+    return stored
+
+
+def all_features(run: Run, split: str) -> PairedFeatures:
+    """The encoded features of every sample of a split, with all layers."""
     if split == "train" and is_online(run):
         raise UserError(
             "features=online keeps no features of the training split, and something asks for them (k-NN, subset, layers): take "
@@ -158,12 +168,7 @@ def stored_features(run: Run, split: str) -> PairedFeatures:
         for kind, manifest in manifests_of(run, split, modality).items():
             stores[kind] = FeatureStore.open(store_path(run, split, manifest), expect=manifest)
         sides.append(stores)
-    stored = PairedFeatures(*sides)
-    if split == "train" and run.cfg.get("subset"):
-        if "subset" not in run.memory:
-            run.memory["subset"] = build(run.cfg.subset)(run, stored)
-        return stored.subset(run.memory["subset"])
-    return stored
+    return PairedFeatures(*sides)
 
 
 def layer_pair(run: Run) -> tuple[int, int] | None:
@@ -188,10 +193,13 @@ def training_data(run: Run) -> pl.LightningDataModule:
     splits = datamodule(run).splits
     val = features(run, "val") if "val" in splits else None
     if is_online(run):
+        if run.cfg.get("unpaired"):
+            raise UserError("features=online does not take unpaired samples: take features=pairs, or unpaired=none.")
         encoders = {modality: encoder(run, modality) for modality in ("vision", "text")}
         keep = OmegaConf.to_container(run.cfg.encoder.keep, resolve=True)
         return build(run.cfg.features)(source=datamodule(run), **encoders, keep=keep, val=val)
-    return build(run.cfg.features)(train=features(run, "train"), val=val)
+    beside = {"unpaired": build(run.cfg.unpaired)(run)} if run.cfg.get("unpaired") else {}
+    return build(run.cfg.features)(train=features(run, "train"), val=val, **beside)
 
 
 def module(run: Run, facts: dict[str, Any]) -> BaseModule:

@@ -1,7 +1,8 @@
 """One table and one plot over the jobs of a sweep: a Hydra callback, for every sweep.
 
 Jobs that differ in ``seed`` alone are repetitions: the table gives their mean and standard deviation. Written into the
-sweep's directory: ``sweep.json`` (every job), ``sweep.csv`` (the table) and ``sweep_<metric>.png``.
+sweep's directory: ``sweep.json`` (every job), ``sweep.csv`` (the table) and ``sweep_<metric>.png``. Where one override is
+``paired``, a second table gives what it changes job by job.
 """
 
 from __future__ import annotations
@@ -33,15 +34,57 @@ class SweepTable(Callback):
     Args:
         metrics: which metrics of result.json; null: the one that ``optimize`` names, else the first four.
         x: the override along the plot's axis; null: the numeric one with the most values.
+        paired: an override whose values are compared job by job: a second table, ``sweep_paired.csv``, gives the mean and
+            standard deviation over seeds of the difference from its first value, all else and the seed being the same.
     """
 
-    def __init__(self, metrics: Sequence[str] | None = None, x: str | None = None):
-        self.metrics, self.x = list(metrics or []), x
+    def __init__(self, metrics: Sequence[str] | None = None, x: str | None = None, paired: str | None = None):
+        self.metrics, self.x, self.paired = list(metrics or []), x, paired
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         chosen = OmegaConf.select(config, "optimize")
         summarise(folder, self.metrics or ([chosen] if chosen else []), self.x)
+        if self.paired:
+            params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+            first = str(params.get(self.paired, "")).split(",")[0].strip() or None
+            summarise_pairs(folder, self.metrics, self.paired, first)
+
+
+def summarise_pairs(folder: Path, metrics: Sequence[str], paired: str, first: str | None = None) -> list[dict[str, Any]]:
+    """Write and print what each value of the override ``paired`` changes against ``first`` (null: the first in order).
+
+    Jobs that agree in every other override, the seed included, are a pair; of their differences the rows give mean and
+    standard deviation.
+    """
+    jobs = [job for job in read_jobs(folder) if paired in job.settings]
+    metrics = [m for m in metrics if any(m in job.metrics for job in jobs)]
+    if not jobs or not metrics:
+        return []
+    first = first or min(job.settings[paired] for job in jobs)
+
+    def others(job: Job) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted((key, value) for key, value in job.settings.items() if key != paired))
+
+    base = {others(job): job for job in jobs if job.settings[paired] == first}
+    changed = []
+    for job in jobs:
+        if job.settings[paired] != first and (of := base.get(others(job))) is not None:
+            found = {m: job.metrics[m] - of.metrics[m] for m in metrics if m in job.metrics and m in of.metrics}
+            changed.append(Job(job.settings, found))
+    if not changed:
+        return []
+    axes = sorted({key for job in changed for key in job.settings if key != SEED})
+    rows = _rows(changed, axes, metrics)
+    _write(folder / "sweep_paired.csv", rows, axes, metrics)
+    _print(
+        f"{folder.name}: change against {paired}={first}, job by job  (mean ± standard deviation over seeds)",
+        rows,
+        axes,
+        metrics,
+        "+",
+    )
+    return rows
 
 
 def summarise(folder: Path, metrics: Sequence[str] = (), x: str | None = None) -> list[dict[str, Any]]:
@@ -53,11 +96,9 @@ def summarise(folder: Path, metrics: Sequence[str] = (), x: str | None = None) -
     axes = sorted({key for job in jobs for key in job.settings if key != SEED})
     rows = _rows(jobs, axes, metrics)
     (folder / "sweep.json").write_text(json.dumps([job._asdict() for job in jobs], indent=1))
-    with (folder / "sweep.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*axes, "jobs", *(f"{m} {what}" for m in metrics for what in ("mean", "std"))])
-        writer.writeheader()
-        writer.writerows(rows)
-    _print(folder, rows, axes, metrics)
+    _write(folder / "sweep.csv", rows, axes, metrics)
+    _print(f"{folder.name}  (mean ± standard deviation over seeds)", rows, axes, metrics)
+    print(f"table, plots and every job: {folder}")
     x = x if x in axes else _numeric_axis(jobs, axes)
     if x is not None:
         for metric in metrics:
@@ -110,19 +151,24 @@ def _numeric_axis(jobs: list[Job], axes: list[str]) -> str | None:
     return max(numeric, key=lambda axis: len(values[axis]), default=None)
 
 
-def _print(folder: Path, rows: list[dict[str, Any]], axes: list[str], metrics: list[str]) -> None:
+def _write(path: Path, rows: list[dict[str, Any]], axes: list[str], metrics: list[str]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*axes, "jobs", *(f"{m} {what}" for m in metrics for what in ("mean", "std"))])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _print(title: str, rows: list[dict[str, Any]], axes: list[str], metrics: list[str], sign: str = "") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{folder.name}  (mean ± standard deviation over seeds)")
+    table = Table(title=title)
     for column in (*axes, "jobs", *metrics):
         table.add_column(column, justify="left" if column in axes else "right")
     for row in rows:
-        cells = [f"{row[f'{m} mean']:.2f}" + _spread(row[f"{m} std"]) for m in metrics]
+        cells = [f"{row[f'{m} mean']:{sign}.2f}" + _spread(row[f"{m} std"]) for m in metrics]
         table.add_row(*(row[axis] for axis in axes), str(row["jobs"]), *cells)
-    console = Console(width=None if Console().is_terminal else 180)
-    console.print(table)
-    console.print(f"table, plots and every job: {folder}", markup=False, highlight=False)
+    Console(width=None if Console().is_terminal else 180).print(table)
 
 
 def _spread(deviation: float) -> str:

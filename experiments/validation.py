@@ -31,7 +31,7 @@ HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 NODES = {
     "paths", "trainer", "callbacks", "logger", "datamodule", "encoder", "features", "module", "projector", "loss",
     "optimizer", "scheduler", "evaluation", "predict", "video", "compare", "export", "subset", "layers", "regulariser",
-    "assess",
+    "assess", "unpaired",
 }  # fmt: skip
 VALUES: dict[str, tuple[type, ...]] = {
     "name": (str,), "description": (str,), "seed": (int,), "stages": (list,), "resume": (str, type(None)),

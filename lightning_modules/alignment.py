@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules import batch as keys
+from datamodules.batch import INDEX
 from lightning_modules.base import BaseModule, StepOutput
 from models.alignment import AlignmentHead, Embedding
 from models.clipping import clip_each_
@@ -20,6 +21,7 @@ from models.errors import UserError
 from models.freeze_align import checkpoint as freeze_align
 from models.freeze_align.head import TokenAlignmentHead
 from models.losses.fine_grained import inner_words
+from models.losses.gather import whole_batch
 from models.losses.structure import StructureRegulariser
 from models.metrics.retrieval import validation_retrieval
 from models.parameter_groups import split_by_decay
@@ -95,24 +97,47 @@ class AlignmentModule(BaseModule):
         torch.manual_seed((self.seed * 1_000_003 + done) * 4099 + self.trainer.global_rank)
 
     def shared_step(self, batch: dict, stage: str) -> StepOutput:
-        image, text = self.embed_image(batch), self.embed_text(batch)
-        texts = [text.vector]
-        if any(name in batch for name in EXTRA_TEXT):
-            texts.append(self.embed_text(batch, EXTRA_TEXT).vector)
+        """In evaluation every rank computes the losses of the batches of all ranks together, each sample once: the held-out
+        loss, and with it early stopping and the best epoch, is that of one process with the whole batch."""
+        index, seen = batch[INDEX], self._seen(batch)
+        if stage != "train":
+            index, seen = whole_batch(index, seen)
         scale, bias = self.head.scale(), self.head.logit_bias
-        loss = self.loss(image.vector, texts, scale, bias)
+        texts = [seen[name] for name in ("text", "extra_text") if name in seen]
+        loss = self.loss(seen["image"], texts, scale, bias)
         losses = dict(loss.losses)
         report = {**loss.report, "logit_scale": scale.detach(), "logit_bias": bias.detach()}
         if self.fine_grained is not None:
-            words = inner_words(batch[keys.TEXT_MASK])
-            losses["fine_grained"] = self.fine_grained(image.tokens[:, 1:], text.tokens, words, 1 / scale)
+            losses["fine_grained"] = self.fine_grained(seen["patches"], seen["words"], seen["inner_words"], 1 / scale)
         if self.regulariser is not None:
-            pairs = [(_frozen_image(batch), image.vector), (_frozen_text(batch), text.vector)]
-            kept = self.regulariser(pairs, self.global_step)
+            kept = self.regulariser(self._regulated(batch, seen), self.global_step)
             if kept is not None:
                 losses["structure"] = kept.loss
                 report |= kept.report
-        return StepOutput(losses, report, {"image": image.vector, "text": text.vector})
+        return StepOutput(losses, report, {INDEX: index, "image": seen["image"], "text": seen["text"]})
+
+    def _seen(self, batch: dict) -> dict[str, Tensor]:
+        """What the losses of a batch take, one row per sample."""
+        image, text = self.embed_image(batch), self.embed_text(batch)
+        seen = {"image": image.vector, "text": text.vector}
+        if any(name in batch for name in EXTRA_TEXT):
+            seen["extra_text"] = self.embed_text(batch, EXTRA_TEXT).vector
+        if self.fine_grained is not None:
+            seen |= {"patches": image.tokens[:, 1:], "words": text.tokens, "inner_words": inner_words(batch[keys.TEXT_MASK])}
+        if self.regulariser is not None:
+            seen |= {"frozen_image": _frozen_image(batch), "frozen_text": _frozen_text(batch)}
+        return seen
+
+    def _regulated(self, batch: dict, seen: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Frozen and aligned features of each modality: the batch's, and those of samples that only the regulariser sees."""
+        pairs = [(seen["frozen_image"], seen["image"]), (seen["frozen_text"], seen["text"])]
+        extra = [batch.get(name) for name in (keys.STRUCTURE_IMAGE, keys.STRUCTURE_TEXT)]
+        if self.head.takes_tokens and any(frozen is not None for frozen in extra):
+            raise UserError("unpaired and features.fixed_structure are for heads that take pooled features, not single tokens.")
+        for i, (frozen, encode) in enumerate(zip(extra, ("encode_image", "encode_text"), strict=True)):
+            if frozen is not None:
+                pairs[i] = self.regulariser.with_extra(pairs[i], (frozen, getattr(self.head, encode)(frozen)))
+        return pairs
 
     def parameter_groups(self) -> Iterable:
         if self.decay_all:
@@ -129,7 +154,7 @@ class AlignmentModule(BaseModule):
 
     def validation_step(self, batch: dict, batch_idx: int) -> StepOutput:
         step = super().validation_step(batch, batch_idx)
-        self._validation.append({name: value.float().cpu() for name, value in step.outputs.items()})
+        self._validation.append({name: step.outputs[name].float().cpu() for name in ("image", "text")})
         return step
 
     def on_validation_epoch_end(self) -> None:

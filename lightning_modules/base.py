@@ -17,7 +17,8 @@ class StepOutput(NamedTuple):
     """What one step computed.
 
     ``losses`` are scalars that are weighted and summed once, by the base; ``report`` is logged and never enters the sum;
-    ``outputs`` are tensors that validation collects.
+    ``outputs`` are tensors that validation collects; an ``INDEX`` among them names the samples that the losses are of,
+    where they are not those of the batch.
     """
 
     losses: Mapping[str, Tensor]
@@ -119,7 +120,7 @@ class BaseModule(pl.LightningModule):
         values |= {f"{stage}/loss/{name}": value.detach() for name, value in step.losses.items()}
         values |= {f"{stage}/{name}": value for name, value in step.report.items()}
         train = stage == "train"
-        size = len(batch[INDEX])
+        size = len(step.outputs.get(INDEX, batch[INDEX]))
         self.log_dict(values, on_step=train, on_epoch=not train, batch_size=size, sync_dist=not train)
 
     def configure_optimizers(self):

@@ -25,7 +25,8 @@ class EmbeddedSplit:
     ``image`` (N, D) and ``text`` (M, D) embeddings, ``owner`` (M,) the image row of each text, ``labels`` (N,) or None,
     ``captions`` the M texts, ``encode_text`` raw strings to embeddings, ``load_image`` an image row to its picture,
     ``load_encoders`` gives the model itself, built when it is first asked for, ``labelled_features`` a split's name to its
-    frozen image features (N, D) and labels (N,).
+    frozen image features (N, D) and labels (N,), ``frozen`` the frozen vectors that the embeddings were made of, (N, Dv) and
+    (M, Dt), or None where the head takes single tokens.
     """
 
     image: Tensor
@@ -40,6 +41,7 @@ class EmbeddedSplit:
     name: str = "test"
     load_encoders: Callable[[], DualEncoder] | None = None
     labelled_features: Callable[[str], tuple[Tensor, Tensor]] | None = None
+    frozen: Callable[[], tuple[Tensor, Tensor]] | None = None
 
     @property
     def encoders(self) -> DualEncoder:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from hydra import compose
 
+from datamodules.batch import IMAGE_FEATURES, TEXT_FEATURES
 from experiments import parts
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult, TrainedSplit
 from experiments.instantiation import build
@@ -101,6 +102,9 @@ def embed_split(run: Run, split: str) -> EmbeddedSplit:
         other, stored = parts.datamodule(run).splits[name], parts.features(run, name)
         return next(iter(stored.read_images(stored.rows).values())), torch.from_numpy(np.asarray(other.labels[stored.rows]))
 
+    def frozen() -> tuple[torch.Tensor, torch.Tensor]:
+        return features.read_images(rows)[IMAGE_FEATURES], features.read_texts(text_rows)[TEXT_FEATURES]
+
     return EmbeddedSplit(
         image=image,
         text=text,
@@ -113,6 +117,7 @@ def embed_split(run: Run, split: str) -> EmbeddedSplit:
         name=split,
         load_encoders=encoders,
         labelled_features=labelled_features if dataset.class_names else None,
+        frozen=None if module.head.takes_tokens else frozen,
         hashes={
             "split": stable_hash([dataset.fingerprint, len(rows)]),
             "preprocessing": stable_hash(manifests["vision"]["encoder"].get("preprocessing")),

@@ -169,6 +169,8 @@ class StructureRegulariser(nn.Module):
         reduction: of the two modalities: 'mean' is the official code's, 'sum' the paper's.
         validation_weight: 'full' judges every epoch at the full lambda; with 'current', as in the official code, early
             epochs, whose lambda is still small, look better than they are to whoever picks the best one.
+        extra: what samples that it alone sees are to the batch: they join it ('concatenate'), or stand in its place
+            ('replace'; official: ``structure_use_only_unimodal``).
         levels, temperature, weighting, divergence, distance, centring, center_first, gamma, margin: see
             :func:`structure_loss`.
     """
@@ -179,6 +181,7 @@ class StructureRegulariser(nn.Module):
         warmup_steps: int = 1000,
         reduction: Literal["mean", "sum"] = "mean",
         validation_weight: Literal["full", "current"] = "full",
+        extra: Literal["concatenate", "replace"] = "concatenate",
         levels: int = 1,
         temperature: float = 0.05,
         weighting: Literal["none", "inverse"] = "inverse",
@@ -191,7 +194,7 @@ class StructureRegulariser(nn.Module):
     ):
         super().__init__()
         self.weight, self.warmup_steps, self.reduction = weight, warmup_steps, reduction
-        self.validation_weight = validation_weight
+        self.validation_weight, self.extra = validation_weight, extra
         self.options = {
             "levels": levels, "temperature": temperature, "weighting": weighting, "divergence": divergence,
             "distance": distance, "centring": centring, "center_first": center_first, "gamma": gamma, "margin": margin,
@@ -200,6 +203,14 @@ class StructureRegulariser(nn.Module):
     def weight_at(self, step: int) -> float:
         """Lambda after ``step`` optimiser steps."""
         return self.weight * (min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0)
+
+    def with_extra(self, pair: tuple[Tensor, Tensor], extra: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Frozen and aligned features of a batch, (B, Dx) and (B, Da), with those of further samples."""
+        if self.extra == "replace":
+            return extra
+        # Rows of unlike lengths would count unlike where they are centred before they are normalised.
+        aligned = torch.cat([F.normalize(side[1].float(), dim=-1) for side in (pair, extra)])
+        return torch.cat([pair[0], extra[0].to(pair[0].dtype)]), aligned
 
     def forward(self, pairs: list[tuple[Tensor, Tensor]], step: int) -> RegulariserOutput | None:
         """``pairs`` of frozen and aligned features, one per modality; None where lambda is 0 and nothing is computed."""

@@ -1,21 +1,22 @@
 """How alike two sets of features are, by the neighbours of each sample, for every pair of layers of two encoders.
 
 Neighbours are found once per layer, tile by tile (the n x n similarities are never whole); a pair of layers then costs
-n x k. Linear CKA of a pair is made from covariances. (STRUCTURE, arXiv 2506.16895, section 3.1; Platonic representations,
-arXiv 2405.07987; specification of STRUCTURE, section 5.2.)
+n x k. Linear CKA of a pair is made from covariances; only the two metrics over hops hold n x n matrices. (STRUCTURE, arXiv
+2506.16895, section 3.1; Platonic representations, arXiv 2405.07987; specification of STRUCTURE, section 5.2.)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Metric = Literal["mutual_knn", "cka", "unbiased_cka", "cycle_knn", "cknna"]
-METRICS = ("mutual_knn", "cka", "unbiased_cka", "cycle_knn", "cknna")
+Metric = Literal["mutual_knn", "cka", "unbiased_cka", "cycle_knn", "cknna", "svcca", "lcs_knn", "hcs", "l_hop_cka"]
+METRICS = ("mutual_knn", "cka", "unbiased_cka", "cycle_knn", "cknna", "svcca", "lcs_knn", "hcs", "l_hop_cka")
 TILE_ENTRIES = 2**22
 
 
@@ -70,23 +71,71 @@ def cknna(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> float:
     return (cross / ((own[0] * own[1]).sqrt() + 1e-6)).item()
 
 
+def lcs_knn(a: Tensor, b: Tensor) -> float:
+    """Mean length of the longest common subsequence of the neighbour lists (n, k) of the same samples, between 0 and k.
+
+    Unlike :func:`mutual_knn` it wants common neighbours in the same order (Platonic representations' code).
+    """
+    n, k = a.shape
+    above = a.new_zeros(n, k + 1)  # lengths for the first i entries of a and the first j of b
+    for i in range(k):
+        row = a.new_zeros(n, k + 1)
+        grown = torch.where(a[:, i, None] == b, above[:, :-1] + 1, above[:, 1:])
+        row[:, 1:] = grown.cummax(dim=1).values  # the maximum over all shorter beginnings of b
+        above = row
+    return above[:, -1].double().mean().item()
+
+
+def svcca(x: Tensor, y: Tensor, dim: int = 10) -> float:
+    """Mean canonical correlation of the ``dim`` leading principal components of standardised features (n, dx), (n, dy)
+    (Platonic representations' code; arXiv 1706.05806). In closed form, where that code iterates."""
+    return _mean_correlation(leading_components(x, dim), leading_components(y, dim))
+
+
+def leading_components(x: Tensor, dim: int = 10) -> Tensor:
+    """(n, dim) float64 orthonormal: left singular vectors of the standardised features (n, D), without those of no variance."""
+    x = x.double()
+    x = x - x.mean(dim=0)
+    vectors, values, _ = torch.linalg.svd(x / (x.std(dim=0) + 1e-8), full_matrices=False)
+    return vectors[:, :dim][:, values[:dim] > 1e-9 * values[0]]
+
+
+def _mean_correlation(a: Tensor, b: Tensor) -> float:
+    return torch.linalg.svdvals(a.T @ b).mean().item()
+
+
 def hop_similarity(x: Tensor, y: Tensor, levels: int = 3, temperature: float = 0.05) -> float:
     """``exp(-D)`` of the multi-hop divergence of two sets of features (n, D) (STRUCTURE's ``hcs``).
 
     Unlike the regulariser it sums over all entries, and centres unit-length rows by the mean of the raw features, as the
     official code does.
     """
+    total = 0.0
+    for level, (p, q) in enumerate(_hops(x, y, levels, temperature), start=1):
+        middle = (p + q) / 2 + 1e-8
+        total += float(0.5 * (torch.special.xlogy(q, q / middle).sum() + torch.special.xlogy(p, p / middle).sum())) / level
+    return math.exp(-total / levels)
+
+
+def hop_cka(x: Tensor, y: Tensor, levels: int = 3, temperature: float = 0.05) -> float:
+    """Mean over the hops of the CKA between the rows of the random walks' powers, for features (n, D).
+
+    The specification names a metric ``l_hop_cka`` of STRUCTURE's code and does not define it: this is our reading.
+    """
+    return sum(cka(p, q) for p, q in _hops(x, y, levels, temperature)) / levels
+
+
+def _hops(x: Tensor, y: Tensor, levels: int, temperature: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """The walks over the samples of both sets (n, n), and their powers up to ``levels``."""
     walks = []
     for features in (x, y):
         z = features / (features.norm(dim=1, keepdim=True) + 1e-8) - features.mean(dim=0)
         walks.append((z @ z.T / temperature).softmax(dim=1))
-    total, (p, q) = 0.0, walks
-    for level in range(1, levels + 1):
-        if level > 1:
-            p, q = p @ walks[0], q @ walks[1]
-        middle = (p + q) / 2 + 1e-8
-        total += float(0.5 * (torch.special.xlogy(q, q / middle).sum() + torch.special.xlogy(p, p / middle).sum())) / level
-    return math.exp(-total / levels)
+    p, q = walks
+    yield p, q
+    for _ in range(1, levels):
+        p, q = p @ walks[0], q @ walks[1]
+        yield p, q
 
 
 class LayerPairs:
@@ -111,6 +160,7 @@ class LayerPairs:
         ]
         self.k = neighbour_count(k, len(self.sides[0][0]))
         self._lists: list[list[Tensor]] | None = None
+        self._components: list[list[Tensor]] | None = None
 
     @property
     def neighbours(self) -> list[list[Tensor]]:
@@ -118,6 +168,13 @@ class LayerPairs:
         if self._lists is None:
             self._lists = [[nearest_neighbours(layer, self.k) for layer in side] for side in self.sides]
         return self._lists
+
+    @property
+    def components(self) -> list[list[Tensor]]:
+        """Leading principal components of each layer of each side, made once."""
+        if self._components is None:
+            self._components = [[leading_components(layer) for layer in side] for side in self.sides]
+        return self._components
 
     def scores(self, metric: Metric = "mutual_knn") -> Tensor:
         """(vision layers, text layers) float32. Raises ValueError for an unknown metric."""
@@ -130,10 +187,14 @@ class LayerPairs:
         x, y = self.sides[0][i], self.sides[1][j]
         if metric in ("cka", "unbiased_cka"):
             return cka(x, y, unbiased=metric == "unbiased_cka")
+        if metric == "svcca":
+            return _mean_correlation(self.components[0][i], self.components[1][j])
+        if metric in ("hcs", "l_hop_cka"):
+            return (hop_similarity if metric == "hcs" else hop_cka)(x, y)
         a, b = self.neighbours[0][i], self.neighbours[1][j]
         if metric == "cknna":
             return cknna(x.double(), y.double(), a, b)
-        return mutual_knn(a, b) if metric == "mutual_knn" else cycle_knn(a, b)
+        return {"mutual_knn": mutual_knn, "cycle_knn": cycle_knn, "lcs_knn": lcs_knn}[metric](a, b)
 
 
 def best_pair(scores: Tensor) -> tuple[int, int]:

@@ -120,6 +120,7 @@ BY_PREFIX = {
     ),
     "structure": LAYERS,
     "structure_dinov2": StandIns((*SMALL_SCENES, "subset.pairs=32")),
+    "structure_agreement": StandIns(("datamodule.train.pairs=300", "subset.pairs=32")),
     "assess": StandIns((*SMALL_SCENES, "assess.vision.lite0_224=null", "assess.vision.lite0_128.image_size=64")),
     "avgn": AVGN,
 }

@@ -84,7 +84,7 @@ def train(case: Case) -> dict[str, Tensor]:
         clip = info_nce(image, text, head.scale())
         pairs = [(image_features[rows], image), (text_features[rows], text)]
         if config.get("additional"):
-            pairs = _with_additional(case, head, pairs)
+            pairs = _with_additional(case, head, regulariser, pairs)
         kept = regulariser(pairs, step)
         total = clip if kept is None else clip + kept.loss
         now = {
@@ -109,17 +109,12 @@ def train(case: Case) -> dict[str, Tensor]:
     return out | {name: torch.tensor(values, dtype=torch.float32) for name, values in trace.items()}
 
 
-def _with_additional(case: Case, head: AlignmentHead, pairs: list) -> list:
+def _with_additional(case: Case, head: AlignmentHead, regulariser: StructureRegulariser, pairs: list) -> list:
     """Unpaired samples join the regulariser of their modality."""
     count, joined = case.config["additional"], []
-    for name, encode, (frozen, aligned) in zip(("image", "text"), (head.encode_image, head.encode_text), pairs, strict=True):
+    for name, encode, pair in zip(("image", "text"), (head.encode_image, head.encode_text), pairs, strict=True):
         extra = next((v for k, v in case.inputs.items() if "additional" in k and name in k), None)
-        if extra is None:
-            joined.append((frozen, aligned))
-            continue
-        extra = extra[:count]
-        both = torch.cat([F.normalize(aligned, dim=-1), F.normalize(encode(extra), dim=-1)])
-        joined.append((torch.cat([frozen, extra]), both))
+        joined.append(pair if extra is None else regulariser.with_extra(pair, (extra[:count], encode(extra[:count]))))
     return joined
 
 

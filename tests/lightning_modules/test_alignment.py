@@ -6,12 +6,13 @@ from functools import partial
 import pytest
 import torch
 
-from datamodules.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, INDEX, TEXT_FEATURES
+from datamodules.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, INDEX, STRUCTURE_IMAGE, TEXT_FEATURES
 from lightning_modules.alignment import AlignmentModule
 from lightning_modules.base import LossNotFinite
 from models.alignment import AlignmentHead
 from models.errors import UserError
 from models.losses.contrastive import SigmoidLoss
+from models.losses.structure import StructureRegulariser, structure_loss
 from models.projectors import LinearProjector
 
 
@@ -56,3 +57,16 @@ def test_decay_groups():
     assert spared["weight_decay"] == 0
     assert len(everything) == len(decayed["params"]) + len(spared["params"])
     assert {p.ndim for p in decayed["params"]} == {2}
+
+
+def test_regulariser_sees_samples_beside_the_batch():
+    batch = _batch()
+    more = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    module = _module(regulariser=StructureRegulariser(warmup_steps=0, extra="replace"))
+    found = module.shared_step(batch | {STRUCTURE_IMAGE: more}, "train").report["structure"]
+    text = module.head.encode_text(batch[TEXT_FEATURES])
+    wanted = [
+        structure_loss(more, module.head.encode_image(more), 1, 0.05),
+        structure_loss(batch[TEXT_FEATURES], text, 1, 0.05),
+    ]
+    torch.testing.assert_close(found, torch.stack(wanted).mean().detach())

@@ -61,3 +61,11 @@ def test_reduction_over_modalities():
     pairs = [features(0), features(1)]
     mean, total = (StructureRegulariser(warmup_steps=0, reduction=r)(pairs, 0).loss for r in ("mean", "sum"))
     torch.testing.assert_close(total, 2 * mean)
+
+
+def test_extra_samples_join_the_batch_or_stand_in_its_place():
+    batch, extra = features(0), features(1)
+    joined = StructureRegulariser(warmup_steps=0).with_extra(batch, extra)
+    whole = torch.cat([batch[0], extra[0]]), torch.cat([batch[1], 7 * extra[1]])  # a row's length means nothing
+    torch.testing.assert_close(structure_loss(*joined), structure_loss(*whole).float(), rtol=1e-5, atol=1e-7)
+    assert StructureRegulariser(extra="replace").with_extra(batch, extra) is extra

@@ -1,21 +1,28 @@
 """Neighbourhood metrics and CKA against whole-matrix references and scikit-learn."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn import manifold
+from scipy import special
+from sklearn import cross_decomposition, decomposition, manifold
 
 from models.metrics.cka import linear_cka, local_cka
 from models.metrics.embedding_quality import trustworthiness
 from models.metrics.neighbourhoods import (
+    METRICS,
     LayerPairs,
     best_pair,
     cka,
     cknna,
     cycle_knn,
+    hop_cka,
+    hop_similarity,
+    lcs_knn,
     mutual_knn,
     nearest_neighbours,
     neighbour_count,
+    svcca,
 )
 from models.metrics.probing import AlignmentProbe
 from tests.reference import structure as plain
@@ -56,6 +63,50 @@ def test_mutual_and_cycle_knn_by_hand():
     a, b = torch.tensor([[1], [0], [0]]), torch.tensor([[1], [2], [0]])
     assert mutual_knn(a, b) == pytest.approx(2 / 3)
     assert cycle_knn(a, b) == pytest.approx(1 / 3)  # 0 -> 1 -> 0; 1 -> 2 -> 0; 2 -> 0 -> 1
+
+
+def test_longest_common_subsequences_are_those_of_the_definition(sides):
+    def slow(a, b):
+        """Of two lists, by the definition."""
+        if not a or not b:
+            return 0
+        return 1 + slow(a[1:], b[1:]) if a[0] == b[0] else max(slow(a[1:], b), slow(a, b[1:]))
+
+    lists = nearest_neighbours(sides[0][:, 0], 7), nearest_neighbours(sides[1][:, 0], 7)
+    wanted = [slow(a, b) for a, b in zip(*(x.tolist() for x in lists), strict=True)]
+    assert len(set(wanted)) > 2
+    assert lcs_knn(*lists) == pytest.approx(sum(wanted) / 60)
+
+
+def test_svcca_is_the_canonical_correlation_of_scikit_learn(sides):
+    x, y = sides[0][:, 0].double(), sides[1][:, 0].double()
+    scores = [decomposition.PCA(3).fit_transform(((z - z.mean(0)) / z.std(0)).numpy()) for z in (x, y)]
+    a, b = cross_decomposition.CCA(3, max_iter=5000, tol=1e-12).fit_transform(*scores)
+    wanted = np.mean([np.corrcoef(a[:, d], b[:, d])[0, 1] for d in range(3)])
+    assert svcca(x, y, dim=3) == pytest.approx(wanted, abs=1e-6)
+    assert LayerPairs(x[:, None], y[:, None], normalise=False).scores("svcca").item() == pytest.approx(svcca(x, y), abs=1e-5)
+
+
+def test_hop_metrics_are_those_of_whole_matrices(sides):
+    x, y = sides[0][:, 0].double(), sides[1][:, 0].double()
+    walks = []
+    for z in (x, y):
+        z = F.normalize(z, dim=1) - z.mean(dim=0)
+        walks.append(torch.exp(z @ z.T / 0.05) / torch.exp(z @ z.T / 0.05).sum(dim=1, keepdim=True))
+    powers = [[torch.linalg.matrix_power(w, level) for w in walks] for level in (1, 2, 3)]
+    wanted = sum(plain.kernel_cka(p, q, False) for p, q in powers) / 3
+    assert hop_cka(x, y) == pytest.approx(wanted, abs=1e-8)
+    divergences = [sum(special.rel_entr(m.numpy(), ((p + q) / 2).numpy()).sum() for m in (p, q)) / 2 for p, q in powers]
+    assert hop_similarity(x, y) == pytest.approx(np.exp(-sum(d / (i + 1) for i, d in enumerate(divergences)) / 3), rel=1e-4)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_prefers_the_layer_that_belongs_to_the_other(metric):
+    torch.manual_seed(0)
+    x = F.normalize(torch.randn(80, 12), dim=1)
+    rotated = x @ torch.linalg.qr(torch.randn(12, 12)).Q
+    scores = LayerPairs([torch.randn(80, 12), x], [rotated, torch.randn(80, 12)], k=6).scores(metric)
+    assert best_pair(scores) == (1, 0)
 
 
 def test_trustworthiness_is_scikit_learns(sides):
