@@ -88,9 +88,12 @@ def gather_taps(value: Tensor, alpha: Tensor, taps: Tensor, dilations: Sequence[
 
     Args:
         value: (B, C, H, W). alpha: (B, R, H, W). taps: (B, R, G, 9, H, W), one set for each of G groups of channels.
+
+    Half precision is summed in float32: 9 R terms, one after the other, would lose what bf16 keeps.
     """
-    parts = (tensor.contiguous() for tensor in (value, alpha.to(value.dtype), taps.to(value.dtype)))
-    return _GatherTaps.apply(*parts, tuple(dilations))
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    parts = (tensor.to(dtype).contiguous() for tensor in (value, alpha, taps))
+    return _GatherTaps.apply(*parts, tuple(dilations)).to(value.dtype)
 
 
 # So many numbers of the value are treated at once on each core: what its second-level cache keeps beside weights and result.
