@@ -78,7 +78,7 @@ def occupancy(
     named = {f"bev/{name}": value for name, value in metrics.items()}
     drawn: dict[str, Callable] = {
         "samples": partial(pictures_bev.samples, examples),
-        "iou": partial(pictures_bev.bars, {k.removesuffix("/iou"): v for k, v in metrics.items() if k.endswith("/iou")}),
+        "iou": partial(pictures_bev.bars, _bars(metrics)),
         "by_light_and_distance": partial(
             pictures_bev.grid_of_scores, *_by_light_and_band(label, predicted, lights, grid, classes)
         ),
@@ -86,6 +86,15 @@ def occupancy(
     if lasting:
         drawn["robustness"] = partial(pictures_bev.robustness, metrics["iou"], lasting)
     return SuiteResult(named, _baselines(split, batches, label, lights, grid, classes), hashes, pictures=drawn)
+
+
+def _bars(metrics: dict[str, float]) -> dict[str, float]:
+    """IoU of each light, distance, class and fault, but not of each class in each light."""
+    return {
+        name.removesuffix("/iou"): value
+        for name, value in metrics.items()
+        if name.endswith("/iou") and (name.startswith("robust/") or name.count("/") == 1)
+    }
 
 
 def _light_batch(batch: dict[str, Any]) -> dict[str, Any]:
