@@ -30,8 +30,9 @@ class Augmentation:
 
     contrast: relative range of brightness and contrast. gamma: (low, high) exponent. blur, mirror: probabilities.
     camera_dropout: probability of a black picture. sensor_dropout: of one dead ultrasonic sensor, any of them: every pair it
-    sends or receives for is silent (ours, and not in the specification's recipe). pair_dropout: of each pair by itself. gain: (low, high) factor of the traces. noise: added
-    to them. time_jitter: samples. degrees, metres: by which the camera's calibration may be wrong.
+    sends or receives for is silent (ours; the specification's recipe has none). pair_dropout: of each pair by itself.
+    gain: (low, high) factor of the traces. noise: added to them. time_jitter: samples. degrees, metres: by which the camera's
+    calibration may be wrong.
     """
 
     contrast: float = 0.3
