@@ -54,8 +54,6 @@ class BEVFusion(nn.Module):
             ultrasonic map to one encoder. 'late' decodes each branch and averages the logits.
         pooling: of the heights, see :class:`~models.bev_fusion.view.ViewTransform`.
         camera_stride, ultrasonic_stride: of the encoders' finest level.
-        skip_black: (ours) a picture that is black all over gives features of zero and is kept from the camera's encoder, whose
-            batch statistics would otherwise take blackened pictures for scenes.
     """
 
     def __init__(
@@ -73,7 +71,6 @@ class BEVFusion(nn.Module):
         pooling: str = "concat",
         camera_stride: int = 8,
         ultrasonic_stride: int = 4,
-        skip_black: bool = False,
     ):
         super().__init__()
         for name, value, choices in (
@@ -84,7 +81,6 @@ class BEVFusion(nn.Module):
             if value not in choices:
                 raise UserError(f"module.model.{name}: unknown '{value}'; there are {', '.join(choices)}.")
         self.sees, self.hears = modality != "ultrasonic_only", modality != "camera_only"
-        self.skip_black, self.channels = skip_black, channels
         self.place = place if self.sees and self.hears else "mid"
         early = self.place == "early"
         if self.sees and not early:
@@ -118,9 +114,9 @@ class BEVFusion(nn.Module):
                 feature grid (with place='early': of the echo map) appears in the image, see ``sampling_grid``.
             echo_map: (B, 3, s rows, s cols), s the stride of the ultrasonic encoder; None where it is not heard.
         """
+        image = (image - self.mean) / self.std
         if self.place == "early":
-            laid = self._lay_down((image - self.mean) / self.std, grid, valid, echo_map)
-            echo_map = torch.cat([laid, echo_map], dim=1)
+            echo_map = torch.cat([self._lay_down(image, grid, valid, echo_map), echo_map], dim=1)
             return self.decoder(self._aligned(self._hear(echo_map), "ultrasonic", "fused"))
         camera = self._aligned(self._see(image, grid, valid), "camera") if self.sees else None
         ultrasonic = self._aligned(self._hear(echo_map), "ultrasonic") if self.hears else None
@@ -132,15 +128,6 @@ class BEVFusion(nn.Module):
         return self.decoder(self._aligned(self.fusion(camera, ultrasonic), "fused"))
 
     def _see(self, image: Tensor, grid: Tensor, valid: Tensor) -> Tensor:
-        """The camera's features on the ground."""
-        seen = image.flatten(1).amax(1) > 0 if self.skip_black else None
-        if seen is not None and not seen.all():
-            features = image.new_zeros(len(image), self.channels, *grid.shape[2:4])
-            if seen.any():
-                some = self._see(image[seen], grid[seen], valid[seen])
-                features = features.to(some).index_copy(0, seen.nonzero()[:, 0], some)
-            return features
-        image = (image - self.mean) / self.std
         return self.view(self.camera_neck(self.camera_encoder(image)[self._camera_first :]), grid, valid)
 
     def _hear(self, echo_map: Tensor) -> Tensor:

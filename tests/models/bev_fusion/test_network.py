@@ -118,25 +118,6 @@ def test_modalities_depend_on_their_sensor_alone():
     torch.testing.assert_close(ultrasonic(image, grid, valid, echo), ultrasonic(image * 0, grid, valid, echo))
 
 
-def test_black_pictures_are_kept_from_the_encoder():
-    image, *rest = inputs()
-    image[0] = 0
-    model, plain_model = build(skip_black=True), build()
-    mixed = model(image, *rest)
-    before = {k: v.clone() for k, v in model.state_dict().items() if "camera_encoder" in k and "running" in k}
-    model(torch.zeros_like(image), *rest)
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
-    model(image, *rest)
-    assert any(not torch.equal(v, model.state_dict()[k]) for k, v in before.items())
-    sum(part.sum() for part in mixed).backward()
-    assert all(p.grad is not None for p in model.camera_encoder.parameters())
-    for network in (model.eval(), plain_model.eval()):
-        network.load_state_dict(model.state_dict())
-    bright = inputs()[0]
-    torch.testing.assert_close(model(bright, *rest).classes, plain_model(bright, *rest).classes)
-    torch.testing.assert_close(model(image, *rest).classes[1], plain_model(image, *rest).classes[1])
-
-
 def test_unknown_words_are_answered():
     with pytest.raises(UserError, match="unknown 'radar'"):
         build(modality="radar")
