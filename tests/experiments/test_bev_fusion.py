@@ -3,8 +3,11 @@
 import json
 
 import numpy as np
+import pytest
 
 from datamodules.readers.video import VideoReader
+from experiments.inference.bev import drive_in
+from models.errors import UserError
 from tests.experiments.launch import launch, runs
 from tests.experiments.stand_ins import TINY, stand_ins_of
 
@@ -31,3 +34,9 @@ def test_a_recipe_without_a_film_says_so(tmp_path):
     done = launch(tmp_path, "experiment=sail_dinov2", "stages=[video]", "checkpoint=x")
     assert done.returncode == 2
     assert "nothing to film" in done.stderr
+
+
+@pytest.mark.parametrize(("settings", "said"), [({"light": "fog"}, "day, dusk, night, glare"), ({"frames": 0}, "at least 1")])
+def test_a_film_of_nothing_is_refused_before_the_model_is_read(settings, said):
+    with pytest.raises(UserError, match=said):
+        drive_in(None, **settings)
