@@ -70,7 +70,7 @@ class Augmentation:
 
     def _traces(self, traces: np.ndarray, rig: UltrasonicRig, rng: np.random.Generator) -> np.ndarray:
         loud = rng.uniform(*self.gain, (len(traces), 1)) * (rng.random((len(traces), 1)) >= self.pair_dropout)
-        if rng.random() < self.sensor_dropout and rig.pairs:
+        if self.sensor_dropout and rig.pairs and rng.random() < self.sensor_dropout:
             loud[rig.heard_by(int(rng.integers(len(rig.yaw))))] = 0
         moved = int(rng.integers(-self.time_jitter, self.time_jitter + 1))
         traces = np.roll(traces, moved, axis=1)
