@@ -88,6 +88,9 @@ class BevDataModule(BaseDataModule):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)
         if classes not in (2, 4):
             raise UserError(f"datamodule.classes={classes}: 2 (free, obstacle) or 4 (free, obstacle, pedestrian, kerb).")
+        for name, value in (("width", width), ("height", height), ("samples", samples), ("heights", len(heights))):
+            if value < 1:
+                raise UserError(f"datamodule.{name}: there must be at least one, this is {value}.")
         self.root, self.simulate, self.augmentation = root, simulate, augmentation
         self.grid = BevGrid(**grid)
         self.view_grid = self.grid.scaled(0.5).scaled(view_scale)
@@ -111,6 +114,8 @@ class BevDataModule(BaseDataModule):
         return {"classes": self.classes, "heights": len(self.heights), "grid": asdict(self.grid)}
 
     def train_dataloader(self) -> DataLoader:
+        if "train" not in self.splits:
+            raise UserError(f"{self.folder()}/splits has no train.txt, there are {', '.join(self.splits)}.")
         return self.train_loader(self.splits["train"], self.batch_size)
 
     def evaluation_dataloader(self, split: str) -> DataLoader:

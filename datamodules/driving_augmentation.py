@@ -28,15 +28,18 @@ class Sample(NamedTuple):
 class Augmentation:
     """Strengths; 0 turns a change off. All draws come from the generator it is called with.
 
-    contrast: relative range of brightness and contrast. gamma: (low, high) exponent. blur, camera_dropout, pair_dropout,
-    mirror: probabilities. gain: (low, high) factor of the traces. noise: added to them. time_jitter: samples.
-    degrees, metres: by which the camera's calibration may be wrong.
+    contrast: relative range of brightness and contrast. gamma: (low, high) exponent. blur, mirror: probabilities.
+    camera_dropout: probability of a black picture. sensor_dropout: of one dead ultrasonic sensor, any of them: every pair it
+    sends or receives for is silent (ours; the specification's recipe has none). pair_dropout: of each pair by itself.
+    gain: (low, high) factor of the traces. noise: added to them. time_jitter: samples. degrees, metres: by which the camera's
+    calibration may be wrong.
     """
 
     contrast: float = 0.3
     gamma: tuple[float, float] = (0.7, 1.5)
     blur: float = 0.1
     camera_dropout: float = 0.1
+    sensor_dropout: float = 0.0
     pair_dropout: float = 0.1
     gain: tuple[float, float] = (0.7, 1.3)
     noise: float = 0.01
@@ -47,7 +50,7 @@ class Augmentation:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         image = self._image(sample.image, rng)
-        traces = self._traces(sample.traces, rng)
+        traces = self._traces(sample.traces, sample.rig, rng)
         turn = np.radians(rng.uniform(-self.degrees, self.degrees, 3))
         camera = sample.camera.shifted(turn, rng.uniform(-self.metres, self.metres, 3))
         changed = sample._replace(image=image, traces=traces, camera=camera)
@@ -65,8 +68,10 @@ class Augmentation:
             image = ndimage.gaussian_filter(image, (1, 1, 0))
         return image
 
-    def _traces(self, traces: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _traces(self, traces: np.ndarray, rig: UltrasonicRig, rng: np.random.Generator) -> np.ndarray:
         loud = rng.uniform(*self.gain, (len(traces), 1)) * (rng.random((len(traces), 1)) >= self.pair_dropout)
+        if self.sensor_dropout and rig.pairs and rng.random() < self.sensor_dropout:
+            loud[rig.heard_by(int(rng.integers(len(rig.yaw))))] = 0
         moved = int(rng.integers(-self.time_jitter, self.time_jitter + 1))
         traces = np.roll(traces, moved, axis=1)
         if moved > 0:

@@ -62,6 +62,53 @@ def bars(values: Mapping[str, float], path: Path) -> Path:
     return _save(plt, figure, path)
 
 
+def grid_of_scores(lights: Sequence[str], bands: Sequence[str], scores: Mapping[str, np.ndarray], path: Path) -> Path:
+    """Each score as a table of light and distance, percent; empty where there was nothing to find.
+
+    Args:
+        scores: by name (lights, bands), NaN for none.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(scores), figsize=(2.7 * len(scores), 0.5 * len(lights) + 1.2), squeeze=False)
+    for axis, (name, values) in zip(axes[0], scores.items(), strict=True):
+        axis.imshow(np.nan_to_num(values), vmin=0, vmax=100, cmap="Blues", aspect="auto")
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if value > 55 else "black")
+        axis.set_title(name, fontsize=9)
+        axis.set_xticks(range(len(bands)), [band.replace("_", " ") for band in bands], fontsize=7, rotation=20)
+        axis.set_yticks(range(len(lights)), lights if axis is axes[0, 0] else [""] * len(lights), fontsize=8)
+    return _save(plt, figure, path)
+
+
+def robustness(sound: float, faults: Mapping[str, float], path: Path) -> Path:
+    """IoU over how wrong something is, a curve from ``sound`` (nothing wrong) on for each ``<what>_<how much>_<unit>``, a panel
+    for each unit; what has no strength (a black picture, a dead sensor) as level lines."""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    levels: dict[str, float] = {}
+    for name, value in faults.items():
+        match name.split("_"):
+            case [what, amount, unit] if amount.replace(".", "", 1).isdigit():
+                unit = f"{unit} Celsius" if what == "thermometer" else unit
+                curves.setdefault(unit, {}).setdefault(what, [(0.0, sound)]).append((float(amount), value))
+            case _:
+                levels[name.replace("_", " ")] = value
+    plt = _pyplot()
+    panels_ = max(len(curves), 1)
+    figure, axes = plt.subplots(1, panels_, figsize=(3.2 * panels_, 2.8), sharey=True, squeeze=False)
+    for axis, (unit, by_what) in zip(axes[0], curves.items(), strict=False):
+        for what, points in by_what.items():
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=what)
+        axis.set_xlabel(f"wrong by, {unit}")
+    for axis in axes[0]:
+        for (name, value), colour in zip(levels.items(), ("#444444", "#aa3377"), strict=False):
+            axis.axhline(value, linestyle="--", linewidth=1, color=colour, label=name)
+        axis.legend(fontsize=6)
+        axis.set_ylim(bottom=0)
+    axes[0, 0].set_ylabel("IoU of what is not free, percent")
+    return _save(plt, figure, path)
+
+
 def _heat(values: np.ndarray) -> np.ndarray:
     """Black over red to white."""
     v = np.sqrt(np.clip(values, 0, 1))[..., None] * 3

@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,8 @@ from models.bev_fusion.geometry import BevGrid, Camera, camera_from_json, camera
 from models.errors import UserError
 
 META_FIELDS = ("id", "rig", "scene", "indoor", "light", "weather", "temperature_c")
+ECHO_LISTS = ("echo_times", "echo_amplitudes")
+COLDEST, HOTTEST = -90.0, 100.0  # degrees Celsius that are believed
 LAYOUT = (
     "expected: calibration/<rig>.json  images/<id>.png  ultrasonic/<id>.npz  labels/<id>.png  splits/{train,val,test}.txt  "
     "meta.csv (see models/bev_fusion/README.md)"
@@ -62,17 +66,25 @@ def read_meta(root: Path) -> dict[str, Meta]:
     path = root / "meta.csv"
     if not path.is_file():
         raise UserError(f"{root} holds no recordings: there is no {path.name}; {LAYOUT}.")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        lacking = {"id", "rig", "light", "temperature_c"} - set(reader.fieldnames or [])
-        if lacking:
-            raise UserError(f"{path}: the columns {sorted(lacking)} are missing; it needs {', '.join(META_FIELDS)}.")
-        found = {}
-        for row in reader:
-            try:
-                found[row["id"]] = Meta(row["rig"], row["light"], float(row["temperature_c"]))
-            except (TypeError, ValueError):
-                raise UserError(f"{path}, line {reader.line_num}: temperature_c is no number in {row}.") from None
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error}.") from None
+    lacking = {"id", "rig", "light", "temperature_c"} - set(reader.fieldnames or [])
+    if lacking:
+        raise UserError(f"{path}: the columns {sorted(lacking)} are missing; it needs {', '.join(META_FIELDS)}.")
+    found: dict[str, Meta] = {}
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        try:
+            celsius = float(row["temperature_c"])
+        except (TypeError, ValueError):
+            raise UserError(f"{where}: temperature_c is no number in {row}.") from None
+        if not COLDEST < celsius < HOTTEST:
+            raise UserError(f"{where}: {celsius:g} degrees Celsius is no temperature of air that sound goes through.")
+        if row["id"] in found:
+            raise UserError(f"{where}: the recording {row['id']} has a row already.")
+        found[row["id"]] = Meta(row["rig"], row["light"], celsius)
     return found
 
 
@@ -81,9 +93,13 @@ def read_splits(root: Path) -> dict[str, list[str]]:
     found = {path.stem: path.read_text(encoding="utf-8").split() for path in sorted((root / "splits").glob("*.txt"))}
     if not found:
         raise UserError(f"{root} has no splits; {LAYOUT}.")
+    if empty := [split for split, ids in found.items() if not ids]:
+        raise UserError(f"{root}/splits/{empty[0]}.txt names no recording.")
     owner: dict[str, str] = {}
     for split, ids in found.items():
         for key in ids:
+            if key in owner and owner[key] == split:
+                raise UserError(f"{root}/splits/{split}.txt names the recording {key} twice.")
             if owner.setdefault(key, split) != split:
                 raise UserError(f"{root}/splits: the recording {key} is in {owner[key]} and in {split}. Split by scene.")
     return {split: found[split] for split in ("train", "val", "test") if split in found}
@@ -96,6 +112,10 @@ def read_rig(root: Path, name: str) -> Rig:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"the calibration {path} cannot be read: {error}") from None
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{path}: a calibration is an object with 'intrinsic' and 'extrinsic', this is a {type(record).__name__}."
+        )
     camera, ultrasonic = camera_from_json(record, str(path)), None
     if part := record.get("ultrasonic"):
         try:
@@ -107,14 +127,21 @@ def read_rig(root: Path, name: str) -> Rig:
                 az_max=math.radians(part["az_max_deg"]),
                 full_scale=float(part["full_scale"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: 'ultrasonic' needs positions, yaw, az_half_deg, az_max_deg, full_scale ({error})."
             ) from None
         if len(ultrasonic.positions) != len(ultrasonic.yaw) or any(len(p) != 3 for p in ultrasonic.positions):
             raise UserError(f"{path}: 'ultrasonic' needs a yaw and a position (x, y, z) for every sensor.")
-    grid = record.get("grid")
-    return Rig(camera, ultrasonic, BevGrid(**grid) if grid else None, bool(record.get("visible_only", False)))
+        if not min(ultrasonic.az_half, ultrasonic.az_max, ultrasonic.full_scale) > 0:
+            raise UserError(f"{path}: az_half_deg, az_max_deg and full_scale of 'ultrasonic' must be above 0.")
+        if not np.isfinite([*ultrasonic.yaw, *(v for position in ultrasonic.positions for v in position)]).all():
+            raise UserError(f"{path}: a position or yaw of 'ultrasonic' is not finite.")
+    try:
+        grid = BevGrid(**record["grid"]) if record.get("grid") else None
+    except TypeError:
+        raise UserError(f"{path}: 'grid' needs rows, cols, cell and x_bumper, this is {record['grid']}.") from None
+    return Rig(camera, ultrasonic, grid, bool(record.get("visible_only", False)))
 
 
 def rig_to_json(camera: Camera, rig: UltrasonicRig, grid: BevGrid, visible_only: bool) -> dict[str, Any]:
@@ -162,26 +189,37 @@ def read_label(root: Path, key: str, grid: BevGrid, classes: int) -> np.ndarray:
 
 def read_echoes(root: Path, key: str, rig: UltrasonicRig, samples: int, pulse_sigma: float = 0.25e-3) -> Echoes:
     """``ultrasonic/<key>.npz``: traces, or lists of echoes (which become traces of ``samples``). Raises DrivingError."""
-    path = root / "ultrasonic" / f"{key}.npz"
+    name = f"ultrasonic/{key}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (FileNotFoundError, zipfile.BadZipFile, OSError, ValueError) as error:
-        raise DrivingError(f"ultrasonic: ultrasonic/{key}.npz cannot be read ({error})") from None
-    rate, first = float(arrays.get("sample_rate", rig.sample_rate)), float(arrays.get("first_sample", rig.first_sample))
+        with zipfile.ZipFile(root / name) as archive:  # np.load takes other files too
+            arrays = {entry.removesuffix(".npy"): np.load(io.BytesIO(archive.read(entry))) for entry in archive.namelist()}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DrivingError(f"ultrasonic: {name} cannot be read ({error})") from None
     if "pairs" not in arrays:
-        raise DrivingError(f"ultrasonic: ultrasonic/{key}.npz has no 'pairs'")
-    pairs = arrays["pairs"].astype(int)
+        raise DrivingError(f"ultrasonic: {name} has no 'pairs'")
+    if "traces" not in arrays and not set(ECHO_LISTS) <= arrays.keys():
+        raise DrivingError(f"ultrasonic: {name} has neither 'traces' nor 'echo_times' and 'echo_amplitudes'")
+    try:
+        rate, first = (float(arrays.get(clock, getattr(rig, clock))) for clock in ("sample_rate", "first_sample"))
+        pairs = arrays["pairs"].astype(np.int64, casting="same_kind")
+        heard = [arrays[entry].astype(np.float64) for entry in (("traces",) if "traces" in arrays else ECHO_LISTS)]
+    except (TypeError, ValueError) as error:
+        raise DrivingError(f"ultrasonic: {name} has something that is no number ({error})") from None
+    if not (0 < rate < math.inf and math.isfinite(first)):
+        raise DrivingError(f"ultrasonic: {name} has the sample_rate {rate:g} and the first_sample {first:g}")
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.min(initial=0) < 0 or pairs.max(initial=0) >= len(rig.yaw):
-        raise DrivingError(f"ultrasonic: ultrasonic/{key}.npz has pairs {pairs.shape} beyond the rig's {len(rig.yaw)} sensors")
-    if "traces" in arrays:
-        traces = arrays["traces"].astype(np.float32) / np.float32(rig.full_scale)
-    elif {"echo_times", "echo_amplitudes"} <= arrays.keys():
-        times, loud = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("echo_times", "echo_amplitudes"))
-        traces = pulse_traces(times, loud / rig.full_scale, samples, rate, first, pulse_sigma).float().numpy()
+        raise DrivingError(f"ultrasonic: {name} has pairs {pairs.shape} beyond the rig's {len(rig.yaw)} sensors")
+    if any(part.ndim != 2 or len(part) != len(pairs) or part.shape != heard[0].shape or not part.size for part in heard):
+        shapes = " and ".join(str(part.shape) for part in heard)
+        raise DrivingError(
+            f"ultrasonic: {name} has {'traces' if len(heard) == 1 else 'echoes'} {shapes} for {len(pairs)} pairs"
+        )
+    if len(heard) == 1:
+        traces = (heard[0] / rig.full_scale).astype(np.float32)
     else:
-        raise DrivingError(f"ultrasonic: ultrasonic/{key}.npz has neither 'traces' nor 'echo_times' and 'echo_amplitudes'")
-    if len(traces) != len(pairs) or traces.ndim != 2 or not np.isfinite(traces).all():
-        raise DrivingError(f"ultrasonic: ultrasonic/{key}.npz has traces {traces.shape} for {len(pairs)} pairs, or not finite")
+        times, loud = map(torch.from_numpy, heard)
+        traces = pulse_traces(times, loud / rig.full_scale, samples, rate, first, pulse_sigma).float().numpy()
+    if not np.isfinite(traces).all():
+        raise DrivingError(f"ultrasonic: {name} has numbers that are not finite")
     own = rig._replace(pairs=tuple(map(tuple, pairs.tolist())), sample_rate=rate, first_sample=first)
     return Echoes(np.maximum(traces, 0), own)

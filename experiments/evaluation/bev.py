@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,12 +16,14 @@ from datamodules.bev import BevDataModule, Calibrations
 from experiments import pictures_bev
 from experiments.evaluation.base import SuiteResult, TrainedSplit
 from models.bev_fusion.geometry import BevGrid
+from models.errors import UserError
 from models.io import stable_hash
 from models.metrics.occupancy import IGNORE, cell_scores, confusion, object_scores, summarise
 
 LIGHTS = ("day", "dusk", "night", "glare")
 BANDS = ((0, 1), (1, 2), (2, 4), (4, np.inf))  # metres from the bumper's middle
 CLASS_NAMES = ("free", "obstacle", "pedestrian", "kerb")
+SCORES = ("iou", "precision", "recall", "f1")
 THRESHOLDS = np.linspace(0.01, 0.5, 50)
 
 
@@ -30,9 +32,9 @@ def occupancy(
     match_radius: float = 0.5,
     min_cells: int = 1,
     robustness: bool = True,
-    degrees: float = 3.0,
-    centimetres: float = 10.0,
-    celsius: float = 10.0,
+    degrees: Sequence[float] = (1.0, 3.0, 5.0),
+    centimetres: Sequence[float] = (2.0, 5.0, 10.0),
+    celsius: Sequence[float] = (10.0, 20.0),
     sensor: int = 1,
 ) -> SuiteResult:
     """Cell and object scores (percent; errors in metres by name), over everything, by light and by distance.
@@ -40,8 +42,11 @@ def occupancy(
     Args:
         match_radius: metres within which a predicted cell may stand for an object. min_cells: smaller predicted objects are
             dropped.
-        robustness: also judge with a black picture, a dead ``sensor``, calibrations wrong by ``degrees`` and
-            ``centimetres``, and a thermometer wrong by ``celsius``.
+        robustness: also judge with a black picture, a dead ``sensor``, calibrations wrong by each of ``degrees`` and of
+            ``centimetres``, and a thermometer wrong by each of ``celsius``; every one is a pass over the split.
+
+    Raises:
+        UserError: the rig has no such ``sensor``.
     """
     batches = [_light_batch(batch) for batch in split.batches()]
     label = np.concatenate([batch[BEV_LABEL].cpu().numpy() for batch in batches])
@@ -52,6 +57,7 @@ def occupancy(
     metrics |= _objects(label, predicted, lights, grid, match_radius, min_cells)
     lasting: dict[str, float] = {}
     if robustness:
+        _check_sensor(batches, sensor)
         for name, change in _faults(degrees, centimetres, celsius, sensor).items():
             of_camera = name.startswith(("black", "camera"))
             if split.module.model.sees if of_camera else split.module.model.hears:
@@ -72,9 +78,23 @@ def occupancy(
     named = {f"bev/{name}": value for name, value in metrics.items()}
     drawn: dict[str, Callable] = {
         "samples": partial(pictures_bev.samples, examples),
-        "iou": partial(pictures_bev.bars, {k.removesuffix("/iou"): v for k, v in metrics.items() if k.endswith("/iou")}),
+        "iou": partial(pictures_bev.bars, _bars(metrics)),
+        "by_light_and_distance": partial(
+            pictures_bev.grid_of_scores, *_by_light_and_band(label, predicted, lights, grid, classes)
+        ),
     }
+    if lasting:
+        drawn["robustness"] = partial(pictures_bev.robustness, metrics["iou"], lasting)
     return SuiteResult(named, _baselines(split, batches, label, lights, grid, classes), hashes, pictures=drawn)
+
+
+def _bars(metrics: dict[str, float]) -> dict[str, float]:
+    """IoU of each light, distance, class and fault, but not of each class in each light."""
+    return {
+        name.removesuffix("/iou"): value
+        for name, value in metrics.items()
+        if name.endswith("/iou") and (name.startswith("robust/") or name.count("/") == 1)
+    }
 
 
 def _light_batch(batch: dict[str, Any]) -> dict[str, Any]:
@@ -88,22 +108,41 @@ def _predict(split: TrainedSplit, batches: Iterable[dict]) -> np.ndarray:
 
 
 def _cells(label: np.ndarray, predicted: np.ndarray, lights: np.ndarray, grid: BevGrid, classes: int) -> dict[str, float]:
-    whole = confusion(label, predicted, classes)
-    scores = cell_scores(whole)
-    found = {"iou": _mean_iou(whole)}
-    found |= {name: 100 * float(scores[name][1:].mean()) for name in ("precision", "recall", "f1")}
-    for light in _present(lights):
-        mine = lights == light
-        found[f"{light}/iou"] = _mean_iou(confusion(label[mine], predicted[mine], classes))
-    if classes > 2:
-        found |= {f"{CLASS_NAMES[c]}/{name}": 100 * float(values[c]) for name, values in scores.items() for c in range(classes)}
+    """By part (all, a light, a distance): mean over the classes but free, and with more than one such class each class too."""
+    parts = {"": (label, predicted)}
+    parts |= {f"{light}/": (label[lights == light], predicted[lights == light]) for light in _present(lights)}
+    parts |= {f"{band}/": (label[:, inside], predicted[:, inside]) for band, inside in _bands(grid).items()}
+    found: dict[str, float] = {}
+    for part, maps in parts.items():
+        scores = cell_scores(confusion(*maps, classes))
+        found |= {f"{part}{name}": 100 * float(scores[name][1:].mean()) for name in SCORES}
+        if classes > 2:
+            found |= {f"{part}{CLASS_NAMES[c]}/{name}": 100 * float(scores[name][c]) for c in range(classes) for name in SCORES}
+    return found
+
+
+def _by_light_and_band(
+    label: np.ndarray, predicted: np.ndarray, lights: np.ndarray, grid: BevGrid, classes: int
+) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
+    """Lights, distance bands, and each score (lights, bands), in percent; NaN where nothing but free space was to be found."""
+    rows, columns = _present(lights), _bands(grid)
+    found = {name: np.full((len(rows), len(columns)), np.nan) for name in SCORES}
+    for i, light in enumerate(rows):
+        for j, inside in enumerate(columns.values()):
+            matrix = confusion(label[lights == light][:, inside], predicted[lights == light][:, inside], classes)
+            if matrix[1:].any():
+                scores = cell_scores(matrix)
+                for name in SCORES:
+                    found[name][i, j] = 100 * scores[name][1:].mean()
+    return rows, list(columns), found
+
+
+def _bands(grid: BevGrid) -> dict[str, np.ndarray]:
+    """Which cells (rows, cols) are in each distance band that has any."""
     centres = grid.centres()
     ranges = np.hypot(centres[..., 0] - grid.x_bumper, centres[..., 1])
-    for low, high in BANDS:
-        inside = (ranges >= low) & (ranges < high)
-        if inside.any():
-            found[f"{_band(low, high)}/iou"] = _mean_iou(confusion(label[:, inside], predicted[:, inside], classes))
-    return found
+    inside = {_band(low, high): (ranges >= low) & (ranges < high) for low, high in BANDS}
+    return {name: cells for name, cells in inside.items() if cells.any()}
 
 
 def _objects(
@@ -128,26 +167,37 @@ def _objects(
 
 
 def _faults(
-    degrees: float, centimetres: float, celsius: float, sensor: int
+    degrees: Sequence[float], centimetres: Sequence[float], celsius: Sequence[float], sensor: int
 ) -> dict[str, Callable[[dict, BevDataModule], dict]]:
-    turn, move = np.radians((0.0, degrees, 0.0)), np.array((0.0, centimetres / 100, 0.0))
-    return {
+    """What goes wrong: ``<what>``, or ``<what>_<how much>_<unit>``, and how it changes a batch."""
+    found: dict[str, Callable[[dict, BevDataModule], dict]] = {
         "black_picture": lambda batch, data: batch | {IMAGE: torch.zeros_like(batch[IMAGE])},
         "dead_sensor": lambda batch, data: batch | {TRACES: _without(batch, sensor)},
-        f"camera_{degrees:g}_degrees": lambda batch, data: _moved_camera(batch, data, turn, np.zeros(3)),
-        f"camera_{centimetres:g}_cm": lambda batch, data: _moved_camera(batch, data, np.zeros(3), move),
-        f"sensors_{degrees:g}_degrees": lambda batch, data: _moved_sensors(batch, degrees, (0.0, 0.0)),
-        f"sensors_{centimetres:g}_cm": lambda batch, data: _moved_sensors(batch, 0.0, (centimetres / 100, centimetres / 100)),
-        f"thermometer_{celsius:g}_degrees": lambda batch, data: batch | {CELSIUS: batch[CELSIUS] + celsius},
     }
+    still = np.zeros(3)
+    for d in degrees:
+        turn = np.radians((0.0, d, 0.0))
+        found[f"camera_{d:g}_degrees"] = partial(_moved_camera, turn=turn, move=still)
+        found[f"sensors_{d:g}_degrees"] = partial(_moved_sensors, degrees=d, offset=(0.0, 0.0))
+    for c in centimetres:
+        move = np.array((0.0, c / 100, 0.0))
+        found[f"camera_{c:g}_cm"] = partial(_moved_camera, turn=still, move=move)
+        found[f"sensors_{c:g}_cm"] = partial(_moved_sensors, degrees=0.0, offset=(c / 100, c / 100))
+    for t in celsius:
+        found[f"thermometer_{t:g}_degrees"] = partial(_other_air, celsius=t)
+    return found
+
+
+def _check_sensor(batches: list[dict], sensor: int) -> None:
+    fewest = min((len(rig.yaw) for batch in batches for rig in batch[CALIBRATIONS].rigs), default=0)
+    if fewest and not 0 <= sensor < fewest:
+        raise UserError(f"evaluation.occupancy.sensor={sensor}: the rig's sensors are 0 to {fewest - 1}.")
 
 
 def _without(batch: dict, sensor: int) -> torch.Tensor:
     traces = batch[TRACES].clone()
     for row, rig in enumerate(batch[CALIBRATIONS].rigs):
-        for number, pair in enumerate(rig.pairs):
-            if sensor in pair:
-                traces[row, number] = 0
+        traces[row, np.flatnonzero(rig.heard_by(sensor))] = 0
     return traces
 
 
@@ -158,7 +208,11 @@ def _moved_camera(batch: dict, data: BevDataModule, turn: np.ndarray, move: np.n
     return batch | {VIEW_GRID: grid, VIEW_VALID: valid}
 
 
-def _moved_sensors(batch: dict, degrees: float, offset: tuple[float, float]) -> dict:
+def _other_air(batch: dict, data: BevDataModule, celsius: float) -> dict:
+    return batch | {CELSIUS: batch[CELSIUS] + celsius}
+
+
+def _moved_sensors(batch: dict, data: BevDataModule, degrees: float, offset: tuple[float, float]) -> dict:
     old = batch[CALIBRATIONS]
     return batch | {CALIBRATIONS: Calibrations(old.cameras, [rig.shifted(degrees, offset) for rig in old.rigs])}
 

@@ -14,7 +14,7 @@ from datamodules.batch import IMAGE, KEY, SKIPPED
 from datamodules.driving_augmentation import Sample
 from datamodules.order import BatchRequest
 from datamodules.readers.video import write_mp4
-from datamodules.simulated.driving.camera import make_lens, make_weather, render
+from datamodules.simulated.driving.camera import LIGHTS, make_lens, make_weather, render
 from datamodules.simulated.driving.scene import Scene, make_scene, occupancy
 from datamodules.simulated.driving.ultrasound import Acoustics, measured_traces
 from experiments import parts, pictures_bev
@@ -68,6 +68,10 @@ def drive_in(
         light: day, dusk, night or glare. frames, fps: of the video.
         start: metres the car has yet to go at the first frame. turn: degrees it turns on the way.
     """
+    if light not in LIGHTS:
+        raise UserError(f"video.light: there is no '{light}'; there are {', '.join(LIGHTS)}.")
+    if frames < 1 or fps < 1:
+        raise UserError(f"video: frames={frames} and fps={fps} must be at least 1.")
     data = parts.datamodule(run)
     module = parts.trained_module(run, data.facts())
     any_split = next(iter(data.splits.values()))
@@ -80,7 +84,10 @@ def drive_in(
     for left in np.linspace(1, 0, frames):
         scene = _seen_from(target, start * left, np.radians(turn) * left)
         image = render(scene, weather, lens, data.grid.x_bumper)
-        traces = measured_traces(rng, scene, first.rig, 15.0, data.samples, Acoustics())
+        if first.rig.pairs:
+            traces = measured_traces(rng, scene, first.rig, 15.0, data.samples, Acoustics())
+        else:  # pictures alone, for modality=camera_only
+            traces = first.traces
         label = np.minimum(occupancy(scene, data.grid), data.classes - 1 if data.classes == 2 else 3)
         batch = data.batch_of([Sample(image, first.camera, traces, first.rig, 15.0, label)])
         batch = module.transfer_batch_to_device(batch, module.device, 0)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.errors import UserError
@@ -87,9 +88,12 @@ def gather_taps(value: Tensor, alpha: Tensor, taps: Tensor, dilations: Sequence[
 
     Args:
         value: (B, C, H, W). alpha: (B, R, H, W). taps: (B, R, G, 9, H, W), one set for each of G groups of channels.
+
+    Half precision is summed in float32: 9 R terms, one after the other, would lose what bf16 keeps.
     """
-    parts = (tensor.contiguous() for tensor in (value, alpha.to(value.dtype), taps.to(value.dtype)))
-    return _GatherTaps.apply(*parts, tuple(dilations))
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    parts = (tensor.to(dtype).contiguous() for tensor in (value, alpha, taps))
+    return _GatherTaps.apply(*parts, tuple(dilations)).to(value.dtype)
 
 
 # So many numbers of the value are treated at once on each core: what its second-level cache keeps beside weights and result.
@@ -106,106 +110,115 @@ class _GatherTaps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor, alpha: Tensor, taps: Tensor, dilations: tuple[int, ...]) -> Tensor:
         work = _Workspace(value, taps, dilations)
-        out = torch.empty_like(value)
-        by_group = work.by_group(out)
+        out, result = torch.empty_like(value), torch.empty_like(work.middle)
+        by_group, inner = work.by_group(out), work.crop(result)
         for chunk in work.chunks():
-            v, w = work.values(value, chunk), work.weights(alpha, taps, chunk)
-            o = torch.mul(w[:, :, -1, None], v[..., work.lead : work.lead + work.length])
-            for k, start in enumerate(work.starts[:-1]):
-                o.addcmul_(w[:, :, k, None], v[..., start : start + work.length])
-            by_group[chunk] = work.crop(o)
+            work.load(value, alpha, taps, chunk)
+            torch.mul(work.weights[0], work.values[0], out=result)
+            for weight, shifted in zip(work.weights[1:], work.values[1:], strict=True):
+                result.addcmul_(weight, shifted)
+            by_group[chunk] = inner
         ctx.save_for_backward(value, alpha, taps)
         ctx.dilations = dilations
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         value, alpha, taps = ctx.saved_tensors
         work = _Workspace(value, taps, ctx.dilations)
         grad_value, grad_alpha, grad_taps = torch.empty_like(value), torch.zeros_like(alpha), torch.empty_like(taps)
-        by_group = work.by_group(grad_value)
+        grads, by_group = work.by_group(grad), work.by_group(grad_value)
+        g, product = torch.zeros_like(work.middle), torch.empty_like(work.middle)
+        into = torch.empty_like(work.padded)
+        into_middle, into_values = work.shifts(into)
+        by_tap = torch.empty_like(work.by_tap)
+        into_weights, by_tap_inner = work.kept(by_tap), work.crop(by_tap)
+        g_inner, into_inner, weights_inner = work.crop(g), work.crop(into_middle), work.crop(work.by_tap)
         for chunk in work.chunks():
-            v, w = work.values(value, chunk), work.weights(alpha, taps, chunk)
-            g = F.pad(work.by_group(grad)[chunk], (0, 2 * work.margin)).flatten(-2)
-            gv, gw, product = torch.zeros_like(v), torch.empty_like(w), torch.empty_like(g)
-            for k, start in enumerate(work.starts):
-                span = slice(start, start + work.length)
-                gv[..., span].addcmul_(w[:, :, k, None], g)
-                torch.mul(g, v[..., span], out=product)
-                torch.sum(product, dim=2, out=gw[:, :, k])
-            by_group[chunk] = work.crop(gv[..., work.lead : work.lead + work.length])
-            work.split(work.crop(gw), alpha, taps, grad_alpha, grad_taps, chunk)
+            samples, groups = chunk
+            work.load(value, alpha, taps, chunk)
+            g_inner.copy_(grads[chunk])
+            into.zero_()
+            for k, weight in enumerate(work.weights):
+                into_values[k].addcmul_(weight, g)
+                torch.sum(torch.mul(g, work.values[k], out=product), dim=2, out=into_weights[k][:, :, 0])
+            by_group[chunk] = into_inner
+            by_tap[:, 1:, :, 4] = by_tap[:, :1, :, 4]  # one weight stood for the middle taps of all dilations
+            torch.mul(alpha[samples, :, None, None], by_tap_inner, out=grad_taps[samples, :, groups])
+            torch.mul(taps[samples, :, groups], by_tap_inner, out=weights_inner)
+            grad_alpha[samples] += weights_inner.sum((2, 3))
         return grad_value, grad_alpha, grad_taps, None
 
 
 class _Workspace:
-    """Rows of width W + 2 m laid end to end, m being the largest dilation, with m empty rows before and after; buffers for one
-    chunk of samples and groups, whose empty margins are written once."""
+    """Buffers for one chunk of s samples and t groups, and views of them, made once: making them takes as long as using them.
+
+    Rows are of width W + 2 m laid end to end, m being the largest dilation, with m empty rows before and after. The margins are
+    written once and stay empty.
+
+    Attributes:
+        padded: the values (s, t, C / G, lead + length + lead), and ``middle`` their part without the leads.
+        by_tap: the weights (s, R, t, 9, length); those of the middle taps are added into the first dilation's.
+        values, weights: of each tap that is left, views (s, t, C / G, length) of the shifted values and (s, t, 1, length).
+    """
 
     def __init__(self, value: Tensor, taps: Tensor, dilations: tuple[int, ...]):
         self.batch, channels, self.height, self.columns = value.shape
-        self.groups, self.dilations = taps.shape[2], dilations
-        self.width, self.margin = channels // self.groups, max(dilations)
-        stride = self.columns + 2 * self.margin
-        self.length = self.height * stride
+        self.groups = taps.shape[2]
+        self.width, margin = channels // self.groups, max(dilations)
+        self.stride = self.columns + 2 * margin
+        self.length = self.height * self.stride
         # One more margin at either end: a diagonal shift of the first or last cells runs past the padded rows.
-        self.lead = self.margin * stride + self.margin
-        around = [offset for offset in TAPS if offset != (0, 0)]
-        self.starts = [self.lead + d * (dy * stride + dx) for d in dilations for dy, dx in around] + [self.lead]
-        group = self.width * self.length
-        if value.device.type != "cpu":
-            self.samples, self.together = self.batch, self.groups
-        else:
-            most = CHUNK * torch.get_num_threads()
-            self.together = min(self.groups, max(1, most // group))
-            self.samples = max(1, most // (group * self.groups)) if self.together == self.groups else 1
-        shape = (min(self.samples, self.batch), self.together)
-        self._values = value.new_zeros(*shape, self.width, self.length + 2 * self.lead)
-        self._weights = value.new_zeros(*shape, len(self.starts), self.height, stride)
+        self.lead = margin * self.stride + margin
+        fields = len(dilations)
+        self._taps = [(0, 4)] + [(r, q) for r in range(fields) for q in range(9) if q != 4]
+        self._starts = [self.lead + dilations[r] * (TAPS[q][0] * self.stride + TAPS[q][1]) for r, q in self._taps]
+        self.samples, self.together = self.batch, self.groups
+        if value.device.type == "cpu":
+            most = CHUNK * torch.get_num_threads() // (self.width * self.length)
+            self.together = _divisor(self.groups, most)
+            self.samples = _divisor(self.batch, most // self.groups)
+        self.padded = value.new_zeros(self.samples, self.together, self.width, self.length + 2 * self.lead)
+        self.by_tap = value.new_zeros(self.samples, fields, self.together, 9, self.length)
+        self.middle, self.values = self.shifts(self.padded)
+        self.weights = self.kept(self.by_tap)
+        self._values_inner, self._weights_inner = self.crop(self.middle), self.crop(self.by_tap)
+
+    def shifts(self, padded: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What lies between the leads, and the same shifted to each tap that is left."""
+        found = [padded[..., start : start + self.length] for start in self._starts]
+        return found[0], found
+
+    def kept(self, by_tap: Tensor) -> list[Tensor]:
+        """Of (s, R, t, 9, length) each tap that is left, (s, t, 1, length)."""
+        return [by_tap[:, r, :, q, None] for r, q in self._taps]
 
     def chunks(self) -> list[tuple[slice, slice]]:
         return [
-            (slice(b, min(b + self.samples, self.batch)), slice(g, min(g + self.together, self.groups)))
+            (slice(b, b + self.samples), slice(g, g + self.together))
             for b in range(0, self.batch, self.samples)
             for g in range(0, self.groups, self.together)
         ]
+
+    def load(self, value: Tensor, alpha: Tensor, taps: Tensor, chunk: tuple[slice, slice]) -> None:
+        """Fill ``padded`` and ``by_tap`` with the chunk's values and weights."""
+        samples, groups = chunk
+        self._values_inner.copy_(self.by_group(value)[chunk])
+        torch.mul(alpha[samples, :, None, None], taps[samples, :, groups], out=self._weights_inner)
+        middle = self.by_tap[:, :, :, 4]
+        for r in range(1, middle.shape[1]):
+            middle[:, 0] += middle[:, r]
 
     def by_group(self, x: Tensor) -> Tensor:
         """(B, C, H, W) as (B, G, C / G, H, W)."""
         return x.reshape(self.batch, self.groups, self.width, self.height, self.columns)
 
-    def values(self, value: Tensor, chunk: tuple[slice, slice]) -> Tensor:
-        """The chunk's values, padded: (b, g, C / G, lead + length + lead)."""
-        mine = self.by_group(value)[chunk]
-        out = self._values[: mine.shape[0], : mine.shape[1]]
-        self.crop(out[..., self.lead : self.lead + self.length]).copy_(mine)
-        return out
-
-    def weights(self, alpha: Tensor, taps: Tensor, chunk: tuple[slice, slice]) -> Tensor:
-        """The chunk's weights (b, g, 8 R + 1, length), zero in the margins."""
-        samples, groups = chunk
-        mine = taps[samples, :, groups]
-        out = self._weights[: mine.shape[0], : mine.shape[2]]
-        inner = out[..., : self.columns]
-        for r in range(len(self.dilations)):
-            share, field = alpha[samples, r, None, None], mine[:, r]
-            torch.mul(share, field[:, :, :4], out=inner[:, :, 8 * r : 8 * r + 4])
-            torch.mul(share, field[:, :, 5:], out=inner[:, :, 8 * r + 4 : 8 * r + 8])
-        inner[:, :, -1] = (alpha[samples, :, None] * mine[:, :, :, 4]).sum(1)
-        return out.flatten(-2)
-
-    def split(
-        self, grad: Tensor, alpha: Tensor, taps: Tensor, grad_alpha: Tensor, grad_taps: Tensor, chunk: tuple[slice, slice]
-    ) -> None:
-        """Pass gradients (b, g, 8 R + 1, H, W) of :meth:`weights` on to the dilations' and the taps' weights."""
-        samples, groups = chunk
-        for r in range(len(self.dilations)):
-            share, field, into = alpha[samples, r, None, None], taps[samples, r, groups], grad_taps[samples, r, groups]
-            ends = grad[:, :, 8 * r : 8 * r + 4], grad[:, :, -1:], grad[:, :, 8 * r + 4 : 8 * r + 8]
-            for part, first, last in zip(ends, (0, 4, 5), (4, 5, 9), strict=True):
-                torch.mul(share, part, out=into[:, :, first:last])
-                grad_alpha[samples, r] += (field[:, :, first:last] * part).sum((1, 2))
-
     def crop(self, flat: Tensor) -> Tensor:
         """(..., length) as (..., H, W), without the margins."""
-        return flat.unflatten(-1, (self.height, self.columns + 2 * self.margin))[..., : self.columns]
+        return flat.unflatten(-1, (self.height, self.stride))[..., : self.columns]
+
+
+def _divisor(n: int, most: int) -> int:
+    """The largest divisor of n that is not above ``most``; at least 1."""
+    return max(d for d in range(1, n + 1) if n % d == 0 and (d <= most or d == 1))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models.bev_fusion.geometry import BevGrid
+from models.errors import UserError
 
 
 class UltrasonicRig(NamedTuple):
@@ -48,6 +49,10 @@ class UltrasonicRig(NamedTuple):
             positions=tuple((x + offset[0], y + offset[1], z) for x, y, z in self.positions),
             yaw=tuple(yaw + math.radians(degrees) for yaw in self.yaw),
         )
+
+    def heard_by(self, sensor: int) -> np.ndarray:
+        """(P,) bool: the pairs that are silent when this sensor neither sends nor receives."""
+        return np.array([sensor in pair for pair in self.pairs], dtype=bool)
 
 
 def speed_of_sound(celsius: float | Tensor) -> float | Tensor:
@@ -138,6 +143,11 @@ class EchoMap(nn.Module):
 
     def geometry(self, rig: UltrasonicRig, device: torch.device) -> tuple[Tensor, Tensor]:
         """Path lengths (float64) and sensitivities (float32) of a rig, computed once."""
+        if not rig.pairs:
+            raise UserError(
+                "there is nothing to hear: the calibration has no 'ultrasonic' part, or the recording no pairs. "
+                "For pictures alone set module.model.modality=camera_only."
+            )
         key = (rig, str(device))
         if key not in self._kept:
             if len(self._kept) >= self.KEPT:

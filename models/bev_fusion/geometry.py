@@ -205,27 +205,27 @@ def camera_from_json(record: Mapping[str, Any], where: str = "the calibration") 
         k = tuple(float(inner[f"k{i}"]) for i in (1, 2, 3, 4))
         if model == "radial_poly":
             scale = (1.0, float(inner["aspect_ratio"]))
-            centre = (inner["cx_offset"] + width / 2 - 0.5, inner["cy_offset"] + height / 2 - 0.5)
+            centre = (float(inner["cx_offset"]) + width / 2 - 0.5, float(inner["cy_offset"]) + height / 2 - 0.5)
         elif model == "kannala_brandt":
             scale, centre = (float(inner["fx"]), float(inner["fy"])), (float(inner["cx"]), float(inner["cy"]))
         else:
             raise UserError(f"{where}: unknown camera model '{model}'; there are radial_poly and kannala_brandt.")
-        quaternion, translation = outer["quaternion"], outer["translation"]
-        if len(quaternion) != 4 or not any(quaternion) or len(translation) != 3:
-            raise UserError(f"{where}: the quaternion needs 4 numbers (x, y, z, w; not all 0), the translation 3.")
+        quaternion, translation = (tuple(map(float, outer[name])) for name in ("quaternion", "translation"))
+        fov = math.radians(float(inner.get("fov_deg", 190.0)))
     except KeyError as error:
         raise UserError(f"{where}: the camera lacks {error}; WoodScape's calibration files show the layout.") from None
-    return Camera(
-        model=model,
-        k=k,
-        scale=scale,
-        centre=tuple(map(float, centre)),
-        width=width,
-        height=height,
-        quaternion=tuple(map(float, quaternion)),
-        translation=tuple(map(float, translation)),
-        fov=math.radians(float(inner.get("fov_deg", 190.0))),
-    )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where}: the camera's part is not as WoodScape's calibration files have it: {error}.") from None
+    if not np.isfinite([*k, *scale, *centre, *quaternion, *translation, fov]).all():
+        raise UserError(f"{where}: a number of the camera is not finite.")
+    if len(quaternion) != 4 or not any(quaternion) or len(translation) != 3:
+        raise UserError(f"{where}: the quaternion needs 4 numbers (x, y, z, w; not all 0), the translation 3.")
+    if min(width, height, *scale, fov) <= 0:
+        raise UserError(f"{where}: width, height, aspect_ratio or fx and fy, and fov_deg must be above 0.")
+    camera = Camera(model, k, scale, centre, width, height, quaternion, translation, fov)
+    if camera.slope(np.float64(0.0)) <= 0:
+        raise UserError(f"{where}: k1={k[0]:g}: the distance from the principal point must grow with the angle.")
+    return camera
 
 
 def camera_to_json(camera: Camera, name: str = "RV") -> dict[str, Any]:

@@ -3,8 +3,12 @@
 import json
 
 import numpy as np
+import pytest
+from omegaconf import OmegaConf
 
 from datamodules.readers.video import VideoReader
+from experiments.inference.bev import drive_in
+from models.errors import UserError
 from tests.experiments.launch import launch, runs
 from tests.experiments.stand_ins import TINY, stand_ins_of
 
@@ -27,7 +31,24 @@ def test_predict_and_video_follow_training(tmp_path):
     assert np.abs(there[0] - there[1]).max() > 50  # the truth moved
 
 
+def test_the_sweep_misaligns_the_sensors_of_both_convolutions(tmp_path):
+    level = "datamodule.simulate={offset:0.0,tilt:0.0},{offset:0.15,tilt:9.0}"
+    done = launch(tmp_path, *FAST, "sweep=bev_misalignment", level, "module/align@module.model.align=plain", "seed=1")
+    assert done.returncode == 0, done.stderr
+    jobs = sorted((tmp_path / "outputs" / "sweeps" / RECIPE / "bev_misalignment").glob("*/config.yaml"))
+    worlds = [OmegaConf.load(job).datamodule.simulate for job in jobs]
+    assert [(world.offset, world.tilt) for world in worlds] == [(0.0, 0.0), (0.15, 9.0)]
+    table = (jobs[0].parents[1] / "sweep.csv").read_text()
+    assert "test/bev/robust/sensors_10_cm/iou mean" in table
+
+
 def test_a_recipe_without_a_film_says_so(tmp_path):
     done = launch(tmp_path, "experiment=sail_dinov2", "stages=[video]", "checkpoint=x")
     assert done.returncode == 2
     assert "nothing to film" in done.stderr
+
+
+@pytest.mark.parametrize(("settings", "said"), [({"light": "fog"}, "day, dusk, night, glare"), ({"frames": 0}, "at least 1")])
+def test_a_film_of_nothing_is_refused_before_the_model_is_read(settings, said):
+    with pytest.raises(UserError, match=said):
+        drive_in(None, **settings)

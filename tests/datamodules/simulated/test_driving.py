@@ -153,6 +153,21 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone(folder):
     assert (split[BatchRequest(np.array([2]), 5, 7)]["traces"] != other["traces"]).any()
 
 
+def test_a_sensor_that_drops_out_is_silent_in_each_of_its_pairs(folder):
+    plain = datamodule(folder).splits["train"].sample(1)
+    sound = {"pair_dropout": 0, "noise": 0, "time_jitter": 0, "mirror": 0}
+    dead = set()
+    for seed in range(30):
+        changed = Augmentation(camera_dropout=0, sensor_dropout=1, **sound)(plain, np.random.default_rng(seed))
+        silent = ~changed.traces.any(1)
+        (sensor,) = [s for s in range(4) if (silent == plain.rig.heard_by(s)).all()]
+        assert changed.image.any()
+        dead.add(sensor)
+    assert dead == {0, 1, 2, 3}
+    blind = Augmentation(camera_dropout=1, sensor_dropout=0, **sound)(plain, np.random.default_rng(0))
+    assert not blind.image.any() and blind.traces.any(1).all()
+
+
 def test_bad_recordings_are_skipped_by_name(folder, tmp_path):
     import shutil
 

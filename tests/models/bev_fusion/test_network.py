@@ -55,6 +55,15 @@ def test_chunks_do_not_change_the_result(monkeypatch):
         torch.testing.assert_close(gather_taps(value, alpha, taps, (1, 2)), whole)
 
 
+def test_half_precision_loses_only_the_last_rounding():
+    torch.manual_seed(0)
+    value, alpha = torch.randn(2, 8, 7, 6).bfloat16(), torch.randn(2, 3, 7, 6).softmax(1)
+    taps = torch.randn(2, 3, 4, 9, 7, 6).softmax(3)
+    ours, exact = gather_taps(value, alpha, taps, (1, 2, 3)), plain.stacked_taps(value.float(), alpha, taps, (1, 2, 3))
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, exact.bfloat16(), rtol=2**-8, atol=1e-6)
+
+
 @pytest.mark.parametrize("layer", [CaDConv(16), CaDConv(16, mode="select"), PlainDilated(16, 2), DeformableConv(16)])
 def test_alignment_starts_as_the_identity(layer):
     x = torch.rand(2, 16, 8, 8)  # not negative: the last step is a ReLU
