@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytorch_lightning as pl
+import torch
 
 from experiments import interruption
 from experiments.progress import Progress
@@ -74,6 +75,17 @@ class Checkpoints(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer, "last")
+
+
+class RandomSteps(pl.Callback):
+    """Makes what a step draws (dropout, order of patches, ...) a function of seed, step and rank: a resumed run repeats it."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
+        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        torch.manual_seed((self.seed * 1_000_003 + done) * 4099 + trainer.global_rank)
 
 
 class TrainingProgress(pl.Callback):

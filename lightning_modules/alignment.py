@@ -46,7 +46,6 @@ class AlignmentModule(BaseModule):
         decay_all: weight decay on every parameter, as SAIL does with LION; False spares biases, norms, scale and bias.
         decay_temperature: with ``decay_all=False``, decay the temperature all the same (freeze-align's code does).
         clip_each: clips each parameter's gradient to this norm on its own (STRUCTURE's code: 1).
-        seed: decides, with the step, on the projectors' dropout, so that a resumed run repeats it.
     """
 
     needs_whole_batch = True
@@ -65,13 +64,11 @@ class AlignmentModule(BaseModule):
         decay_all: bool = True,
         decay_temperature: bool = False,
         clip_each: float | None = None,
-        seed: int = 0,
     ):
         super().__init__(optimizer, scheduler, loss_weights)
         self.head = head(vision_dim=vision_dim, text_dim=text_dim)
         self.loss, self.regulariser, self.fine_grained = loss, regulariser, fine_grained
         self.decay_all, self.decay_temperature, self.clip_each = decay_all, decay_temperature, clip_each
-        self.seed = seed
         self._validation: list[Mapping[str, Tensor]] = []
         if fine_grained is not None and not self.head.takes_tokens:
             raise UserError("module.fine_grained needs a head that projects tokens (module=freeze_align).")
@@ -91,10 +88,6 @@ class AlignmentModule(BaseModule):
         return self.head.embed_text(_given(batch, tokens, "text"), batch[mask])
 
     # ---- training -----------------------------------------------------------------------------------------------
-
-    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        torch.manual_seed((self.seed * 1_000_003 + done) * 4099 + self.trainer.global_rank)
 
     def shared_step(self, batch: dict, stage: str) -> StepOutput:
         """In evaluation every rank computes the losses of the batches of all ranks together, each sample once: the held-out

@@ -43,7 +43,6 @@ class VideoTextModule(BaseModule):
         skip_visual: leading visual tokens that word-patch alignment leaves out; null: the special ones. The official code takes
             2 for every backbone called deit, so that plain DeiT-Ti loses a patch.
         rank_from_match: fine-tuning that ranks starts from the matching head's row for "match"; False: at random (official).
-        seed: decides, with the step, on dropout and on the order of the patches, so that a resumed run repeats them.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class VideoTextModule(BaseModule):
         frozen_dropout: bool = False,
         skip_visual: int | None = None,
         rank_from_match: bool = True,
-        seed: int = 0,
     ):
         super().__init__(optimizer, scheduler, loss_weights)
         unknown = set(tasks) - HEADS.keys()
@@ -72,7 +70,7 @@ class VideoTextModule(BaseModule):
         self.model = model(tasks=heads, answers=answers, **({} if vocab_size is None else {"vocab_size": vocab_size}))
         self.head_lr_scale, self.linear, self.frozen_dropout = head_lr_scale, linear, frozen_dropout
         self.skip_visual = self.model.transformer.specials if skip_visual is None else skip_visual
-        self.rank_from_match, self.seed = rank_from_match, seed
+        self.rank_from_match = rank_from_match
         self.backbone, self.loaded = backbone, False
         self.fresh_heads: list[str] = []
         self._validation: list[Mapping[str, Tensor]] = []
@@ -180,10 +178,6 @@ class VideoTextModule(BaseModule):
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.backbone is not None and not self.loaded and self.trainer.ckpt_path is None:
             load_backbone(self.model, self.backbone())
-
-    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        torch.manual_seed((self.seed * 1_000_003 + done) * 4099 + self.trainer.global_rank)
 
     def train(self, mode: bool = True) -> VideoTextModule:
         super().train(mode)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from experiments import interruption, loggers, parts
@@ -23,6 +24,7 @@ def fit(run: Run) -> dict[str, Any]:
     data = parts.training_data(run)
     for note in getattr(data, "notes", []):
         run.note(note)
+    torch.manual_seed(run.cfg.seed)  # the weights start alike, whether the features were encoded now or before
     module = parts.module(run, data.facts())
     last = run.dir / "checkpoints" / "last"
     resume = last if last.is_dir() else None

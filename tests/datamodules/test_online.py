@@ -17,6 +17,7 @@ from datamodules.base import BaseDataModule
 from datamodules.batch import EXTRA_TEXT_FEATURES, IMAGE, IMAGE_TOKENS, INDEX, TEXT_MASK, TEXT_TOKENS, TOKENS, Skipped
 from datamodules.online import TRIES, OnlineFeatureDataModule
 from datamodules.order import BatchRequest
+from experiments.callbacks import RandomSteps
 from lightning_modules.alignment import AlignmentModule
 from models.encoders.base import Features, FrozenEncoder
 from models.encoders.preprocess import ImagePreprocess
@@ -203,9 +204,9 @@ def _fit(folder, max_steps, resume=None, **arguments):
         local_text=TokenProjector,
         text=ResidualMLPProjector,
     )
-    module = AlignmentModule(head, InfoNCELoss(), partial(torch.optim.AdamW, lr=1e-2), decay_all=False, seed=5, **data.facts())
+    module = AlignmentModule(head, InfoNCELoss(), partial(torch.optim.AdamW, lr=1e-2), decay_all=False, **data.facts())
     trainer = pl.Trainer(
-        max_steps=max_steps, accelerator="cpu", logger=False, enable_checkpointing=False,
+        callbacks=[RandomSteps(5)], max_steps=max_steps, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume)

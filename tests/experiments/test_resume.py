@@ -56,6 +56,14 @@ def test_interrupted_training_equals_uninterrupted(tmp_path):
     assert "no unfinished run" in fresh.stderr
 
 
+def test_training_is_the_same_whether_features_were_stored_before_or_not(tmp_path):
+    for _ in range(2):
+        assert launch(tmp_path, *SHORT, "trainer.max_steps=2", "stages=[prepare,encode,fit]").returncode == 0
+    cold, warm = (_weights(run) for run in runs(tmp_path, "sail_dinov2"))
+    for name in cold:
+        torch.testing.assert_close(warm[name], cold[name], rtol=0, atol=0, msg=name)
+
+
 def test_resume_of_another_configuration_is_refused(tmp_path):
     assert launch(tmp_path, *SHORT, "trainer.max_steps=1").returncode == 0
     (run,) = runs(tmp_path, "sail_dinov2")
