@@ -193,8 +193,6 @@ def training_data(run: Run) -> pl.LightningDataModule:
     splits = datamodule(run).splits
     val = features(run, "val") if "val" in splits else None
     if is_online(run):
-        if run.cfg.get("unpaired"):
-            raise UserError("features=online does not take unpaired samples: take features=pairs, or unpaired=none.")
         encoders = {modality: encoder(run, modality) for modality in ("vision", "text")}
         keep = OmegaConf.to_container(run.cfg.encoder.keep, resolve=True)
         return build(run.cfg.features)(source=datamodule(run), **encoders, keep=keep, val=val)

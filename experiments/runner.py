@@ -69,7 +69,7 @@ def check_imported(cfg: DictConfig) -> None:
         )
     features = config.get("features")
     if features and getattr(get_object(features["_target_"]), "online", False):
-        for group in ("subset", "layers"):
+        for group in ("subset", "layers", "unpaired"):
             if config.get(group):
                 problems.append(
                     f"{group}: it chooses by stored features of the training pairs, and features=online stores none. Take "

@@ -23,8 +23,14 @@ MISTAKES = [
     ),
     (("experiment=sail_dinov2", "trainer.accumulate_grad_batches=4"), ["accumulate_grad_batches", "negatives"]),
     (
-        ("experiment=paper/freeze_align_dinov2", "datamodule=simulated_scenes", "subset=concept_balanced", "layers=last"),
-        ["subset: it chooses by stored features", "layers: it chooses", "features=pairs"],
+        (
+            "experiment=paper/freeze_align_dinov2",
+            "datamodule=simulated_scenes",
+            "subset=concept_balanced",
+            "layers=last",
+            "unpaired=left_out",
+        ),
+        ["subset: it chooses by stored features", "layers: it chooses", "unpaired: it chooses", "features=pairs"],
     ),
     (("experiment=sail_dinov2", "+trainer.max_epoch=4"), ["trainer.max_epoch", "'max_epochs'"]),
     (("experiment=sail_dinov2", "resume=/no/such/run"), ["/no/such/run", "run.json"]),
