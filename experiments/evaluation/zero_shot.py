@@ -20,6 +20,7 @@ from models.metrics.classification import (
     balanced_accuracy,
     confusion_matrix,
     descriptive_class_vectors,
+    macro_f1,
     top_k_accuracy,
     zero_shot_logits,
 )
@@ -36,7 +37,7 @@ def zero_shot(
     descriptions_normalise: bool = True,
     statistics: Literal["own", "clip"] = "own",
 ) -> SuiteResult:
-    """Top-1, top-5 and balanced accuracy in percent; skipped with a note where the data has no classes.
+    """Top-1, top-5 and balanced accuracy and macro F1 in percent; skipped with a note where the data has no classes.
 
     Args:
         templates: prompts with ``{}`` for the class name. templates_file: a text file of such lines instead; ``{c}``,
@@ -91,6 +92,7 @@ def _judge(split: EmbeddedSplit, key: str, classes: Tensor, result: SuiteResult)
     ks = [k for k in (1, 5) if k < len(names)]
     result.metrics |= {f"{key}/top{k}": top_k_accuracy(logits, labels, k) for k in ks}
     result.metrics[f"{key}/balanced"] = balanced_accuracy(predicted, labels, len(names))
+    result.metrics[f"{key}/macro_f1"] = macro_f1(predicted, labels, len(names))
     chance = result.baselines.setdefault("chance", {})
     chance |= {f"{key}/top{k}": 100 * k / len(names) for k in ks} | {f"{key}/balanced": 100 / len(names)}
     picture = "confusion" + key.removeprefix("zeroshot")

@@ -64,6 +64,14 @@ def balanced_accuracy(predicted: Tensor, labels: Tensor, classes: int) -> float:
     return (right[present].double() / counts[present]).mean().item() * 100
 
 
+def macro_f1(predicted: Tensor, labels: Tensor, classes: int) -> float:
+    """Mean of the F1 of the classes that occur among labels or predictions, in percent."""
+    right = torch.bincount(labels[predicted == labels], minlength=classes).double()
+    either = torch.bincount(labels, minlength=classes) + torch.bincount(predicted, minlength=classes)
+    present = either > 0
+    return (2 * right[present] / either[present]).mean().item() * 100
+
+
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Counts (C, C), rows are true classes, columns predictions."""
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)

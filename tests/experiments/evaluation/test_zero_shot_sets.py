@@ -73,6 +73,25 @@ def test_descriptions_by_the_order_of_numbered_folders(split, tmp_path):
     assert result.metrics["zeroshot_sets/v2/descriptions_top5"] > result.metrics["zeroshot_sets/v2/top1"]
 
 
+def test_names_and_templates_of_each_set_from_one_file(split, tmp_path):
+    """STRUCTURE's form of CLIP's lists: folders named by numbers, names and templates elsewhere."""
+    root = _folders(tmp_path / "a", {"0": ["red"], "1": ["green", "green"], "2": ["blue"]})
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps({"a": {"classes": ["red", "green", "blue"], "templates": ["a {}", "some {} thing"]}}))
+    judge, sets = partial(zero_shot, templates=["{}"]), {"a": {"images": root}}
+    assert zero_shot_sets(split, judge, sets).metrics["zeroshot_sets/a/top1"] == 25  # numbers mean nothing: the first wins
+    result = zero_shot_sets(split, judge, sets, str(file))
+    assert result.metrics["zeroshot_sets/a/top1"] == result.metrics["zeroshot_sets/a/macro_f1"] == 100
+    for content, words in (
+        ("{", "cannot be read"),
+        ("{}", "'a' needs a list"),
+        ('{"a": {"classes": ["x"], "templates": ["{}"]}}', "1 classes"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=words):
+            zero_shot_sets(split, judge, sets, str(file))
+
+
 def test_what_is_refused(split, tmp_path):
     judge = partial(zero_shot, templates=["a {}"])
     assert "sets names none" in zero_shot_sets(split, judge).notes[0]

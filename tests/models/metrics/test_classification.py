@@ -1,12 +1,13 @@
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from models.metrics.classification import (
     balanced_accuracy,
     class_vectors,
     confusion_matrix,
+    macro_f1,
     top_k_accuracy,
     zero_shot_logits,
 )
@@ -37,6 +38,15 @@ def test_balanced_accuracy_and_confusion_equal_scikit_learn():
     assert balanced_accuracy(predicted, labels, 7) == pytest.approx(wanted)
     wanted = sklearn_confusion_matrix(labels.numpy(), predicted.numpy(), labels=range(7))
     assert confusion_matrix(predicted, labels, 7).tolist() == wanted.tolist()
+
+
+def test_macro_f1_equals_scikit_learn():
+    torch.manual_seed(4)
+    labels, predicted = (
+        torch.randint(0, 6, (200,)),
+        torch.randint(1, 8, (200,)),
+    )  # 0 is never predicted, 6 and 7 never right, 8 absent
+    assert macro_f1(predicted, labels, 9) == pytest.approx(100 * f1_score(labels, predicted, average="macro"))
 
 
 def test_balanced_accuracy_leaves_out_classes_that_do_not_occur():
