@@ -84,6 +84,8 @@ def _contrastive(side: str) -> Callable[[], Tensor]:
     draw = lambda *shape, dim: F.normalize(torch.randn(*shape, device=DEVICE), dim=dim)  # noqa: E731
     features, momentum = ([draw(size, width, dim=1) for _ in range(2)] for _ in range(2))
     queues = [draw(width, length, dim=0) for _ in range(2)]
+    if side == "ours":
+        queues = [queue.T.contiguous().T for queue in queues]  # as the model keeps them
     leaves = [*(feature.requires_grad_() for feature in features), torch.tensor(0.07, device=DEVICE, requires_grad=True)]
     real = torch.arange(size, device=DEVICE) % 3 == 0
 

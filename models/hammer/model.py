@@ -128,7 +128,8 @@ class Hammer(nn.Module):
         if modality == "both":
             self._add_momentum_towers(copy_momentum_classifier)
             for name in ("image_queue", "text_queue"):
-                self.register_buffer(name, F.normalize(torch.randn(embed_dim, queue_size), dim=0))
+                queue = F.normalize(torch.randn(embed_dim, queue_size), dim=0)
+                self.register_buffer(name, queue.T.contiguous().T)  # columns lie together: they are written and read so
             self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
 
     # ---- online ---------------------------------------------------------------------------------------------------

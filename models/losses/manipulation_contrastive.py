@@ -110,15 +110,19 @@ def _blocks(features: Tensor, queue: Tensor, tile: int) -> Iterator[Tensor]:
 
 def _attend(queries: Tensor, blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
     """Log-sum-exp (R,) of ``queries @ candidates`` over all candidates, and the mean of the candidates (R, E) under that
-    softmax. ``queries`` (R, E) are already divided by the temperature."""
-    highest = queries.new_full((len(queries), 1), -torch.inf)
-    total, mean = queries.new_zeros(len(queries), 1), torch.zeros_like(queries)
+    softmax. ``queries`` (R, E) are already divided by the temperature.
+
+    Queries are columns throughout: with the many candidates along the rows the products use all cores.
+    """
+    queries = queries.T
+    highest = queries.new_full((1, queries.shape[1]), -torch.inf)
+    total, mean = torch.zeros_like(highest), torch.zeros_like(queries)
     for block in blocks:
-        weights = queries @ block
-        now = torch.maximum(highest, weights.amax(dim=1, keepdim=True))
+        weights = block.T @ queries
+        now = torch.maximum(highest, weights.amax(dim=0, keepdim=True))
         weights.sub_(now).exp_()
         shrink = (highest - now).exp_()
-        total.mul_(shrink).add_(weights.sum(dim=1, keepdim=True))
-        mean.mul_(shrink).addmm_(weights, block.T)
+        total.mul_(shrink).add_(weights.sum(dim=0, keepdim=True))
+        mean.mul_(shrink).addmm_(block, weights)
         highest = now
-    return (highest + total.log()).squeeze(1), mean / total
+    return (highest + total.log()).squeeze(0), (mean / total).T
