@@ -10,15 +10,18 @@ Ratios are ours / plain. Everything is written to ``outputs/bench.json``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,37 +43,46 @@ def main() -> None:
     path.parent.mkdir(exist_ok=True)
     found = json.loads(path.read_text()) if path.is_file() else {}
     found["machine"] = _machine()
+    failed = []
     for name in chosen.names or FILES:
         file, _, case = name.partition("/")
         module = importlib.import_module(f"experiments.benchmarks.{file}")
-        for wanted in getattr(module, "CASES", {}):
+        measures = {wanted: partial(compare, f"{file}/{wanted}", chosen.rounds) for wanted in getattr(module, "CASES", {})}
+        measures |= {wanted: partial(alone, f"{file}/{wanted}") for wanted in getattr(module, "ALONE", {})}
+        measures |= getattr(module, "MEASURES", {})
+        for wanted, measure in measures.items():
             if case in ("", wanted):
-                found[f"{file}/{wanted}"] = compare(f"{file}/{wanted}", chosen.rounds)
-                _print(f"{file}/{wanted}", found[f"{file}/{wanted}"])
-        for wanted in getattr(module, "ALONE", {}):
-            if case in ("", wanted):
-                found[f"{file}/{wanted}"] = alone(f"{file}/{wanted}")
-                _print(f"{file}/{wanted}", found[f"{file}/{wanted}"])
-        for wanted, measure in getattr(module, "MEASURES", {}).items():
-            if case in ("", wanted):
-                found[f"{file}/{wanted}"] = measure()
-                _print(f"{file}/{wanted}", found[f"{file}/{wanted}"])
+                try:
+                    found[f"{file}/{wanted}"] = measure()
+                except SideFailed as error:
+                    failed.append(f"{file}/{wanted}: {error}")
+                    print(failed[-1], flush=True)
+                else:
+                    _print(f"{file}/{wanted}", found[f"{file}/{wanted}"])
         path.write_text(json.dumps(found, indent=1))
     print(f"written to {path}")
+    if failed:
+        raise SystemExit(f"{len(failed)} failed")
+
+
+class SideFailed(Exception):
+    """A side died, or the two do not compute the same."""
 
 
 def compare(name: str, rounds: int = ROUNDS) -> dict[str, float]:
     """Time and memory of one case: ours, plain and their ratios."""
     sides = {side: _Side(name, side) for side in ("ours", "plain")}
     turns: dict[str, list[dict]] = {side: [] for side in sides}
-    for _ in range(rounds + 1):
-        for side, process in sides.items():
-            turns[side].append(process.turn())
-    for process in sides.values():
-        process.close()
+    try:
+        for _ in range(rounds + 1):
+            for side, process in sides.items():
+                turns[side].append(process.turn())
+    finally:
+        for process in sides.values():
+            process.close()
     norms = [turns[side][-1]["norm"] for side in sides]
     if abs(norms[0] - norms[1]) > SAME * max(abs(norms[1]), 1e-12):
-        raise SystemExit(f"{name}: the two sides compute different results ({norms[0]} and {norms[1]})")
+        raise SideFailed(f"the two sides compute different results ({norms[0]} and {norms[1]})")
     timed, spent = (
         [(a[clock], b[clock]) for a, b in zip(turns["ours"][1:], turns["plain"][1:], strict=True)]
         for clock in ("seconds", "cpu_seconds")
@@ -101,19 +113,26 @@ class _Side:
     """A process that takes a step for each line it is sent."""
 
     def __init__(self, name: str, side: str):
+        self.side = side
         command = [sys.executable, "-m", "experiments.benchmarks", name, "--side", side]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def turn(self) -> dict[str, float]:
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        try:
+            self.process.stdin.write("step\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
         if not line:
-            raise SystemExit(f"{' '.join(self.process.args[2:])} failed; its error is above")
+            killed = self.process.wait() == -signal.SIGKILL
+            why = "was killed, most likely for want of memory" if killed else "failed; its error is above"
+            raise SideFailed(f"the side '{self.side}' {why}")
         return json.loads(line)
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait(timeout=60)
 
 
