@@ -30,6 +30,7 @@ bench: setup
 demos: setup
 	$(RUN) run.py experiment=sail_dinov2
 	$(RUN) run.py experiment=structure_dinov2
+	$(RUN) run.py experiment=structure_agreement
 	$(RUN) run.py experiment=freeze_align_dinov2
 	$(RUN) run.py experiment=assess_encoders
 	$(RUN) run.py experiment=all_in_one_tiny
