@@ -242,12 +242,8 @@ class AugmentedCrop:
         flip_probability: float = 0.5,
         operations: RandomAugment | None = None,
     ):
-        self.scale, self.ratio, self.flip_probability, self.operations = (
-            tuple(scale),
-            tuple(ratio),
-            flip_probability,
-            operations,
-        )
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
+        self.flip_probability, self.operations = flip_probability, operations
 
     def __call__(self, image: Image.Image, preprocess: ImagePreprocess, rng: np.random.Generator) -> Tensor:
         """A picture to (3, H, W) float32 with the size, interpolation, mean and deviation of ``preprocess``; all chance comes

@@ -34,16 +34,15 @@ class FuseMix(Dataset):
 
     def __init__(self, batches: Dataset, batch_size: int, alpha: float):
         if not alpha > 0:
-            raise UserError(f"features.mixup_alpha={alpha} must be positive; 0 or null mixes nothing.")
+            raise UserError(f"features.mixup_alpha={alpha} must be positive; 0 mixes nothing.")
         self.batches, self.batch_size, self.alpha = batches, batch_size, alpha
+        self._kept: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
-        order = epoch_order(len(self), request.seed, request.epoch)
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
+        order, place = self._order_and_places(request.seed, request.epoch)
         rows = np.sort(request.rows)  # as the features come
         number = place[rows[0]] // self.batch_size
         share = float(np.random.default_rng((request.seed, request.epoch, number, _MIX)).beta(self.alpha, self.alpha))
@@ -56,6 +55,15 @@ class FuseMix(Dataset):
             if torch.is_tensor(value) and value.is_floating_point():
                 own[name] = (share * value.float() + (1 - share) * other[name][back].float()).to(value.dtype)
         return own
+
+    def _order_and_places(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's order and where in it each pair stands, kept for the epoch."""
+        if self._kept is None or self._kept[0] != (seed, epoch):
+            order = epoch_order(len(self), seed, epoch)
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
+            self._kept = (seed, epoch), order, place
+        return self._kept[1:]
 
 
 class Unpaired(Dataset):
@@ -89,16 +97,22 @@ class FixedStructure(Dataset):
         if not 1 < count <= batch_size:
             raise UserError(f"features.fixed_structure={count} must lie between 2 and the batch's {batch_size} pairs.")
         self.batches, self.batch_size, self.count = batches, batch_size, count
+        self._kept: tuple[tuple[int, int], dict[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
+        if self._kept is None or self._kept[0] != (request.seed, request.epoch):
+            self._kept = (request.seed, request.epoch), self._fixed(request)
+        return self.batches[request] | self._kept[1]
+
+    def _fixed(self, request: BatchRequest) -> dict[str, Any]:
+        """The epoch's fixed pairs, read once."""
         first = epoch_order(len(self), request.seed, request.epoch)[: self.batch_size]
         rows = np.random.default_rng((request.seed, request.epoch, _FIXED)).choice(first, self.count, replace=False)
         fixed = self.batches[request._replace(rows=rows)]
         missing = {keys.IMAGE_FEATURES, keys.TEXT_FEATURES} - fixed.keys()
         if missing:
             raise UserError(f"features.fixed_structure needs pooled features or one layer, and there are no {sorted(missing)}.")
-        given = {keys.STRUCTURE_IMAGE: fixed[keys.IMAGE_FEATURES], keys.STRUCTURE_TEXT: fixed[keys.TEXT_FEATURES]}
-        return self.batches[request] | given
+        return {keys.STRUCTURE_IMAGE: fixed[keys.IMAGE_FEATURES], keys.STRUCTURE_TEXT: fixed[keys.TEXT_FEATURES]}

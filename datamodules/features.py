@@ -166,20 +166,13 @@ class FeatureDataModule(BaseDataModule):
         if fixed_structure is not None and unpaired is not None:
             raise UserError("features.fixed_structure and unpaired both say what the regulariser sees: choose one.")
         self.mixup_alpha, self.fixed_structure, self.unpaired = mixup_alpha, fixed_structure, unpaired
-        if batch_size < 1:
-            raise UserError(f"features.batch_size={batch_size}: a batch needs at least one pair.")
         self.train, self.val = train, val
-        self.positives, self.extra_caption, self.batch_size = positives, extra_caption, batch_size
+        self.batch_size = usable_batch_size(batch_size, len(train.rows), self.notes)
+        self.positives, self.extra_caption = positives, extra_caption
         self.drop_last = drop_last or mixup_alpha > 0
         self.splits = {"train": FeatureBatches(train, positives, extra_caption)}
         if val is not None:
             self.splits["val"] = FeatureBatches(val, 1, extra_caption)
-        if batch_size > len(train.rows):
-            self.batch_size = len(train.rows)
-            self.notes.append(
-                f"BATCH SIZE: features.batch_size is {batch_size}, but there are {len(train.rows)} training pairs; "
-                "each step takes all of them."
-            )
 
     def facts(self) -> dict[str, Any]:
         """What the data decides for the model."""
@@ -223,6 +216,18 @@ class FeatureBatches(Dataset):
         samples = self.features.rows[np.sort(request.rows)]
         counts = self.features.caption_counts(samples)
         return self.features.batch(samples, caption_picks(self.positives, self.extra_caption, samples, counts, request))
+
+
+def usable_batch_size(batch_size: int, pairs: int, notes: list[str]) -> int:
+    """``batch_size``, or all ``pairs`` where they are fewer, which is then noted. Raises UserError below 1."""
+    if batch_size < 1:
+        raise UserError(f"features.batch_size={batch_size}: a batch needs at least one pair.")
+    if batch_size > pairs:
+        notes.append(
+            f"BATCH SIZE: features.batch_size is {batch_size}, but there are {pairs} training pairs; "
+            "each step takes all of them."
+        )
+    return min(batch_size, pairs)
 
 
 def caption_picks(

@@ -18,7 +18,16 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augment import AugmentedCrop
 from datamodules.base import BaseDataModule
 from datamodules.batch import IMAGE, INDEX, SKIPPED, TOKENS, Skipped
-from datamodules.features import EXTRA_TEXT_KEYS, IMAGE_KEYS, TEXT_KEYS, FeatureBatches, Kind, PairedFeatures, caption_picks
+from datamodules.features import (
+    EXTRA_TEXT_KEYS,
+    IMAGE_KEYS,
+    TEXT_KEYS,
+    FeatureBatches,
+    Kind,
+    PairedFeatures,
+    caption_picks,
+    usable_batch_size,
+)
 from datamodules.order import BatchRequest
 from models.encoders.base import Features, FrozenEncoder
 from models.encoders.preprocess import ImagePreprocess
@@ -72,19 +81,12 @@ class OnlineFeatureDataModule(BaseDataModule):
         dataset = source.splits["train"]
         if not hasattr(dataset, "image_or_skipped"):
             raise UserError("features=online encodes pictures, but this data comes as features: take features=pairs.")
-        if batch_size < 1:
-            raise UserError(f"features.batch_size={batch_size}: a batch needs at least one pair.")
         self.source, self.vision, self.text, self.keep, self.text_dropout = source, vision, text, keep, text_dropout
-        self.batch_size, self.drop_last = batch_size, drop_last
+        self.drop_last = drop_last
         self.splits = {"train": AugmentedPairs(dataset, augment, vision.preprocess, text.tokenize, positives, extra_caption)}
         if val is not None:
             self.splits["val"] = FeatureBatches(val, 1, extra_caption)
-        if batch_size > (pairs := len(self.splits["train"])):
-            self.batch_size = pairs
-            self.notes.append(
-                f"BATCH SIZE: features.batch_size is {batch_size}, but there are {pairs} training pairs; each step takes all "
-                "of them."
-            )
+        self.batch_size = usable_batch_size(batch_size, len(self.splits["train"]), self.notes)
 
     def facts(self) -> dict[str, Any]:
         """The widths that a module needs to know."""

@@ -24,22 +24,6 @@ def fixed(features: PairedFeatures, vision: int = -1, text: int = -1) -> dict[st
     return {"vision": vision % sizes[0], "text": text % sizes[1]}
 
 
-def most_similar(
-    features: PairedFeatures,
-    metric: Metric = "mutual_knn",
-    k: int | Literal["rice", "sqrt", "sturges"] = "rice",
-    samples: int = 5000,
-    seed: int = 42,
-) -> dict[str, Any]:
-    """The pair of layers with the highest score on training pairs (STRUCTURE, arXiv 2506.16895, section 3.1).
-
-    Args:
-        metric, k: see :class:`~models.metrics.neighbourhoods.LayerPairs`.
-        samples: pairs drawn by ``seed``, all where there are fewer.
-    """
-    return ranked(features, "max", metric, k, samples, seed)
-
-
 Pick = Literal["max", "min", "last", "fifth1", "fifth2", "fifth3", "fifth4", "fifth5"]
 
 
@@ -51,12 +35,14 @@ def ranked(
     samples: int = 5000,
     seed: int = 42,
 ) -> dict[str, Any]:
-    """A pair of layers by its score among all pairs (STRUCTURE's study of what the similarity foretells).
+    """A pair of layers by its score among all pairs of layers, on training pairs (STRUCTURE, arXiv 2506.16895, section 3.1).
 
     Args:
-        pick: the most similar pair, the least similar one, the last layers, or a pair drawn by ``seed`` from a fifth of all
-            pairs, of which the first are the least similar ones.
-        metric, k, samples, seed: see :func:`most_similar`.
+        pick: the most similar pair, which the method takes; for the study of what the similarity foretells the least similar
+            one, the last layers, or a pair drawn by ``seed`` from a fifth of all pairs, of which the first are the least
+            similar ones.
+        metric, k: see :class:`~models.metrics.neighbourhoods.LayerPairs`.
+        samples: pairs drawn by ``seed``, all where there are fewer.
     """
     layer_counts(features)
     rows = sample_rows(features, samples, seed)

@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,9 +130,9 @@ def manifests_of(run: Run, split: str, modality: str) -> dict[str, dict]:
     return {kind: {"kind": kind, **shared} for kind in keep[modality]}
 
 
-def is_online(run: Run) -> bool:
+def is_online(cfg: Mapping[str, Any]) -> bool:
     """Whether training pairs are encoded at every step anew, and so have no features in stores."""
-    return bool(run.cfg.get("features")) and getattr(get_object(run.cfg.features._target_), "online", False)
+    return bool(cfg.get("features")) and getattr(get_object(cfg["features"]["_target_"]), "online", False)
 
 
 def is_encoded(dataset: Any) -> bool:
@@ -157,7 +158,7 @@ def stored_features(run: Run, split: str) -> PairedFeatures:
 
 def all_features(run: Run, split: str) -> PairedFeatures:
     """The encoded features of every sample of a split, with all layers."""
-    if split == "train" and is_online(run):
+    if split == "train" and is_online(run.cfg):
         raise UserError(
             "features=online keeps no features of the training split, and something asks for them (k-NN, subset, layers): take "
             "features=pairs, or do without."
@@ -192,7 +193,7 @@ def training_data(run: Run) -> pl.LightningDataModule:
         return datamodule(run)
     splits = datamodule(run).splits
     val = features(run, "val") if "val" in splits else None
-    if is_online(run):
+    if is_online(run.cfg):
         encoders = {modality: encoder(run, modality) for modality in ("vision", "text")}
         keep = OmegaConf.to_container(run.cfg.encoder.keep, resolve=True)
         return build(run.cfg.features)(source=datamodule(run), **encoders, keep=keep, val=val)

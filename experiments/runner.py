@@ -53,6 +53,8 @@ def run(cfg: DictConfig) -> float | None:
 
 def check_imported(cfg: DictConfig) -> None:
     """What needs the libraries imported: arguments of third-party targets, and rules across parts. Before any data."""
+    from experiments import parts
+
     problems: list[str] = []
     sources = validation.Sources()
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -67,8 +69,7 @@ def check_imported(cfg: DictConfig) -> None:
             "piece of the batch, which is another objective. Raise the batch size instead (the cached features and "
             "the small head leave room), or use more devices."
         )
-    features = config.get("features")
-    if features and getattr(get_object(features["_target_"]), "online", False):
+    if parts.is_online(config):
         for group in ("subset", "layers", "unpaired"):
             if config.get(group):
                 problems.append(

@@ -44,11 +44,12 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         chosen = OmegaConf.select(config, "optimize")
-        summarise(folder, self.metrics or ([chosen] if chosen else []), self.x)
+        metrics = self.metrics or ([chosen] if chosen else [])
+        summarise(folder, metrics, self.x)
         if self.paired:
             params = OmegaConf.select(config, "hydra.sweeper.params") or {}
             first = str(params.get(self.paired, "")).split(",")[0].strip() or None
-            summarise_pairs(folder, self.metrics, self.paired, first)
+            summarise_pairs(folder, metrics, self.paired, first)
 
 
 def summarise_pairs(folder: Path, metrics: Sequence[str], paired: str, first: str | None = None) -> list[dict[str, Any]]:

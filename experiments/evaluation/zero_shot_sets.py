@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from datamodules.batch import Skipped
 from datamodules.readers.annotations import AnnotatedImages
 from datamodules.readers.formats import class_folders
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
@@ -95,7 +96,13 @@ def _own_prompts(prompts: Mapping[str, Any], file: str, name: str, data: Annotat
 
 
 def _as_split(split: EmbeddedSplit, data: AnnotatedImages, judge: Callable, names: list[str]) -> EmbeddedSplit:
-    load = partial(_load, data)
+
+    def load(row: int) -> Image.Image:
+        image = data.image_or_skipped(row)
+        if isinstance(image, Skipped):
+            raise UserError(f"{data.folder / image.key} cannot be read as a picture ({image.reason}).")
+        return image
+
     if isinstance(judge, partial) and judge.keywords.get("statistics", "own") != "own":
         image = torch.empty(len(data), 0)  # the suite will encode them itself, with other pixel statistics
     else:
@@ -113,10 +120,3 @@ def _as_split(split: EmbeddedSplit, data: AnnotatedImages, judge: Callable, name
         hashes={**split.hashes, "split": data.fingerprint},
         load_encoders=split.load_encoders,
     )
-
-
-def _load(data: AnnotatedImages, row: int) -> Image.Image:
-    try:
-        return data.image(row)
-    except Exception as error:  # decoders fed with damaged bytes raise nearly anything
-        raise UserError(f"{data.folder / data.key(row)} cannot be read as a picture ({error}).") from error

@@ -39,7 +39,7 @@ def encode(run: Run) -> dict[str, Any]:
     vision, text = parts.encoder(run, "vision"), parts.encoder(run, "text")
     batch_size = run.cfg.encoder.batch_size
     for split, dataset in data.splits.items():
-        if split == "train" and parts.is_online(run):
+        if split == "train" and parts.is_online(run.cfg):
             continue
         stores = _stores(run, split, "vision", len(dataset), vision)
         batches = partial(ImageBatches, dataset, vision.preprocess, batch_size)

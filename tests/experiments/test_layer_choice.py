@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.layer_choice import most_similar, ranked
+from experiments.layer_choice import ranked
 
 
 class Stored:
@@ -32,7 +32,7 @@ class Layers(list):
 
 
 def test_extremes_and_last():
-    chosen = most_similar(Stored())
+    chosen = ranked(Stored())
     assert (chosen["vision"], chosen["text"]) == (0, 0) and chosen == ranked(Stored(), "max")
     assert ranked(Stored(), "min")["text"] == 2
     assert [ranked(Stored(), "last")[side] for side in ("vision", "text")] == [4, 2]
