@@ -53,7 +53,8 @@ def launch_cold(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
 @functools.cache
 def _server() -> subprocess.Popen:
     line = [sys.executable, str(Path(__file__).parent / "fork_server.py")]
-    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(Path()))
+    warm = {**os.environ, "HF_HUB_OFFLINE": "1"}  # which the hub's library reads when it is imported
+    return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=warm)
 
 
 def runs(folder: Path, experiment: str) -> list[Path]:
