@@ -21,7 +21,7 @@ lint: setup
 	.venv/bin/ruff check .
 
 list: setup
-	$(RUN) -m experiments.list
+	$(RUN) -m experiments.config.listing
 
 bench: setup
 	$(RUN) -m experiments.benchmarks $(ONLY)

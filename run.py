@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
-from experiments import validation  # noqa: E402
-from experiments.resolvers import register_resolvers  # noqa: E402
+from experiments.config import validation  # noqa: E402
+from experiments.config.resolvers import register_resolvers  # noqa: E402
 
 
 def keep_freed_memory() -> None:

@@ -14,12 +14,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import BaseDataModule
-from datamodules.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, KEY, LABEL, LABELS, SKIPPED, TIMES, Skipped
 from datamodules.order import BatchRequest
 from datamodules.readers.video_lists import LAYOUTS, Layout, VideoRow, padded_labels, read_classes, read_list
 from datamodules.readers.video_media import Media, MediaError
-from datamodules.sampling import evaluation_frames, training_frames
+from datamodules.transforms.frame_sampling import evaluation_frames, training_frames
 from models.avgn.audio import cut_clip
+from models.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, KEY, LABEL, LABELS, SKIPPED, TIMES, Skipped
 from models.errors import UserError
 from models.io import stable_hash
 

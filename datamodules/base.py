@@ -11,8 +11,8 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batch import SKIPPED, Skipped
 from datamodules.order import OrderedBatches
+from models.batch import SKIPPED, Skipped
 from models.errors import UserError
 
 LISTED = 20  # skips of a split that are listed one by one in messages and in the report

@@ -19,25 +19,15 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augment import RandomAugment
 from datamodules.base import BaseDataModule
-from datamodules.batch import (
-    BOX,
-    FAKE,
-    IMAGE,
-    INDEX,
-    MULTI_LABEL,
-    SKIPPED,
-    TOKEN_IDS,
-    TOKEN_LABELS,
-    TOKEN_MASK,
-    Skipped,
-)
-from datamodules.image_box import box_target, image_tensor
 from datamodules.order import BatchRequest
+from datamodules.tokenizers.captions import CaptionTokenizer
+from datamodules.transforms.augment import RandomAugment
+from datamodules.transforms.image_box import box_target, image_tensor
+from models.batch import IMAGE, INDEX, SKIPPED, TOKEN_IDS, TOKEN_MASK, Skipped
 from models.errors import UserError
+from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
 from models.hammer.model import MANIPULATIONS
-from models.hammer.text import CaptionTokenizer
 from models.io import stable_hash
 
 SPLITS = ("train", "val", "test")
@@ -166,7 +156,7 @@ class DGM4DataModule(BaseDataModule):
 
     Args:
         root: folder that holds ``DGM4/``; the layout is shown when nothing is found there.
-        tokenizer: see :class:`~models.hammer.text.CaptionTokenizer`.
+        tokenizer: see :class:`~datamodules.tokenizers.captions.CaptionTokenizer`.
         image_size: side of the square the images are resized to.
         batch_size: training samples per device and step (officially 32 on 8 GPUs).
         eval_batch_size: of validation and test.

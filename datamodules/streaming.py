@@ -29,9 +29,9 @@ from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 
 from datamodules.base import BaseDataModule
-from datamodules.batch import CAPTIONS, IMAGE, INDEX, KEY, SKIPPED, Skipped
 from datamodules.readers.images import decode_or_skipped
 from datamodules.readers.tar_index import ROLES, parse_record, read_captions
+from models.batch import CAPTIONS, IMAGE, INDEX, KEY, SKIPPED, Skipped
 from models.errors import UserError
 
 

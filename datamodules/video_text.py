@@ -10,10 +10,11 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader
 
 from datamodules.base import BaseDataModule
-from datamodules.batch import IMAGES, VIDEO
 from datamodules.readers.video_annotations.sample import AnnotationError, Annotations, MissingSplit
-from datamodules.video_text_dataset import Transform, TwoStreams, VideoTextDataset
-from datamodules.word_pieces import WordPieces
+from datamodules.tokenizers.word_pieces import WordPieces
+from datamodules.video_text_rows import Transform, TwoStreams, VideoTextDataset
+from models.all_in_one.batch import IMAGES
+from models.batch import VIDEO
 from models.errors import UserError
 
 Reader = Callable[[str, str], Annotations]

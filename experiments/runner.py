@@ -12,9 +12,10 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import interruption, loggers, validation
-from experiments.run_directory import Run, open_run
-from experiments.signatures import is_ours
+from experiments.config import validation
+from experiments.config.signatures import is_ours
+from experiments.run import interruption, loggers
+from experiments.run.directory import Run, open_run
 from experiments.stages import run_stages
 from models.errors import UserError
 
@@ -53,7 +54,7 @@ def run(cfg: DictConfig) -> float | None:
 
 def check_imported(cfg: DictConfig) -> None:
     """What needs the libraries imported: arguments of third-party targets, and rules across parts. Before any data."""
-    from experiments import parts
+    from experiments.alignment import parts
 
     problems: list[str] = []
     sources = validation.Sources()

@@ -12,24 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules import batch as keys
-from datamodules.batch import INDEX
 from lightning_modules.base import BaseModule, StepOutput
-from models.alignment import AlignmentHead, Embedding
-from models.clipping import clip_each_
+from models.alignment.batch import (
+    EXTRA_TEXT_FEATURES,
+    EXTRA_TEXT_MASK,
+    EXTRA_TEXT_TOKENS,
+    IMAGE_FEATURES,
+    IMAGE_TOKENS,
+    STRUCTURE_IMAGE,
+    STRUCTURE_TEXT,
+    TEXT_FEATURES,
+    TEXT_MASK,
+    TEXT_TOKENS,
+)
+from models.alignment.head import AlignmentHead, Embedding
+from models.batch import INDEX
 from models.errors import UserError
 from models.freeze_align import checkpoint as freeze_align
+from models.freeze_align.fine_grained import inner_words
 from models.freeze_align.head import TokenAlignmentHead
-from models.losses.fine_grained import inner_words
 from models.losses.gather import whole_batch
 from models.losses.structure import StructureRegulariser
 from models.metrics.retrieval import validation_retrieval
-from models.parameter_groups import split_by_decay
+from models.optim.clipping import clip_each_
+from models.optim.parameter_groups import split_by_decay
 from models.sail import checkpoint as sail
 from models.structure import checkpoint as structure
 
-TEXT = (keys.TEXT_FEATURES, keys.TEXT_TOKENS, keys.TEXT_MASK)
-EXTRA_TEXT = (keys.EXTRA_TEXT_FEATURES, keys.EXTRA_TEXT_TOKENS, keys.EXTRA_TEXT_MASK)
+TEXT = (TEXT_FEATURES, TEXT_TOKENS, TEXT_MASK)
+EXTRA_TEXT = (EXTRA_TEXT_FEATURES, EXTRA_TEXT_TOKENS, EXTRA_TEXT_MASK)
 
 
 class AlignmentModule(BaseModule):
@@ -77,7 +88,7 @@ class AlignmentModule(BaseModule):
 
     def embed_image(self, batch: Mapping[str, Any]) -> Embedding:
         """The images of a batch in the shared space."""
-        key = keys.IMAGE_TOKENS if self.head.takes_tokens else keys.IMAGE_FEATURES
+        key = IMAGE_TOKENS if self.head.takes_tokens else IMAGE_FEATURES
         return self.head.embed_image(_given(batch, key, "vision"))
 
     def embed_text(self, batch: Mapping[str, Any], names: tuple[str, str, str] = TEXT) -> Embedding:
@@ -116,7 +127,7 @@ class AlignmentModule(BaseModule):
         if any(name in batch for name in EXTRA_TEXT):
             seen["extra_text"] = self.embed_text(batch, EXTRA_TEXT).vector
         if self.fine_grained is not None:
-            seen |= {"patches": image.tokens[:, 1:], "words": text.tokens, "inner_words": inner_words(batch[keys.TEXT_MASK])}
+            seen |= {"patches": image.tokens[:, 1:], "words": text.tokens, "inner_words": inner_words(batch[TEXT_MASK])}
         if self.regulariser is not None:
             seen |= {"frozen_image": _frozen_image(batch), "frozen_text": _frozen_text(batch)}
         return seen
@@ -124,7 +135,7 @@ class AlignmentModule(BaseModule):
     def _regulated(self, batch: dict, seen: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Frozen and aligned features of each modality: the batch's, and those of samples that only the regulariser sees."""
         pairs = [(seen["frozen_image"], seen["image"]), (seen["frozen_text"], seen["text"])]
-        extra = [batch.get(name) for name in (keys.STRUCTURE_IMAGE, keys.STRUCTURE_TEXT)]
+        extra = [batch.get(name) for name in (STRUCTURE_IMAGE, STRUCTURE_TEXT)]
         if self.head.takes_tokens and any(frozen is not None for frozen in extra):
             raise UserError("unpaired and features.fixed_structure are for heads that take pooled features, not single tokens.")
         for i, (frozen, encode) in enumerate(zip(extra, ("encode_image", "encode_text"), strict=True)):
@@ -180,13 +191,13 @@ def _given(batch: Mapping[str, Any], key: str, modality: str) -> Tensor:
 
 def _frozen_image(batch: Mapping[str, Any]) -> Tensor:
     """One frozen vector per image: the pooled one, or the mean of its tokens."""
-    pooled = batch.get(keys.IMAGE_FEATURES)
-    return batch[keys.IMAGE_TOKENS].mean(dim=1) if pooled is None else pooled
+    pooled = batch.get(IMAGE_FEATURES)
+    return batch[IMAGE_TOKENS].mean(dim=1) if pooled is None else pooled
 
 
 def _frozen_text(batch: Mapping[str, Any]) -> Tensor:
-    pooled = batch.get(keys.TEXT_FEATURES)
+    pooled = batch.get(TEXT_FEATURES)
     if pooled is not None:
         return pooled
-    weight = batch[keys.TEXT_MASK][..., None].to(batch[keys.TEXT_TOKENS].dtype)
-    return (batch[keys.TEXT_TOKENS] * weight).sum(dim=1) / weight.sum(dim=1)
+    weight = batch[TEXT_MASK][..., None].to(batch[TEXT_TOKENS].dtype)
+    return (batch[TEXT_TOKENS] * weight).sum(dim=1) / weight.sum(dim=1)

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datamodules.batch import AUDIO, AUDIO_VALID, FRAMES, LABEL, LABELS
 from datamodules.order import BatchRequest
 from lightning_modules.base import BaseModule, StepOutput
 from models.avgn import losses
@@ -16,6 +15,7 @@ from models.avgn.audio import LogMel
 from models.avgn.checkpoint import load_into
 from models.avgn.network import AVGN, Glance
 from models.avgn.saliency import gumbel, top_snippets, uniform_snippets
+from models.batch import AUDIO, AUDIO_VALID, FRAMES, LABEL, LABELS
 from models.errors import UserError
 from models.metrics.average_precision import mean_average_precision, multi_hot
 from models.metrics.classification import top_k_accuracy

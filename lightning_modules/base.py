@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from datamodules.batch import INDEX
+from models.batch import INDEX
 from models.errors import UserError
 
 

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, IMAGE, TRACES, VIEW_GRID, VIEW_VALID
 from lightning_modules.base import BaseModule, StepOutput
+from models.batch import IMAGE
+from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, TRACES, VIEW_GRID, VIEW_VALID
 from models.bev_fusion.decoder import Occupancy
 from models.bev_fusion.echoes import EchoMap
 from models.bev_fusion.geometry import BevGrid
+from models.bev_fusion.metrics import cell_scores, confusion
 from models.bev_fusion.network import BEVFusion
-from models.metrics.occupancy import cell_scores, confusion
-from models.parameter_groups import split_by_decay
+from models.optim.parameter_groups import split_by_decay
 
 
 class BevFusionModule(BaseModule):
@@ -54,7 +55,7 @@ class BevFusionModule(BaseModule):
         self._confusion = np.zeros((classes, classes), np.int64)
 
     def forward(self, batch: dict) -> Occupancy:
-        """Occupancy of a batch of the keys of ``datamodules/batch.py``."""
+        """Occupancy of a batch of the keys of ``models/batch.py``."""
         return self.model(batch[IMAGE], batch[VIEW_GRID], batch[VIEW_VALID], self.echoes(batch))
 
     def echoes(self, batch: dict) -> Tensor | None:

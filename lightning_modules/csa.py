@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from datamodules.batch import IMAGE_FEATURES, TEXT_FEATURES
 from lightning_modules.alignment import AlignmentModule
 from lightning_modules.base import StepOutput
-from models.alignment import AlignmentHead
+from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import CentredProjector
 from models.errors import UserError
 from models.losses.structure import StructureRegulariser
-from models.projectors import CentredProjector
 from models.structure.csa import covariances, csa
 
 

@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datamodules.batch import CAPTIONS, IMAGE, INDEX, KEY, LABEL, Skipped
 from datamodules.readers.images import decode, decode_or_skipped
 from datamodules.readers.tar_index import key_hash
+from models.batch import CAPTIONS, IMAGE, INDEX, KEY, LABEL, Skipped
 from models.errors import UserError
 from models.io import atomic_write, stable_hash
 

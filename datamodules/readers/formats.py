@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.batch import Skipped
 from datamodules.readers.annotations import AnnotatedImages, Record
 from datamodules.readers.tar_index import IMAGE_SUFFIXES
+from models.batch import Skipped
 from models.errors import UserError
 
 

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image, UnidentifiedImageError
 
-from datamodules.batch import Skipped
+from models.batch import Skipped
 
 
 def decode(data: bytes) -> Image.Image:

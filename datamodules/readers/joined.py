@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from datamodules.batch import INDEX, Skipped
+from models.batch import INDEX, Skipped
 from models.errors import UserError
 from models.io import stable_hash
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.batch import Skipped
 from datamodules.readers.tar_index import key_hash
+from models.batch import Skipped
 from models.errors import UserError
 from models.io import stable_hash
 

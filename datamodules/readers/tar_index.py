@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.batch import Skipped
+from models.batch import Skipped
 from models.io import atomic_write, stable_hash
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")

@@ -15,7 +15,7 @@ FAST_AAC = {"aac_coder": "fast"}
 
 
 class VideoError(ValueError):
-    """A file cannot be decoded as video; datasets turn it into a :class:`~datamodules.batch.Skipped`."""
+    """A file cannot be decoded as video; datasets turn it into a :class:`~models.batch.Skipped`."""
 
 
 class VideoReader:

@@ -17,7 +17,7 @@ VIDEO_FILES = (".mp4", ".webm", ".mkv", ".avi")
 
 
 class MediaError(ValueError):
-    """``kind: details`` of what is missing or broken; datasets turn it into a :class:`~datamodules.batch.Skipped`."""
+    """``kind: details`` of what is missing or broken; datasets turn it into a :class:`~models.batch.Skipped`."""
 
 
 class Pictures(NamedTuple):

@@ -1,4 +1,4 @@
-"""All-in-One-B, three frames of 224, against the official order of operations (``tests/reference/all_in_one.py``)."""
+"""All-in-One-B, three frames of 224, against the official order of operations (``reference/all_in_one.py``)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.reference import all_in_one as plain
 from models.all_in_one import objectives
 from models.all_in_one.model import AllInOne
 from models.all_in_one.text import trim
-from tests.reference import all_in_one as plain
 
 BATCH, FRAMES, LENGTH = 2, 3, 40
 CAPTIONS = (11, 14)  # word pieces with [CLS] and [SEP]; MSR-VTT's captions have nine words on average

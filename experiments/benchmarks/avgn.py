@@ -1,4 +1,4 @@
-"""Parts of AVGN at their full sizes against the official order of operations (``tests/reference/avgn.py``), and early exit.
+"""Parts of AVGN at their full sizes against the official order of operations (``reference/avgn.py``), and early exit.
 
 The crop and the two passes are those of AdaFocusV2 with patches of 96; MobileNetV2 and ResNet-50 with random weights.
 """
@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.reference import avgn as plain
 from models.avgn.audio import LogMel
 from models.avgn.classifier import StepHeads
 from models.avgn.compute import counting_macs
@@ -20,7 +21,6 @@ from models.avgn.encoders import MobileNetV2, ResNet50, SmallConvNet
 from models.avgn.exits import ALWAYS, exit_confidence, exit_thresholds
 from models.avgn.network import AVGN
 from models.avgn.policy import crop_patches
-from tests.reference import avgn as plain
 
 
 def _crop(side: str) -> Callable[[], Tensor]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.curation import best_captions, half_cosines, select_balanced
+from datamodules.features.curation import best_captions, half_cosines, select_balanced
 
 ROOT = Path(__file__).resolve().parents[2]
 PIECE = 16_384

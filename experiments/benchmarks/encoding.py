@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datamodules.batch import IMAGE, TOKENS
-from datamodules.encoding import CaptionBatches, ImageBatches, encoding_loader
-from datamodules.feature_store import FeatureStore
+from datamodules.features.encoding import CaptionBatches, ImageBatches, encoding_loader
+from datamodules.features.store import FeatureStore
 from datamodules.image_text import ImageTextDataModule
 from datamodules.simulated.shards import write_scene_shards
-from lightning_modules.encoding import EncodingModule
+from experiments.alignment.encoding import EncodingModule
+from models.batch import IMAGE, TOKENS
 from models.encoders.base import FrozenEncoder
 from models.encoders.text import HFTextEncoder
 from models.encoders.vision import TimmVisionEncoder

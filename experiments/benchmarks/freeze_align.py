@@ -7,7 +7,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from datamodules.augment import AugmentedCrop, RandomAugment
+from datamodules.transforms.augment import AugmentedCrop, RandomAugment
 from models.encoders.preprocess import ImagePreprocess
 
 PICTURES = 200

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.benchmarks.reference import hammer as plain
 from lightning_modules.hammer import HammerModule
-from models.ema import ema_update_
+from models.hammer.contrastive import manipulation_contrastive
 from models.hammer.model import Hammer
-from models.losses.manipulation_contrastive import manipulation_contrastive
-from tests.reference import hammer as plain
+from models.optim.ema import ema_update_
 
 WEIGHTS = {"contrastive": 0.1, "binary": 1.0, "multi_label": 1.0, "box_l1": 0.1, "box_giou": 0.1, "token": 1.0}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.reference import contrastive as dense
 from models.losses.contrastive import InfoNCELoss, SigmoidLoss
-from tests.reference import contrastive as dense
 
 
 def _step(loss: str, pairs: int, width: int, side: str) -> Callable[[], Tensor]:

@@ -11,11 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models.alignment import AlignmentHead
+from experiments.benchmarks.reference import contrastive as dense
+from experiments.benchmarks.reference.sail import SeparateGated
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import GatedProjector
 from models.losses.contrastive import SigmoidLoss
-from models.projectors import GatedProjector
-from tests.reference import contrastive as dense
-from tests.reference.sail import SeparateGated
 
 
 def _step(pairs: int, vision_dim: int, text_dim: int, embed_dim: int, side: str) -> Callable[[], Tensor]:

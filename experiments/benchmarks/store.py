@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, TEXT_FEATURES
-from datamodules.feature_store import FeatureStore
-from datamodules.features import FeatureDataModule, PairedFeatures
+from datamodules.features.pairs import FeatureDataModule, PairedFeatures
+from datamodules.features.store import FeatureStore
 from datamodules.order import BatchRequest, epoch_order
-from tests.reference.collate import ListDataset, collate
+from experiments.benchmarks.reference.collate import ListDataset, collate
+from models.alignment.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, TEXT_FEATURES
 
 PAIRS, VISION, TEXT, BATCH = 60_000, 1536, 1024, 4096
 KEYS = (IMAGE_FEATURES, TEXT_FEATURES, EXTRA_TEXT_FEATURES)

@@ -1,4 +1,4 @@
-"""STRUCTURE's regulariser, layer selection and CSA against the straightforward forms of ``tests/reference/structure.py``."""
+"""STRUCTURE's regulariser, layer selection and CSA against the straightforward forms of ``reference/structure.py``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.reference import structure as plain
 from models.losses.structure import structure_loss
 from models.metrics.neighbourhoods import LayerPairs
 from models.structure.csa import covariances, csa
-from tests.reference import structure as plain
 
 
 def _regulariser(samples: int, levels: int, side: str) -> Callable[[], Tensor]:

@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from datamodules.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, LABELS
-from experiments import pictures_avgn as pictures
 from experiments.evaluation.base import SuiteResult, TrainedSplit
+from experiments.figures import avgn as pictures
 from models.avgn.compute import counting_macs
 from models.avgn.exits import ALWAYS, Criterion, apply_exit, exit_confidence, exit_thresholds
 from models.avgn.network import AVGN
+from models.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, LABELS
 from models.io import stable_hash
 from models.metrics.average_precision import mean_average_precision
 from models.metrics.classification import top_k_accuracy
@@ -318,7 +318,7 @@ def _examples(split: TrainedSplit, net: AVGN, sample: dict, count: int) -> list[
 
 
 def glanced(net: AVGN, sample: dict, titles: Sequence[str], class_names: Sequence[str]) -> list[pictures.Example]:
-    """What the network looked at in each video of a batch, for :func:`experiments.pictures_avgn.glances`."""
+    """What the network looked at in each video of a batch, for :func:`experiments.figures.avgn.glances`."""
     frames, clips, heard = _inputs(sample)
     glance = net.glance(frames, clips, heard)
     found = net.decide(frames, glance)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from datamodules.batch import SKIPPED
+from models.batch import SKIPPED
 
 if TYPE_CHECKING:
     from datamodules.base import BaseDataModule
     from lightning_modules.base import BaseModule
-    from models.dual_encoder import DualEncoder
+    from models.alignment.dual_encoder import DualEncoder
 
 
 @dataclass

@@ -7,8 +7,8 @@ import re
 import torch
 import torch.nn.functional as F
 
+from datamodules.readers.benchmarks import each_image, read_mmvp, read_winoground
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
-from experiments.evaluation.readers import each_image, read_mmvp, read_winoground
 from models.io import stable_hash
 from models.metrics.mmvp import mmvp_accuracy, mmvp_average
 from models.metrics.winoground import winoground_correct

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.readers.voc import VocSegmentation
-from experiments import pictures_alignment
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from experiments.figures import alignment
 from models.encoders.preprocess import ImagePreprocess
 from models.errors import UserError
+from models.freeze_align.localisation import LocalisationMeter, classes_in, outline
 from models.io import stable_hash
-from models.metrics.localisation import LocalisationMeter, classes_in, outline
 
 BASELINES = ("name of another class", "random map", "whole image", "centre box")
 
@@ -92,7 +92,7 @@ def localisation(
         baselines={name: _named(other) for name, other in others.items()},
         hashes=hashes,
         notes=notes,
-        pictures={"localisation": partial(pictures_alignment.localisation, drawn)},
+        pictures={"localisation": partial(alignment.localisation, drawn)},
     )
 
 

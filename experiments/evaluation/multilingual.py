@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from datamodules.readers.benchmarks import each_image
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
-from experiments.evaluation.readers import each_image
 from models.errors import UserError
 from models.io import stable_hash
 from models.metrics.retrieval import chance_recall_at, recall_at, retrieval_ranks

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments import pictures
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from experiments.figures import canvas
 from models.captions import clean_caption
 from models.io import stable_hash
 from models.metrics.retrieval import chance_recall_at, recall_at, retrieval_ranks
@@ -42,8 +42,8 @@ def retrieval(split: EmbeddedSplit, ks: Sequence[int] = (1, 5, 10), cleaned_word
             chance[f"retrieval/{name}_recall@{k}"] = chance_recall_at(k, pool, good)
         metrics[f"retrieval/{name}_median_rank"] = ranks.double().median().item() + 1
     drawn = {
-        "retrieved_images": partial(pictures.retrieved_images, _best_images(split), split.load_image),
-        "retrieved_captions": partial(pictures.retrieved_captions, _best_captions(split), split.load_image),
+        "retrieved_images": partial(canvas.retrieved_images, _best_images(split), split.load_image),
+        "retrieved_captions": partial(canvas.retrieved_captions, _best_captions(split), split.load_image),
     }
     return SuiteResult(metrics, {"chance": chance}, dict(split.hashes), pictures=drawn)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Dinov2Model
 
-from experiments.evaluation import readers
+from datamodules.readers import benchmarks
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.evaluation.zero_shot import fill, read_templates
 from models.encoders.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
@@ -64,9 +64,9 @@ def segmentation(
     vision = split.encoders.vision
     if not isinstance(getattr(vision, "network", None), Dinov2Model) or vision.pooling != "concat":
         return SuiteResult(notes=[f"{dataset} left out: it needs a DINOv2 with pooling=concat, not {vision.identity['name']}."])
-    layout = readers.SEGMENTATION_LAYOUTS[dataset]
-    files = readers.segmentation_files(root, layout)[:limit]
-    names, query_class = readers.read_class_names(classes_file)
+    layout = benchmarks.SEGMENTATION_LAYOUTS[dataset]
+    files = benchmarks.segmentation_files(root, layout)[:limit]
+    names, query_class = benchmarks.read_class_names(classes_file)
     templates = read_templates(templates, templates_file)
     prompts = fill(templates, names)
     queries = class_vectors(split.encode_text(prompts).unflatten(0, (len(names), len(templates)))).T
@@ -81,8 +81,8 @@ def segmentation(
     )
     counts = torch.zeros(2, classes, dtype=torch.int64)
     for image_file, label_file in files:
-        labels = torch.from_numpy(readers.read_label_map(label_file, layout))
-        pixels = prepare(readers.open_image(image_file), short_side, *mean_std).to(device, vision.dtype)
+        labels = torch.from_numpy(benchmarks.read_label_map(label_file, layout))
+        pixels = prepare(benchmarks.open_image(image_file), short_side, *mean_std).to(device, vision.dtype)
         logits = sliding_window_logits(encoder, split.encoders.head, pixels, queries, crop, stride, tuple(labels.shape))
         predicted = predict_classes(temperature * logits.float(), query_class, threshold)[0].cpu()
         counts += intersections_and_unions(predicted, labels, classes)

@@ -11,8 +11,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from experiments import pictures
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from experiments.figures import canvas
 from models.encoders.preprocess import CLIP_MEAN, CLIP_STD
 from models.errors import UserError
 from models.io import stable_hash
@@ -96,7 +96,7 @@ def _judge(split: EmbeddedSplit, key: str, classes: Tensor, result: SuiteResult)
     chance = result.baselines.setdefault("chance", {})
     chance |= {f"{key}/top{k}": 100 * k / len(names) for k in ks} | {f"{key}/balanced": 100 / len(names)}
     picture = "confusion" + key.removeprefix("zeroshot")
-    result.pictures[picture] = partial(pictures.confusion, confusion_matrix(predicted, labels, len(names)), names)
+    result.pictures[picture] = partial(canvas.confusion, confusion_matrix(predicted, labels, len(names)), names)
 
 
 def class_vectors_of(split: EmbeddedSplit, prompts: list[list[str]], pad_to: int = 0, normalise: bool = True) -> Tensor:

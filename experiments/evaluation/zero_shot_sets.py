@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from datamodules.batch import Skipped
 from datamodules.readers.annotations import AnnotatedImages
 from datamodules.readers.formats import class_folders
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from models.batch import Skipped
 from models.errors import UserError
 from models.io import stable_hash
 

@@ -8,9 +8,10 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from experiments.run_directory import Run
+    from experiments.run.directory import Run
 
 log = logging.getLogger("run")
+FOLDER = dict.fromkeys(("encode", "assess", "export"), "alignment")
 
 
 def run_stages(run: Run) -> None:
@@ -25,7 +26,7 @@ def run_stages(run: Run) -> None:
         if run.is_done(stage):
             log.info("%s: done before", stage)
             continue
-        function = getattr(importlib.import_module(f"experiments.stages.{stage}"), stage)
+        function = getattr(importlib.import_module(f"experiments.{FOLDER.get(stage, 'stages')}.{stage}"), stage)
         began = time.monotonic()
         facts = function(run)
         run.finish_stage(stage, time.monotonic() - began, facts)

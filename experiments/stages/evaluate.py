@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from hydra import compose
 
-from datamodules.batch import IMAGE_FEATURES, TEXT_FEATURES
-from experiments import parts
+from experiments.alignment import parts
+from experiments.config.instantiation import build
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult, TrainedSplit
-from experiments.instantiation import build
-from experiments.run_directory import Run, variant_of
+from experiments.run.directory import Run, variant_of
 from experiments.stages import run_stages
-from models.dual_encoder import DualEncoder
+from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
+from models.alignment.dual_encoder import DualEncoder
 from models.io import stable_hash
 
 log = logging.getLogger("run")

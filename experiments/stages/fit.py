@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from experiments import interruption, loggers, parts
-from experiments.checkpoint_io import META, DirectoryCheckpointIO
-from experiments.instantiation import build
-from experiments.run_directory import Run
+from experiments.alignment import parts
+from experiments.config.instantiation import build
+from experiments.run import interruption, loggers
+from experiments.run.checkpoint_io import META, DirectoryCheckpointIO
+from experiments.run.directory import Run
 
 log = logging.getLogger("run")
 
@@ -37,7 +38,7 @@ def fit(run: Run) -> dict[str, Any]:
         logger=_loggers(run, resume_step),
         callbacks=[build(node) for node in (run.cfg.callbacks or {}).values() if node],
         plugins=[DirectoryCheckpointIO()],
-        enable_checkpointing=False,  # experiments.callbacks.Checkpoints does it
+        enable_checkpointing=False,  # experiments.run.callbacks.Checkpoints does it
         enable_progress_bar=False,
         enable_model_summary=False,
     )

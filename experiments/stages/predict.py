@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.instantiation import build
-from experiments.run_directory import Run
+from experiments.config.instantiation import build
+from experiments.run.directory import Run
 
 
 def predict(run: Run) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from experiments import parts
-from experiments.run_directory import Run
+from experiments.alignment import parts
+from experiments.run.directory import Run
 
 log = logging.getLogger("run")
 

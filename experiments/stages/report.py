@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments import loggers, pictures
-from experiments.run_directory import Run, environment
+from experiments.figures import canvas
+from experiments.run import loggers
+from experiments.run.directory import Run, environment
 from models.io import atomic_write
 
 log = logging.getLogger("run")
@@ -46,7 +47,7 @@ def report(run: Run) -> dict[str, Any]:
 def _draw(run: Run) -> dict[str, Path]:
     folder, drawn = run.dir / "pictures", {}
     if (run.dir / "metrics.csv").is_file():
-        drawn["loss"] = pictures.loss_curves(loggers.read_metrics(run.dir / "metrics.csv"), folder / "loss.png")
+        drawn["loss"] = canvas.loss_curves(loggers.read_metrics(run.dir / "metrics.csv"), folder / "loss.png")
     drawn |= {name: folder / file for name, file in (run.facts("evaluate") or run.facts("assess")).get("pictures", {}).items()}
     return {name: path for name, path in drawn.items() if path is not None}
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from models.all_in_one.model import AllInOne, Encoded
 from models.all_in_one.text import content_mask, trim
+from models.all_in_one.transport import Transport, word_patch_transport
 from models.all_in_one.visual import Patches
-from models.losses.transport import Transport, word_patch_transport
 
 IGNORED = -100  # label of tokens without a target, and of answers outside the training vocabulary
 TEMPERATURE = 0.05  # of the dual encoder, fixed (official)

@@ -11,9 +11,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from models.alignment.projectors import LinearProjector, ResidualMLPProjector, TokenProjector
 from models.freeze_align.head import TokenAlignmentHead
 from models.io import CheckpointError
-from models.projectors import LinearProjector, ResidualMLPProjector, TokenProjector
 
 _SLOTS = {
     "local_vision": "local_vision_proj.",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.alignment import Embedding
+from models.alignment.head import Embedding
 
 Projector = Callable[[int, int], nn.Module]
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.losses.token_grounding import IGNORE
-from models.metrics.manipulation import (
+from models.hammer.metrics import (
     average_precision,
     binary_metrics,
     box_metrics,
@@ -17,6 +16,7 @@ from models.metrics.manipulation import (
     multi_label_metrics,
     token_metrics,
 )
+from models.hammer.token_grounding import IGNORE
 
 KINDS = ("FS", "FA", "TS", "TA")  # face swap, face attribute, text swap, text attribute
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.ema import ema_update_
 from models.hammer.bert import FusionBert
 from models.hammer.vit import VisionTransformer
-from models.queue import enqueue_
+from models.layers.feature_queue import enqueue_
+from models.optim.ema import ema_update_
 
 # The four manipulations, in the order of the multi-label columns, by their names in DGM4's ``fake_cls``.
 MANIPULATIONS = ("face_swap", "face_attribute", "text_swap", "text_attribute")

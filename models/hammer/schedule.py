@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from models.schedules import Multiplier
+from models.optim.schedules import Multiplier
 
 
 def epoch_cosine(

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.autocast import add_product, product_dtype
+from models.layers.autocast import add_product, product_dtype
 from models.losses.gather import GradientScope, gather_texts, logsumexp_over_ranks
 
 TILE_ENTRIES = 2**22  # of the logit matrix, 16 MB in float32: larger tiles are no faster

@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from models.alignment import AlignmentHead
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import GatedProjector, LinearProjector, MLPProjector
 from models.io import CheckpointError
-from models.projectors import GatedProjector, LinearProjector, MLPProjector
 from models.sail.sharelock import ShareLockHead
 
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|model\.(?=vlhead\.|_orig_mod\.)|vlhead\.)+")

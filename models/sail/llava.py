@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from models.alignment import AlignmentHead
+from models.alignment.head import AlignmentHead
 from models.encoders.pooling import pool_tokens
 
 

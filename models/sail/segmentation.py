@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
-from models.alignment import AlignmentHead
+from models.alignment.head import AlignmentHead
 from models.encoders.pooling import pool_tokens
 from models.io import CheckpointError
 

@@ -10,9 +10,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from models.alignment import AlignmentHead
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import LinearProjector, LowRankProjector, ReLUProjector
 from models.io import CheckpointError
-from models.projectors import LinearProjector, LowRankProjector, ReLUProjector
 
 _SIDES = {"vision_projector": "alignment_image", "text_projector": "alignment_text"}  # ours -> official
 _LINEAR = {"": "linear_mapping."}

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from datamodules.audio_visual import AudioVisualDataModule
-from datamodules.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, LABEL, LABELS, SKIPPED, TIMES
 from datamodules.order import BatchRequest
 from datamodules.readers.video import write_mp4
 from datamodules.readers.video_lists import VideoRow, read_list
-from datamodules.sampling import evaluation_frames, training_frames
 from datamodules.simulated.audio_visual import CLASSES, make_video, render, sound, write_audio_visual
+from datamodules.transforms.frame_sampling import evaluation_frames, training_frames
+from models.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, LABEL, LABELS, SKIPPED, TIMES
 from models.errors import UserError
 
 READING = {"snippets": 4, "image_size": 32, "sample_rate": 8000, "clip_seconds": 0.5, "num_workers": 0, "frame_rate": 10.0}

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.base import BaseDataModule
-from datamodules.batch import INDEX, SKIPPED, Skipped
+from models.batch import INDEX, SKIPPED, Skipped
 from models.errors import UserError
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.batch import BOX, FAKE, IMAGE, INDEX, MULTI_LABEL, SKIPPED, TOKEN_IDS, TOKEN_LABELS
 from datamodules.dgm4 import DGM4DataModule, check_copy, kinds_of
 from datamodules.order import BatchRequest
+from datamodules.tokenizers.captions import CaptionTokenizer
+from models.batch import IMAGE, INDEX, SKIPPED, TOKEN_IDS
 from models.errors import UserError
-from models.hammer.text import CaptionTokenizer
+from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] red star blue moon".split()
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
-from datamodules.batch import CAPTIONS, IMAGE, INDEX, KEY, SKIPPED, Skipped
 from datamodules.streaming import StreamedImageText, stream_samples
+from models.batch import CAPTIONS, IMAGE, INDEX, KEY, SKIPPED, Skipped
 from models.errors import UserError
 from tests.datamodules.conftest import sample_files, write_shards, write_tar
 

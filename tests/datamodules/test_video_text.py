@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import batch as keys
 from datamodules.order import BatchRequest
 from datamodules.readers.video import VideoReader
 from datamodules.readers.video_annotations import captions, questions
 from datamodules.simulated.clips import make_clip, write_clips
-from datamodules.video_frames import ClipTransform, ImageTransform
+from datamodules.transforms.video import ClipTransform, ImageTransform
 from datamodules.video_text import VideoTextDataModule
+from models import batch as keys
+from models.all_in_one.batch import FALSE_ROWS, FALSE_VIDEO, IMAGES
 from models.errors import UserError
 
 WORLD = partial(write_clips, train=20, val=4, test=8, size=32)
@@ -48,7 +49,7 @@ def test_training_batch_is_a_function_of_seed_epoch_and_rows(root):
     assert same(batch, second[request()])  # kept clips are the same clips
     assert not torch.equal(batch[keys.VIDEO], first[request(epoch=1)][keys.VIDEO])
     assert not torch.equal(batch[keys.MASKED_IDS], first[request(seed=1)][keys.MASKED_IDS])
-    assert batch[keys.MATCHED].sum() == 3 and len(batch[keys.FALSE_VIDEO]) == 3
+    assert batch[keys.MATCHED].sum() == 3 and len(batch[FALSE_VIDEO]) == 3
     assert batch[keys.CANDIDATE_IDS].shape == (6, 16, 12)
     assert torch.equal(batch[keys.CANDIDATE_IDS][:, 0], batch[keys.TOKEN_IDS])
     changed = batch[keys.MASKED_IDS] != batch[keys.TOKEN_IDS]
@@ -68,8 +69,8 @@ def test_false_clips_of_the_batch_are_never_the_own_one(root):
     data = module(root, captions.webvid, ["match"], false_clips="batch")
     batch = data.splits["train"][request()]
     false_of = torch.nonzero(batch[keys.MATCHED] == 0).flatten()
-    assert keys.FALSE_VIDEO not in batch
-    assert len(false_of) == len(batch[keys.FALSE_ROWS]) and (false_of != batch[keys.FALSE_ROWS]).all()
+    assert FALSE_VIDEO not in batch
+    assert len(false_of) == len(batch[FALSE_ROWS]) and (false_of != batch[FALSE_ROWS]).all()
 
 
 def test_splits_facts_and_held_out_clips(root):
@@ -97,8 +98,8 @@ def test_co_training_stream(root):
     pictures = {"cc3m": captions.cc3m}
     data = module(root, captions.webvid, ["match", "mlm"], images=pictures, image_transform=ImageTransform(32, 64))
     batch = data.splits["train"][request()]
-    assert batch[keys.IMAGES][keys.VIDEO].shape[:2] == (6, 1)
-    assert batch[keys.IMAGES][keys.MATCHED].sum() == 3
+    assert batch[IMAGES][keys.VIDEO].shape[:2] == (6, 1)
+    assert batch[IMAGES][keys.MATCHED].sum() == 3
 
 
 def test_bad_and_short_clips_are_counted(root, tmp_path):

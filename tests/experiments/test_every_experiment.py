@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from experiments.list import FOLDER
+from experiments.config.listing import FOLDER
 from tests.experiments.launch import launch, result, runs
 from tests.experiments.stand_ins import SMALL_SCENES, TINY, stand_ins_of
 

@@ -65,14 +65,14 @@ def test_help_and_list(tmp_path):
     done = launch_cold(tmp_path, "--help")
     assert done.returncode == 0
     assert "experiment=<name>" in done.stdout
-    from experiments import list as listing
+    from experiments.config import listing
 
     described = [listing.FOLDER / "sail_dinov2.yaml", listing.FOLDER / "paper" / "sail_dinov2.yaml"]
     assert all(file.is_file() for file in described)
 
 
 def test_every_recipe_is_described(capsys):
-    from experiments import list as listing
+    from experiments.config import listing
 
     listing.main()
     lines = capsys.readouterr().out.splitlines()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiments import pictures
+from experiments.figures import canvas
 
 GREEN = (0x1A, 0x96, 0x41)
 
@@ -22,22 +22,22 @@ def _load(row: int) -> Image.Image:
 def test_loss_curves(tmp_path):
     path = tmp_path / "new" / "loss.png"
     series = {"train/loss": ([1, 2], [0.5, 0.0]), "val/retrieval/t2i_recall@1": ([2], [10.0]), "lr": ([1], [1.0])}
-    assert pictures.loss_curves(series, path) == path and path.stat().st_size > 5000
-    assert pictures.loss_curves({"lr": ([1], [1.0])}, tmp_path / "none.png") is None
+    assert canvas.loss_curves(series, path) == path and path.stat().st_size > 5000
+    assert canvas.loss_curves({"lr": ([1], [1.0])}, tmp_path / "none.png") is None
     assert not (tmp_path / "none.png").exists()
 
 
 def test_only_the_right_image_is_framed(tmp_path):
     example = {"caption": "a very long caption " * 12, "right": 1, "images": [0, 1, 2]}
-    found = pictures.retrieved_images([example], _load, tmp_path / "found.png")
-    missed = pictures.retrieved_images([example | {"images": [0, 3, 2]}], _load, tmp_path / "missed.png")
+    found = canvas.retrieved_images([example], _load, tmp_path / "found.png")
+    missed = canvas.retrieved_images([example | {"images": [0, 3, 2]}], _load, tmp_path / "missed.png")
     assert _has_colour(found, GREEN) > 500 and _has_colour(missed, GREEN) == 0
 
 
 def test_right_captions_are_green(tmp_path):
     example = {"image": 2, "captions": ["right $x_1", "wrong"], "right": [True, False]}
-    found = pictures.retrieved_captions([example], _load, tmp_path / "found.png")
-    missed = pictures.retrieved_captions([example | {"right": [False, False]}], _load, tmp_path / "missed.png")
+    found = canvas.retrieved_captions([example], _load, tmp_path / "found.png")
+    missed = canvas.retrieved_captions([example | {"right": [False, False]}], _load, tmp_path / "missed.png")
     assert _has_colour(found, GREEN) > 20 and _has_colour(missed, GREEN) == 0
 
 
@@ -46,4 +46,4 @@ def test_confusion_of_few_and_of_many_classes(tmp_path):
         names = [f"class {i}" for i in range(classes)]
         matrix = torch.zeros(classes, classes, dtype=torch.int64)
         matrix[0, 0] = 5  # the other classes have no images
-        assert pictures.confusion(matrix, names, tmp_path / f"{classes}.png").stat().st_size > 5000
+        assert canvas.confusion(matrix, names, tmp_path / f"{classes}.png").stat().st_size > 5000

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.video_frames import (
+from datamodules.transforms.video import (
     HALF,
     ClipTransform,
     TooShort,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.sampling import evaluation_frames
+from datamodules.transforms.frame_sampling import evaluation_frames
 from models.avgn import losses
 from models.avgn.audio import LogMel, LogSTFT, cut_clip, mel_filters
 from models.avgn.checkpoint import load_into, parts_from_weights

@@ -22,9 +22,9 @@ from models.bev_fusion.echoes import (
     speed_of_sound,
 )
 from models.bev_fusion.geometry import BevGrid, camera_from_json, sampling_grid
+from models.bev_fusion.losses import class_loss, coarse_target, dice_loss, occupancy_loss
+from models.bev_fusion.metrics import cell_scores, confusion, object_scores
 from models.bev_fusion.view import sample_views
-from models.losses.occupancy import class_loss, coarse_target, dice_loss, occupancy_loss
-from models.metrics.occupancy import cell_scores, confusion, object_scores
 from tests.golden.harness import Case, Masked
 
 

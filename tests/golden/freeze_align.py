@@ -9,23 +9,23 @@ from torch.nn import functional as F
 from transformers import Dinov2Config
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 
-from datamodules.augment import MAX_LEVEL, apply_operation
-from datamodules.curation import (
+from datamodules.features.curation import (
     BestPerConcept,
     TopPerConcept,
     half_cosines,
     quantise_scores,
     select_balanced,
 )
+from datamodules.transforms.augment import MAX_LEVEL, apply_operation
 from models.encoders.positions import use_scaled_positions
 from models.freeze_align.checkpoint import head_from_official, to_official
+from models.freeze_align.fine_grained import fine_grained_loss, words_that_count
+from models.freeze_align.localisation import LocalisationMeter
 from models.losses.contrastive import info_nce
-from models.losses.fine_grained import fine_grained_loss, words_that_count
 from models.metrics.cka import kernel_cka, linear_cka, linear_hsic, local_cka, rbf_kernel
 from models.metrics.classification import descriptive_class_vectors, keep_top_scores, top_k_accuracy
-from models.metrics.localisation import LocalisationMeter
 from models.metrics.retrieval import recall_at, retrieval_ranks
-from models.schedules import epochwise_cosine
+from models.optim.schedules import epochwise_cosine
 from tests.golden.harness import Case
 
 KERNEL_SIGMA = 3.0  # of `kernel_cka_sigma`, which the files' config does not name

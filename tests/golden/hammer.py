@@ -12,20 +12,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from datamodules.augment import MAX_LEVEL, PHOTOMETRIC, apply_operation
-from datamodules.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
-from datamodules.image_box import box_target, image_tensor
+from datamodules.tokenizers.captions import CaptionTokenizer, clean_caption, word_mask
+from datamodules.transforms.augment import MAX_LEVEL, PHOTOMETRIC, apply_operation
+from datamodules.transforms.image_box import box_target, image_tensor
+from experiments.benchmarks.reference.hammer import similarities
 from lightning_modules.hammer import HammerModule
+from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
+from models.hammer.boxes import box_losses, paired_giou, paired_iou, to_centres, to_corners
 from models.hammer.checkpoint import hammer_from_official
-from models.hammer.model import Hammer
-from models.hammer.parameter_groups import hammer_groups
-from models.hammer.schedule import epoch_cosine
-from models.hammer.text import CaptionTokenizer, clean_caption, word_mask
-from models.hammer.vit import resize_positions
-from models.losses.boxes import box_losses, paired_giou, paired_iou, to_centres, to_corners
-from models.losses.manipulation_contrastive import manipulation_contrastive
-from models.losses.token_grounding import IGNORE
-from models.metrics.manipulation import (
+from models.hammer.contrastive import manipulation_contrastive
+from models.hammer.metrics import (
     average_precision,
     binary_metrics,
     box_metrics,
@@ -33,9 +29,13 @@ from models.metrics.manipulation import (
     multi_label_metrics,
     token_metrics,
 )
-from models.queue import enqueue_
+from models.hammer.model import Hammer
+from models.hammer.parameter_groups import hammer_groups
+from models.hammer.schedule import epoch_cosine
+from models.hammer.token_grounding import IGNORE
+from models.hammer.vit import resize_positions
+from models.layers.feature_queue import enqueue_
 from tests.golden.harness import Case
-from tests.reference.hammer import similarities
 
 # Official names of the loss terms and weights -> ours.
 TERMS = {

@@ -14,10 +14,10 @@ from models.metrics.knn import knn_votes
 from models.metrics.mmvp import mmvp_accuracy, mmvp_average
 from models.metrics.retrieval import recall_at, retrieval_ranks, validation_retrieval
 from models.metrics.winoground import winoground_correct
-from models.parameter_groups import split_by_decay
+from models.optim.parameter_groups import split_by_decay
+from models.optim.schedules import warmup_constant, warmup_constant_cooldown, warmup_cosine
 from models.sail.checkpoint import head_from_official, to_official
 from models.sail.segmentation import SegmentationEncoder, dinov2_from_weights, predict_classes, sliding_window_logits
-from models.schedules import warmup_constant, warmup_constant_cooldown, warmup_cosine
 from tests.golden.harness import Case
 
 

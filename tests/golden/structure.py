@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.alignment import AlignmentHead
-from models.clipping import clip_each_
+from models.alignment.head import AlignmentHead
 from models.losses.contrastive import info_nce
 from models.losses.structure import StructureRegulariser, structure_loss
-from models.lr_range import range_test
 from models.metrics.classification import balanced_top_k, class_vectors, top_k_accuracy, zero_shot_logits
 from models.metrics.embedding_quality import trustworthiness
 from models.metrics.neighbourhoods import METRICS, LayerPairs, best_pair, hop_similarity
 from models.metrics.retrieval import grouped_retrieval
-from models.schedules import repeating_cosine
+from models.optim.clipping import clip_each_
+from models.optim.lr_range import range_test
+from models.optim.schedules import repeating_cosine
 from models.structure.checkpoint import head_from_official, to_official
 from models.structure.csa import covariances, csa, refine, similarity_weights
 from tests.golden.harness import Case

@@ -6,14 +6,15 @@ from functools import partial
 import pytest
 import torch
 
-from datamodules.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, INDEX, STRUCTURE_IMAGE, TEXT_FEATURES
 from lightning_modules.alignment import AlignmentModule
 from lightning_modules.base import LossNotFinite
-from models.alignment import AlignmentHead
+from models.alignment.batch import EXTRA_TEXT_FEATURES, IMAGE_FEATURES, STRUCTURE_IMAGE, TEXT_FEATURES
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import LinearProjector
+from models.batch import INDEX
 from models.errors import UserError
 from models.losses.contrastive import SigmoidLoss
 from models.losses.structure import StructureRegulariser, structure_loss
-from models.projectors import LinearProjector
 
 
 def _module(**arguments) -> AlignmentModule:

@@ -10,12 +10,13 @@ import torch
 import torch.multiprocessing as mp
 
 from datamodules.base import BaseDataModule
-from datamodules.batch import IMAGE_FEATURES, INDEX, TEXT_FEATURES
 from lightning_modules.alignment import AlignmentModule
-from models.alignment import AlignmentHead
+from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import LinearProjector
+from models.batch import INDEX
 from models.losses.contrastive import InfoNCELoss
 from models.losses.structure import StructureRegulariser
-from models.projectors import LinearProjector
 
 RANKS, BATCH, HELD_OUT = 2, 4, 21  # whole batches of 8, 8 and 5: one rank has 3 of these and the other 2 and a repeat
 

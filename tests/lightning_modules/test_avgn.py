@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from datamodules.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, LABEL, LABELS
 from lightning_modules.avgn import AVGNModule
+from models.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, LABEL, LABELS
 from models.errors import UserError
 from tests.models.avgn.conftest import small_network
 

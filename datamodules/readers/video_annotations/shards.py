@@ -6,9 +6,9 @@ import json
 import tarfile
 from pathlib import Path
 
-from datamodules.batch import Skipped
 from datamodules.readers.clips import Media
 from datamodules.readers.video_annotations.sample import Annotations, MissingSplit, Sample
+from models.batch import Skipped
 
 SUFFIXES = {"mp4", "webm", "mkv", "avi", "gif"}
 

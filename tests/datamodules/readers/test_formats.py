@@ -9,11 +9,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from datamodules.batch import Skipped
 from datamodules.readers import formats
 from datamodules.readers.sail_chunks import SailChunks
-from experiments.instantiation import build
-from experiments.resolvers import register_resolvers
+from experiments.config.instantiation import build
+from experiments.config.resolvers import register_resolvers
+from models.batch import Skipped
 from models.errors import UserError
 from tests.datamodules.conftest import image_bytes
 from tests.datamodules.readers.layouts import LAYOUTS, chunks, picture

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.batch import CAPTIONS, IMAGE, INDEX, KEY, LABEL, Skipped
 from datamodules.readers.tar_shards import TarShards
+from models.batch import CAPTIONS, IMAGE, INDEX, KEY, LABEL, Skipped
 from models.errors import UserError
 from tests.datamodules.conftest import image_bytes, sample_files, write_shards, write_tar
 

@@ -15,7 +15,7 @@ from datamodules.readers.clips import Media, read_clip
 from datamodules.readers.video import VideoError, write_mp4
 from datamodules.readers.video_annotations import actions, arrow, captions, narrated, questions, shards
 from datamodules.readers.video_annotations.sample import AnnotationError, MissingSplit
-from datamodules.video_frames import sample_frames
+from datamodules.transforms.video import sample_frames
 
 
 def lines(*records) -> str:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.bev import BevDataModule
-from datamodules.driving_augmentation import Augmentation, mirrored
+from datamodules.driving import BevDataModule
 from datamodules.order import BatchRequest
 from datamodules.simulated.driving.camera import make_camera, make_lens, make_weather, radiance, render
 from datamodules.simulated.driving.recordings import World, record, scene_from_json, write_recordings
 from datamodules.simulated.driving.scene import Scene, cast, make_scene, occupancy, visible_only
 from datamodules.simulated.driving.ultrasound import Acoustics, echoes, make_rig
+from datamodules.transforms.driving import Augmentation, mirrored
 from models.bev_fusion.echoes import EchoMap, speed_of_sound
 from models.bev_fusion.geometry import BevGrid
 from models.errors import UserError

@@ -14,17 +14,17 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import Dinov2Config, Dinov2Model
 
-from experiments.evaluation import readers
+from datamodules.readers import benchmarks
 from experiments.evaluation.base import EmbeddedSplit
 from experiments.evaluation.compositional import mmvp, winoground
 from experiments.evaluation.knn import knn
 from experiments.evaluation.segmentation import prepare, segmentation
-from models.alignment import AlignmentHead
-from models.dual_encoder import DualEncoder
+from models.alignment.dual_encoder import DualEncoder
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import LinearProjector
 from models.encoders.base import Features
 from models.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from models.errors import UserError
-from models.projectors import LinearProjector
 from models.sail.segmentation import SegmentationEncoder, sliding_window_logits
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -264,8 +264,8 @@ def test_segmentation_layouts_give_the_same_classes(tmp_path):
     classes = np.array([[0, 1, 18], [19, 255, 2]], np.uint8)
     for dataset, (_, _, written) in LABELS.items():
         Image.fromarray(written(classes).astype(np.uint8)).save(tmp_path / "map.png")
-        layout = readers.SEGMENTATION_LAYOUTS[dataset]
-        assert readers.read_label_map(tmp_path / "map.png", layout).tolist() == classes.tolist()
+        layout = benchmarks.SEGMENTATION_LAYOUTS[dataset]
+        assert benchmarks.read_label_map(tmp_path / "map.png", layout).tolist() == classes.tolist()
 
 
 def test_segmentation_is_left_out_with_a_reason(tmp_path):

@@ -16,13 +16,13 @@ from datamodules.readers.voc import voc_palette
 from datamodules.simulated.segmentations import write_scene_segmentations
 from experiments.evaluation.base import EmbeddedSplit
 from experiments.evaluation.localisation import BASELINES, localisation
-from models.alignment import AlignmentHead
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import LinearProjector
 from models.encoders.base import Features
 from models.encoders.preprocess import ImagePreprocess
 from models.encoders.vision import HFVisionEncoder
 from models.errors import UserError
 from models.freeze_align.head import TokenAlignmentHead
-from models.projectors import LinearProjector
 
 CLASSES = ["background", "red", "green", "blue"]
 SIDE = 16  # patches of 4 x 4 pixels

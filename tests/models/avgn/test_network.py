@@ -5,12 +5,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.benchmarks.reference import avgn as plain
 from models.avgn.compute import counting_macs
 from models.avgn.encoders import MobileNetV2, ResNet50
 from models.avgn.exits import apply_exit, exit_confidence, exit_thresholds
 from models.avgn.network import take
 from tests.models.avgn.conftest import small_network
-from tests.reference import avgn as plain
 
 
 @torch.no_grad()

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from experiments.benchmarks.reference import avgn as plain
 from models.avgn import losses
 from models.avgn.audio import LogMel, LogSTFT, cut_clip
 from models.avgn.classifier import CumulativeClassifier
 from models.avgn.exits import NEVER, apply_exit, exit_confidence, exit_thresholds, input_order
 from models.avgn.policy import crop_patches
 from models.avgn.saliency import AVTeST, gumbel, top_snippets, uniform_snippets
-from tests.reference import avgn as plain
 
 
 @pytest.mark.parametrize("size", [1, 12, 23, 24])

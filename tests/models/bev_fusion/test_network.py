@@ -3,14 +3,14 @@ from functools import partial
 import pytest
 import torch
 
-from models.bev_fusion.ablations import DeformableConv, PlainDilated
+from experiments.benchmarks.reference import bev_fusion as plain
 from models.bev_fusion.backbones import image_backbone
 from models.bev_fusion.cadconv import CaDConv, gather_taps
 from models.bev_fusion.decoder import FUSIONS, Fusion
 from models.bev_fusion.network import BEVFusion
+from models.bev_fusion.refinement import DeformableConv, PlainDilated
 from models.bev_fusion.view import ViewTransform
 from models.errors import UserError
-from tests.reference import bev_fusion as plain
 
 SMALL = partial(image_backbone, name="test_resnet", pretrained=False)
 

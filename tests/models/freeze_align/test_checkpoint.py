@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 
+from models.alignment.projectors import GatedProjector, LinearProjector, ResidualMLPProjector, TokenProjector
 from models.freeze_align.checkpoint import head_from_official, to_official
 from models.freeze_align.head import TokenAlignmentHead
 from models.io import CheckpointError
-from models.projectors import GatedProjector, LinearProjector, ResidualMLPProjector, TokenProjector
 
 LINEAR = partial(LinearProjector, init="torch")
 

@@ -17,7 +17,7 @@ def small_hammer(**changes) -> Hammer:
 
 
 def small_batch(size: int = 4, length: int = 6) -> dict:
-    """A batch in the vocabulary of ``datamodules.batch``, captions of different lengths."""
+    """A batch in the vocabulary of ``models.batch``, captions of different lengths."""
     generator = torch.Generator().manual_seed(1)
     lengths = 2 + torch.arange(size) % (length - 1)
     mask = (torch.arange(length) < lengths[:, None]).long()

@@ -1,7 +1,7 @@
 import torch
 
+from experiments.benchmarks.reference import contrastive as reference
 from models.losses.barlow import BarlowTwinsLoss
-from tests.reference import contrastive as reference
 
 
 def test_barlow_twins_entry_by_entry():

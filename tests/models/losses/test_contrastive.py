@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from experiments.benchmarks.reference import contrastive as reference
 from models.losses.contrastive import InfoNCELoss, SigmoidLoss, info_nce, sigmoid_terms
-from tests.reference import contrastive as reference
 
 SIZE, DIM = 7, 5
 

@@ -8,9 +8,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from experiments.benchmarks.reference import contrastive as reference
 from models.losses.contrastive import InfoNCELoss, SigmoidLoss
 from models.losses.gather import GradientScope, gather_texts, whole_batch
-from tests.reference import contrastive as reference
 
 RANKS, SIZE, DIM = 2, 5, 4
 KINDS = {

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from experiments.benchmarks.reference import structure as plain
 from models.losses.structure import StructureRegulariser, structure_loss
-from tests.reference import structure as plain
 
 
 def features(seed=0):

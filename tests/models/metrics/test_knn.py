@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
+from experiments.benchmarks.reference import ranking
 from models.metrics.knn import knn_votes
-from tests.reference import ranking
 
 
 def features(rows, seed):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from scipy import special
 from sklearn import cross_decomposition, decomposition, manifold
 
+from experiments.benchmarks.reference import structure as plain
 from models.metrics.cka import linear_cka, local_cka
 from models.metrics.embedding_quality import trustworthiness
 from models.metrics.neighbourhoods import (
@@ -25,7 +26,6 @@ from models.metrics.neighbourhoods import (
     svcca,
 )
 from models.metrics.probing import AlignmentProbe
-from tests.reference import structure as plain
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from experiments.benchmarks.reference import ranking
 from models.metrics.retrieval import chance_recall_at, recall_at, retrieval_ranks, validation_retrieval
-from tests.reference import ranking
 
 
 def ragged_pool(seed: int):

@@ -3,9 +3,9 @@ from functools import partial
 import pytest
 import torch
 
-from models.alignment import AlignmentHead
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import GatedProjector, LinearProjector, MLPProjector
 from models.io import CheckpointError, read_tensors
-from models.projectors import GatedProjector, LinearProjector, MLPProjector
 from models.sail.checkpoint import head_from_official, to_official
 from models.sail.sharelock import ShareLockHead
 

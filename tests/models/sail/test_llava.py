@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
 
-from models.alignment import AlignmentHead
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import GatedProjector, LinearProjector
 from models.encoders.pooling import pool_tokens
-from models.projectors import GatedProjector, LinearProjector
 from models.sail.llava import llava_with_aligned_vision
 
 IMAGE, PATCHES = 3, 4  # id of the image token; 8 x 8 pixels in patches of 4

@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 from transformers import Dinov2Config, Dinov2Model
 
-from models.alignment import AlignmentHead
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import LinearProjector
 from models.io import CheckpointError
-from models.projectors import LinearProjector
 from models.sail.segmentation import (
     SegmentationEncoder,
     _windows,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from experiments.benchmarks.reference import structure as plain
 from models.errors import UserError
 from models.structure.csa import covariances, csa, refine
-from tests.reference import structure as plain
 
 
 def pairs(count=300):

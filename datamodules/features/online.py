@@ -1,0 +1,213 @@
+"""Training on features that are made as training goes on: augmented pictures through the frozen encoders, at every step anew.
+
+What freeze-align's recipe does: a picture looks different in every epoch, so that nothing can be stored, and 325 tokens of each
+of 20 million pictures would be 13 TB anyway. It costs both encoders' forward passes at every step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.base import BaseDataModule
+from datamodules.features.pairs import (
+    EXTRA_TEXT_KEYS,
+    IMAGE_KEYS,
+    TEXT_KEYS,
+    FeatureBatches,
+    Kind,
+    PairedFeatures,
+    caption_picks,
+    usable_batch_size,
+)
+from datamodules.order import BatchRequest
+from datamodules.transforms.augment import AugmentedCrop
+from models.batch import IMAGE, INDEX, SKIPPED, TOKENS, Skipped
+from models.encoders.base import Features, FrozenEncoder
+from models.encoders.preprocess import ImagePreprocess
+from models.errors import UserError
+
+CHANCE = "chance"  # of a batch: the seed of what its forward pass draws
+TRIES = 100  # rows that may follow an unreadable one before the data is given up
+
+
+class OnlineFeatureDataModule(BaseDataModule):
+    """Batches of frozen features like :class:`~datamodules.features.pairs.FeatureDataModule`'s, encoded on the training device.
+
+    Augmentation and dropout are pure functions of (seed, epoch, rows): a resumed run sees what the uninterrupted one sees. An
+    unreadable picture is counted, and the next readable row takes its place: batches keep their size on every rank.
+
+    Args:
+        source: whose split ``train`` gives pictures and captions; the runner gives this one and the next four.
+        vision, text: frozen encoders.
+        keep: kinds of features of 'vision' and 'text' that a batch holds: 'pooled' and 'tokens'.
+        val: stored features of the validation split, not augmented.
+        augment: of the training pictures.
+        batch_size: pairs per optimiser step on one device.
+        positives, extra_caption, drop_last: see :class:`~datamodules.features.pairs.FeatureDataModule`.
+        text_dropout: leave the text encoder's own dropout on in training. Official (freeze-align): True, since its
+            ``model.train()`` reaches the frozen RoBERTa.
+        seed, num_workers: see :class:`BaseDataModule`.
+
+    Raises:
+        UserError: the data comes encoded, or there is nothing to train on, or nothing of it can be read.
+    """
+
+    online = True  # the stage encode leaves the training split alone
+
+    def __init__(
+        self,
+        source: BaseDataModule,
+        vision: FrozenEncoder,
+        text: FrozenEncoder,
+        keep: Mapping[str, Sequence[Kind]],
+        val: PairedFeatures | None,
+        augment: AugmentedCrop,
+        batch_size: int = 1024,
+        positives: Literal[1, 2] = 2,
+        extra_caption: Literal["next", "random"] = "next",
+        drop_last: bool = True,
+        text_dropout: bool = False,
+        seed: int = 42,
+        num_workers: int = 4,
+    ):
+        super().__init__(seed=seed, num_workers=num_workers)
+        dataset = source.splits["train"]
+        if not hasattr(dataset, "image_or_skipped"):
+            raise UserError("features=online encodes pictures, but this data comes as features: take features=pairs.")
+        self.source, self.vision, self.text, self.keep, self.text_dropout = source, vision, text, keep, text_dropout
+        self.drop_last = drop_last
+        self.splits = {"train": AugmentedPairs(dataset, augment, vision.preprocess, text.tokenize, positives, extra_caption)}
+        if val is not None:
+            self.splits["val"] = FeatureBatches(val, 1, extra_caption)
+        self.batch_size = usable_batch_size(batch_size, len(self.splits["train"]), self.notes)
+
+    def facts(self) -> dict[str, Any]:
+        """The widths that a module needs to know."""
+        return {f"{side}_dim": _width(getattr(self, side), self.keep[side][0]) for side in ("vision", "text")}
+
+    def report_skipped(self, split: str, skipped: Sequence[Skipped]) -> None:
+        """The pictures are the source's, and so is the count of the bad ones."""
+        self.source.report_skipped(split, skipped)
+
+    def train_dataloader(self) -> DataLoader:
+        share = max(len(self.splits["train"]) // self._world_size(), 1)
+        return self.train_loader(self.splits["train"], min(self.batch_size, share), self.drop_last)
+
+    def evaluation_dataloader(self, split: str) -> DataLoader:
+        return self.evaluation_loader(self.splits[split], self.batch_size)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Pictures and tokens to float32 features, on the device."""
+        if IMAGE in batch:
+            batch = self.encode(batch)
+        return {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
+
+    @torch.no_grad()
+    def encode(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The features of a batch of :class:`AugmentedPairs`, without a graph."""
+        device, size = batch[IMAGE].device, len(batch[INDEX])
+        out = {INDEX: batch[INDEX]}
+        out |= _kept(self.vision.to(device)(batch[IMAGE]), self.keep["vision"], IMAGE_KEYS)
+        with _dropout(self.text, batch[CHANCE], device) if self.text_dropout else contextlib.nullcontext():
+            texts = self.text.to(device)(batch[TOKENS])
+        for names, rows in ((TEXT_KEYS, slice(0, size)), (EXTRA_TEXT_KEYS, slice(size, 2 * size))):
+            own = Features(*(None if part is None else part[rows] for part in texts))
+            if len(own.pooled):
+                out |= _kept(own, self.keep["text"], names)
+        return out
+
+
+class AugmentedPairs(Dataset):
+    """``dataset[BatchRequest] -> batch`` of IMAGE (B, 3, H, W), augmented, and TOKENS of the B first captions and, with two
+    positives, of the B extra ones behind them.
+
+    Args:
+        dataset: gives pictures and captions; rows without a caption are left out.
+        augment, preprocess: see :class:`~datamodules.transforms.augment.AugmentedCrop`.
+        tokenize: of the text encoder.
+        positives, extra_caption: see :class:`~datamodules.features.pairs.FeatureDataModule`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        augment: AugmentedCrop,
+        preprocess: ImagePreprocess,
+        tokenize: Callable,
+        positives: int,
+        extra_caption: str,
+    ):
+        self.dataset, self.augment, self.preprocess, self.tokenize = dataset, augment, preprocess, tokenize
+        self.positives, self.extra_caption = positives, extra_caption
+        self.rows = np.flatnonzero(np.asarray(dataset.caption_counts) > 0)
+        if not len(self.rows):
+            raise UserError("the training split has no picture with a caption.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
+        skipped: list[Skipped] = []
+        found = [self._image(int(place), request, skipped) for place in np.sort(request.rows)]
+        rows = np.array([row for row, _ in found], np.int64)
+        captions = [self.dataset.captions(int(row)) for row in rows]
+        counts = np.array([len(own) for own in captions])
+        picks = caption_picks(self.positives, self.extra_caption, rows, counts, request)
+        texts = [own[pick] for chosen in picks for own, pick in zip(captions, (chosen % counts).tolist(), strict=True)]
+        return {
+            INDEX: torch.from_numpy(rows),
+            IMAGE: torch.stack([image for _, image in found]),
+            TOKENS: self.tokenize(texts),
+            CHANCE: int(np.random.SeedSequence((request.seed, request.epoch, *rows.tolist())).generate_state(1)[0]),
+            SKIPPED: skipped,
+        }
+
+    def _image(self, place: int, request: BatchRequest, skipped: list[Skipped]) -> tuple[int, Tensor]:
+        """The row and the augmented picture at ``place``, or of the first readable place behind it."""
+        for step in range(min(TRIES, len(self))):
+            row = int(self.rows[(place + step) % len(self)])
+            image = self.dataset.image_or_skipped(row)
+            if not isinstance(image, Skipped):
+                rng = np.random.default_rng((request.seed, request.epoch, row))
+                return row, self.augment(image, self.preprocess, rng)
+            skipped.append(image)
+        last = skipped[-1]
+        raise UserError(
+            f"{step + 1} training pictures in a row cannot be read, the last one {last.key}: {last.reason}. Mend the data (is "
+            "it a complete copy?)."
+        )
+
+
+def _width(encoder: FrozenEncoder, kind: Kind) -> int:
+    return encoder.token_dim if kind == "tokens" else encoder.feature_dim
+
+
+def _kept(features: Features, kinds: Sequence[Kind], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """What a recipe keeps of an encoder's outputs, by batch key."""
+    out = {}
+    for kind in kinds:
+        if getattr(features, kind, None) is None:
+            raise UserError(f"features=online: the encoder gives no {kind}; encoder.keep asks for them.")
+        out[names[kind]] = getattr(features, kind)
+    if "tokens" in kinds and features.mask is not None:
+        out[names["mask"]] = features.mask
+    return out
+
+
+@contextlib.contextmanager
+def _dropout(encoder: FrozenEncoder, seed: int, device: torch.device) -> Iterator[None]:
+    """The network's dropout, drawn from ``seed`` alone, without a trace in the generators that others use."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        encoder.network.train()
+        try:
+            yield
+        finally:
+            encoder.network.eval()

@@ -1,0 +1,253 @@
+"""Is the configuration sound? Answered from YAML and source alone, before torch is imported, in one complete list.
+
+Each problem names the key, the YAML file (or the command line) it came from, and the nearest right name. Errors that
+Hydra raises while composing get the same treatment in :func:`explain`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra.errors
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config.signatures import UnknownTarget, is_ours, mismatch, signature_of
+from experiments.run.interruption import Interrupted
+from models.errors import UserError
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+STAGES = ("assess", "encode", "evaluate", "export", "fit", "predict", "prepare", "report", "video")
+HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+# The whole vocabulary of the top level; a group is a node, the rest are plain values of these types.
+NODES = {
+    "paths", "trainer", "callbacks", "logger", "datamodule", "encoder", "features", "module", "projector", "loss",
+    "optimizer", "scheduler", "evaluation", "predict", "video", "compare", "export", "subset", "layers", "regulariser",
+    "assess", "unpaired",
+}  # fmt: skip
+VALUES: dict[str, tuple[type, ...]] = {
+    "name": (str,), "description": (str,), "seed": (int,), "stages": (list,), "resume": (str, type(None)),
+    "checkpoint": (str, type(None)), "sweep_name": (str, type(None)), "select": (str,),
+    "optimize": (str, type(None)), "threads": (int, type(None)),
+}  # fmt: skip
+
+
+class ConfigError(UserError):
+    """The configuration cannot run; the message lists every problem found."""
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError with all problems that can be seen without importing torch."""
+    sources = Sources()
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]} [{sources.of(key)}]") from None
+    problems = list(_top_level(config, sources))
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        problems.append(f"{key}: a value is required. Give it on the command line: {key}=<value> [{sources.of(key)}]")
+    problems += _targets(config, OmegaConf.to_container(cfg, resolve=False), "", sources)
+    if problems:
+        raise ConfigError("\n".join(["The configuration cannot run:", *(f"  - {p}" for p in problems)]))
+
+
+def nearest(name: str, choices: Any) -> str:
+    """' Did you mean ...?' or, where nothing is near, the list of choices; empty when there are none."""
+    choices = sorted(map(str, choices))
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Choices: {', '.join(choices)}." if choices else ""
+
+
+def _top_level(config: dict, sources: Sources) -> Iterator[str]:
+    if not config.get("module") and not config.get("assess"):
+        yield f"no experiment chosen. Run `make list`, then: python run.py experiment=<name>.{nearest('', _experiments())}"
+        return
+    for key, value in config.items():
+        if key in NODES:
+            if value is not None and not isinstance(value, dict):
+                yield f"{key}: expected a group or mapping, got {value!r} [{sources.of(key)}]"
+        elif key not in VALUES:
+            yield f"{key}: unknown key.{nearest(key, NODES | VALUES.keys())} [{sources.of(key)}]"
+        elif not isinstance(value, VALUES[key]) or (isinstance(value, bool) and bool not in VALUES[key]):
+            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in VALUES[key])
+            yield f"{key}: expected {wanted}, got {value!r} [{sources.of(key)}]"
+    if isinstance(config.get("stages"), list):
+        for stage in config["stages"]:
+            if stage not in STAGES:
+                yield f"stages: unknown stage '{stage}'.{nearest(str(stage), STAGES)} [{sources.of('stages')}]"
+        if "fit" not in config["stages"] and {"evaluate", "predict", "export"} & set(config["stages"]):
+            if not config.get("checkpoint") and not config.get("resume"):
+                yield "stages: evaluate, predict and export without fit need checkpoint=<run dir or file> or resume=<run dir>"
+    if config.get("select") not in ("best", "last"):
+        yield f"select: expected 'best' or 'last', got {config.get('select')!r} [{sources.of('select')}]"
+
+
+def _targets(node: Any, written: Any, path: str, sources: Sources) -> Iterator[str]:
+    """Problems of every ``_target_`` node. ``written`` is the node before interpolation: a reference to another node is a
+    string there, and is checked only where it was written."""
+    if isinstance(node, list) and isinstance(written, list):
+        for position, (item, source) in enumerate(zip(node, written, strict=True)):
+            yield from _targets(item, source, f"{path}[{position}]", sources)
+    if not isinstance(node, dict) or not isinstance(written, dict):
+        return
+    target = node.get("_target_")
+    if isinstance(target, str) and is_ours(target):
+        yield from _arguments(node, target, path, sources)
+    for key, value in node.items():
+        yield from _targets(value, written[key], f"{path}.{key}" if path else key, sources)
+
+
+def _arguments(node: dict, target: str, path: str, sources: Sources) -> Iterator[str]:
+    try:
+        signature = signature_of(target)
+    except UnknownTarget as error:
+        yield f"{path}._target_: {error}.{nearest(target, error.choices)} [{sources.of(f'{path}._target_')}]"
+        return
+    for key, value in node.items():
+        if key in HYDRA_KEYS or (key == "fallback" and path.startswith("encoder.")):  # the runner's, not the encoder's
+            continue
+        where = f"{path}.{key}"
+        if key not in signature.parameters:
+            if not signature.open_ended:
+                yield f"{where}: {target} takes no argument '{key}'.{nearest(key, signature.parameters)} [{sources.of(where)}]"
+            continue
+        wanted = mismatch(signature.parameters[key].annotation, value)
+        if wanted and value != "???":
+            yield f"{where}: expected {wanted}, got {_short(value)} [{sources.of(where)}]"
+    if not node.get("_partial_"):
+        for name, parameter in signature.parameters.items():
+            if parameter.required and name not in node:
+                yield f"{path}: {target} needs '{name}'. Give it: {path}.{name}=<value> [{sources.of(path)}]"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _experiments() -> list[str]:
+    folder = CONF / "experiment"
+    return [p.relative_to(folder).with_suffix("").as_posix() for p in sorted(folder.rglob("*.yaml"))]
+
+
+class Sources:
+    """Where a key of the composed configuration was written: a YAML file below ``conf/`` or the command line."""
+
+    def __init__(self) -> None:
+        if HydraConfig.initialized():
+            hydra_cfg = HydraConfig.get()
+            self.overrides = list(hydra_cfg.overrides.task)
+            self.choices = dict(hydra_cfg.runtime.choices)
+        else:
+            self.overrides, self.choices = [], {}
+
+    def of(self, key: str) -> str:
+        key = re.sub(r"\[\d+\]", "", key)
+        for override in self.overrides:
+            name = override.split("=", 1)[0].lstrip("+~")
+            if name == key or key.startswith(name + ".") and "." in name:
+                return "command line"
+        for file, prefix in self._files():
+            if _has(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, key, prefix):
+                return f"conf/{file.relative_to(CONF).as_posix()}"
+        return f"conf/{key.split('.')[0]}/" if (CONF / key.split(".")[0]).is_dir() else "conf/config.yaml"
+
+    def _files(self) -> Iterator[tuple[Path, str]]:
+        for group in ("debug", "sweep", "experiment"):
+            if self.choices.get(group):
+                yield from ((file, "") for file in _recipe_files(CONF / group / f"{self.choices[group]}.yaml"))
+        for group, choice in self.choices.items():
+            file = CONF / group / f"{choice}.yaml"
+            if choice and file.is_file() and group not in ("debug", "sweep", "experiment"):
+                yield file, group.replace("/", ".")
+        yield CONF / "config.yaml", ""
+
+
+def _recipe_files(file: Path) -> Iterator[Path]:
+    """A recipe and the recipes it inherits, nearest first."""
+    if not file.is_file():
+        return
+    yield file
+    for entry in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_":
+            base = CONF / f"{entry.lstrip('/')}.yaml" if entry.startswith("/") else file.parent / f"{entry}.yaml"
+            yield from _recipe_files(base)
+
+
+def _has(tree: Any, key: str, prefix: str) -> bool:
+    if prefix:
+        if key != prefix and not key.startswith(prefix + "."):
+            return False
+        key = key[len(prefix) + 1 :]
+    for part in filter(None, key.split(".")):
+        if not isinstance(tree, dict) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def explain(error: BaseException) -> int:
+    """Print what went wrong the way a user needs it and return the exit code; only real bugs show a traceback."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, (KeyboardInterrupt, Interrupted)):
+        print("Interrupted. Go on with resume=auto.", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            print(f"Error: {cause}", file=sys.stderr)
+            return 2
+        if isinstance(cause, (hydra.errors.CompactHydraException, hydra.errors.MissingConfigException)):
+            print(f"Error: {_explain_hydra(cause)}", file=sys.stderr)
+            return 2
+        cause = cause.__cause__ or cause.__context__
+    traceback.print_exception(error)
+    return 1
+
+
+def _explain_hydra(error: BaseException) -> str:
+    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
+    text = "\n  ".join(dict.fromkeys(lines))
+    missing = re.search(r"Could not find '([^']+)'", text)
+    if missing:  # an unknown choice of a group
+        group, _, choice = missing.group(1).rpartition("/")
+        while group and not (CONF / group).is_dir():
+            group, _, rest = group.rpartition("/")
+            choice = f"{rest}/{choice}"
+        folder = CONF / group
+        choices = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")]
+        return f"there is no {group}={choice}.{nearest(choice, choices)}"
+    unknown = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        full = re.search(r"full_key: (\S+)", text)
+        key = full.group(1) if full else unknown.group(1)
+        known = NODES | VALUES.keys() if "." not in key else _siblings(key)
+        return f"unknown key '{key}' [command line].{nearest(key.rpartition('.')[2], known)}"
+    return text
+
+
+def _siblings(key: str) -> set[str]:
+    """Keys that stand beside ``key`` in any file of its group: candidates for what a misspelled override meant."""
+    group, *rest = key.split(".")
+    found: set[str] = set()
+    files = [*(CONF / group).rglob("*.yaml"), *(CONF / "experiment").rglob("*.yaml"), CONF / "config.yaml"]
+    for file in files:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        inside = tree.get(group, {}) if file.parent.name == "experiment" or file.name == "config.yaml" else tree
+        for part in rest[:-1]:
+            inside = inside.get(part, {}) if isinstance(inside, dict) else {}
+        if isinstance(inside, dict):
+            found |= {str(k) for k in inside} - HYDRA_KEYS - {"defaults"}
+    return found

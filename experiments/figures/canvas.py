@@ -1,0 +1,134 @@
+"""Pictures of a run as PNG files: what was learnt and what the model sees. matplotlib is imported when first needed."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+RIGHT = "#1a9641"  # the colour of what was to be found
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    return plt
+
+
+def loss_curves(series: dict[str, tuple[list[int], list[float]]], path: Path) -> Path | None:
+    """Losses and validation metrics over steps; None when nothing was logged.
+
+    Args:
+        series: {metric: (steps, values)} as :func:`experiments.run.loggers.read_metrics` gives it.
+    """
+    panels = [
+        ("loss", [name for name in ("train/loss", "val/loss") if name in series]),
+        ("validation", [name for name in sorted(series) if name.startswith("val/") and not name.startswith("val/loss")][:12]),
+    ]
+    panels = [(title, names) for title, names in panels if names]
+    if not panels:
+        return None
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.6), squeeze=False)
+    for axis, (title, names) in zip(axes[0], panels, strict=True):
+        for name in names:
+            steps, values = series[name]
+            axis.plot(steps, values, label=name, linewidth=1.4, marker="." if len(steps) < 40 else None)
+        if title == "loss" and min(min(series[name][1]) for name in names) > 0:
+            axis.set_yscale("log")
+        axis.set(xlabel="optimiser step", title=title)
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _save(plt, figure, path)
+
+
+def confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> Path:
+    """Share of each true class (rows) that was taken for each class (columns); names are left out above 120 classes."""
+    plt = _pyplot()
+    counts = matrix.double().numpy()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    classes = len(class_names)
+    side = max(4.0, min(0.13 * classes + 2, 14))
+    figure, axis = plt.subplots(figsize=(side, side))
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axis.plot([-0.5, classes - 0.5], [-0.5, classes - 0.5], color=RIGHT, linewidth=0.8, alpha=0.6)
+    if classes <= 120:
+        size = 9 if classes <= 20 else 5
+        axis.set_xticks(range(classes), class_names, rotation=90, fontsize=size)
+        axis.set_yticks(range(classes), class_names, fontsize=size)
+        axis.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
+        axis.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
+        axis.grid(which="minor", color="#e8e8e8", linewidth=0.3)
+        axis.tick_params(length=0, which="both")
+    top1 = 100 * counts.trace() / max(counts.sum(), 1)
+    axis.set(xlabel="predicted", ylabel="true", title=f"zero-shot confusion, share of the true class (top-1 {top1:.1f} %)")
+    figure.colorbar(image, shrink=0.6, pad=0.02)
+    return _save(plt, figure, path)
+
+
+def retrieved_images(examples: Sequence[dict], load_image: Callable[[int], Image.Image], path: Path) -> Path:
+    """One row per caption: its own image, then the images that fit it best, its own one framed in green.
+
+    Args:
+        examples: {'caption', 'right': image row, 'images': rows, best first}.
+        load_image: image row to picture.
+    """
+    plt = _pyplot()
+    columns = 1 + max(len(example["images"]) for example in examples)
+    figure, axes = plt.subplots(len(examples), columns, figsize=(1.6 * columns, 2.1 * len(examples)), squeeze=False)
+    for axis_row, example in zip(axes, examples, strict=True):
+        _show(axis_row[0], load_image(example["right"]), "its own image")
+        for rank, axis in enumerate(axis_row[1:]):
+            if rank >= len(example["images"]):
+                axis.axis("off")
+                continue
+            row = example["images"][rank]
+            _show(axis, load_image(row), str(rank + 1), framed=row == example["right"])
+        width = 17 * columns  # characters that fit above the row
+        axis_row[0].set_title(textwrap.fill(example["caption"], width), loc="left", fontsize=9)
+    return _save(plt, figure, path)
+
+
+def retrieved_captions(examples: Sequence[dict], load_image: Callable[[int], Image.Image], path: Path) -> Path:
+    """One row per image: the captions that fit it best, its own ones in green.
+
+    Args:
+        examples: {'image': image row, 'captions': best first, 'right': one bool for each of them}.
+        load_image: image row to picture.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(
+        len(examples), 2, figsize=(9, 1.9 * len(examples)), width_ratios=[1, 4.4], squeeze=False, layout="constrained"
+    )
+    for (left, right), example in zip(axes, examples, strict=True):
+        _show(left, load_image(example["image"]))
+        right.axis("off")
+        for rank, (caption, good) in enumerate(zip(example["captions"], example["right"], strict=True)):
+            text = textwrap.shorten(f"{rank + 1}  {caption}", 110, placeholder=" …")
+            style = {"color": RIGHT, "weight": "bold"} if good else {"color": "#333333"}
+            right.text(0, 0.9 - 0.2 * rank, text, fontsize=8.5, va="center", transform=right.transAxes, **style)
+    return _save(plt, figure, path)
+
+
+def _show(axis, image: Image.Image, label: str = "", framed: bool = False) -> None:
+    axis.imshow(image)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_xlabel(label, fontsize=7, color=RIGHT if framed else "#777777", labelpad=3)
+    for spine in axis.spines.values():
+        spine.set(visible=framed, color=RIGHT, linewidth=4)
+
+
+def _save(plt, figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return path

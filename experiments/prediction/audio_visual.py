@@ -1,0 +1,59 @@
+"""What do your videos show, and where did the network look to find out? The stage ``predict`` of AVGN."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.audio_visual import Snippets
+from datamodules.order import BatchRequest
+from datamodules.readers.video_lists import LAYOUTS, VideoRow
+from datamodules.readers.video_media import Media
+from experiments.alignment import parts
+from experiments.evaluation.avgn import glanced
+from experiments.figures import avgn
+from experiments.run.directory import Run
+from models.batch import AUDIO, AUDIO_VALID, FRAMES, SKIPPED, TIMES
+from models.errors import UserError
+from models.io import atomic_write
+
+log = logging.getLogger("run")
+
+
+@torch.inference_mode()
+def audio_visual(run: Run, videos: Sequence[str] = ()) -> dict[str, Any]:
+    """The most probable classes of ``videos`` (files) with the moments looked at: a table, ``predictions.json``, a picture."""
+    if not videos:
+        raise UserError("predict needs videos: predict.videos=[a.mp4,b.webm]")
+    data = parts.datamodule(run)
+    module = parts.trained_module(run, data.facts())
+    rows = [VideoRow(str(Path(name).expanduser().resolve()), 1, 3, (0,)) for name in videos]
+    media = Media(Path("/"), LAYOUTS[data.layout], data.frame_rate)
+    batch = Snippets(rows, media, data.class_names, **data.reading).batch(BatchRequest(range(len(rows)), 0, 0), training=False)
+    if batch[SKIPPED]:
+        raise UserError("\n".join(f"predict.videos: {skipped.key}: {skipped.reason}" for skipped in batch[SKIPPED]))
+    batch = {key: value.to(module.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    found = module.network(batch[FRAMES], batch[AUDIO], batch[AUDIO_VALID])
+    table, predictions = Table("video", "class", "probability", "looked at (s)"), []
+    for number, name in enumerate(videos):
+        probability, best = found.logits[number, -1].softmax(dim=0).topk(min(3, len(data.class_names)))
+        times = [round(time, 2) for time in batch[TIMES][number, found.indices[number]].tolist()]
+        table.add_row(name, data.class_names[int(best[0])], f"{float(probability[0]):.3f}", ", ".join(map(str, times)))
+        classes = {data.class_names[label]: float(p) for label, p in zip(best.tolist(), probability, strict=True)}
+        predictions.append(
+            {"video": name, "classes": classes, "seconds": times, "places": found.actions[number].tolist(),
+             "has_sound": bool(batch[AUDIO_VALID][number])}
+        )  # fmt: skip
+    Console().print(table)
+    with atomic_write(run.dir / "predictions.json") as temporary:
+        temporary.write_text(json.dumps(predictions, indent=1))
+    avgn.glances(glanced(module.network, batch, list(videos), data.class_names), run.dir / "pictures" / "glances.png")
+    log.info("predictions are in %s", run.dir / "predictions.json")
+    return {"videos": len(videos)}

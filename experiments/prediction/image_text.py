@@ -1,0 +1,65 @@
+"""Which of your texts fits which of your pictures? The stage ``predict`` of dual encoders."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.table import Table
+
+from experiments.alignment import parts
+from experiments.run.directory import Run
+from models.alignment.dual_encoder import DualEncoder
+from models.errors import UserError
+from models.io import atomic_write
+
+log = logging.getLogger("run")
+
+
+@torch.inference_mode()
+def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) -> dict[str, Any]:
+    """Cosines of ``images`` (files) with ``texts``, as a table and ``predictions.json``."""
+    files, texts = list(images), list(texts)
+    if not files or not texts:
+        raise UserError('predict needs files and texts: predict.images=[a.jpg,b.png] predict.texts=["a dog","a cat"]')
+    vision, text_encoder = parts.encoder(run, "vision"), parts.encoder(run, "text")
+    tokens = {name: "tokens" in run.cfg.encoder.keep[name] for name in ("vision", "text")}
+    module = parts.trained_module(
+        run,
+        {
+            "vision_dim": vision.token_dim if tokens["vision"] else vision.feature_dim,
+            "text_dim": text_encoder.token_dim if tokens["text"] else text_encoder.feature_dim,
+        },
+    )
+    encoders = DualEncoder(vision, text_encoder, module.head, parts.layer_pair(run))
+    image = F.normalize(encoders.embed_images(_open(Path(file)) for file in files), dim=-1)
+    text = F.normalize(encoders.embed_texts(texts), dim=-1)
+    cosines = image @ text.T
+    table = Table("picture", *texts, title="cosine")
+    predictions = []
+    for file, row in zip(files, cosines, strict=True):
+        table.add_row(file, *(f"{value:.3f}" for value in row.tolist()))
+        predictions.append(
+            {"image": file, "best": texts[int(row.argmax())], "cosine": dict(zip(texts, row.tolist(), strict=True))}
+        )
+    Console().print(table)
+    with atomic_write(run.dir / "predictions.json") as temporary:
+        temporary.write_text(json.dumps(predictions, indent=1))
+    log.info("predictions are in %s", run.dir / "predictions.json")
+    return {"images": len(files), "texts": len(texts)}
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise UserError(f"predict.images: there is no file {path}.")
+    try:
+        return Image.open(path).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"predict.images: {path} cannot be read as a picture ({error}).") from error

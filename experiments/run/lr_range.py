@@ -1,0 +1,64 @@
+"""A callback that finds the learning rate by a range test on training batches before the first step."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytorch_lightning as pl
+import torch
+
+from models.errors import UserError
+from models.optim.lr_range import range_test
+
+log = logging.getLogger("run")
+
+
+class LearningRateRangeTest(pl.Callback):
+    """Sets the optimiser's rate to what :func:`~models.optim.lr_range.range_test` suggests (STRUCTURE, specification 5.1).
+
+    It runs once, at the start of a training; a resumed one has its rate from the checkpoint. The regulariser counts with
+    its full weight, as in the official code.
+
+    Args:
+        iterations, start, end: of the test.
+    """
+
+    def __init__(self, iterations: int = 100, start: float = 1e-7, end: float = 10.0):
+        self.iterations, self.start, self.end = iterations, start, end
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step or trainer.current_epoch:
+            return
+        if len(trainer.optimizers) != 1 or len(trainer.optimizers[0].param_groups) != 1:
+            raise UserError("the learning-rate range test needs one optimiser with one parameter group: module.decay_all=true.")
+        batches = itertools.cycle(itertools.islice(iter(trainer.train_dataloader), self.iterations))
+        regulariser = getattr(pl_module, "regulariser", None)
+
+        def loss(_: int) -> torch.Tensor:
+            batch = pl_module.transfer_batch_to_device(next(batches), pl_module.device, 0)
+            return pl_module.batch_loss(batch)
+
+        if regulariser is not None:
+            warmup, regulariser.warmup_steps = regulariser.warmup_steps, 0
+        try:
+            rate = range_test(
+                pl_module,
+                pl_module.optimizer_factory,
+                loss,
+                self.iterations,
+                self.start,
+                self.end,
+                before_step=lambda: pl_module.on_before_optimizer_step(trainer.optimizers[0]),
+            )
+        finally:
+            if regulariser is not None:
+                regulariser.warmup_steps = warmup
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = group["initial_lr"] = rate
+        for config in trainer.lr_scheduler_configs:
+            config.scheduler.base_lrs = [rate] * len(config.scheduler.base_lrs)
+            multiplier = config.scheduler.lr_lambdas[0](0)
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = rate * multiplier
+        log.info("learning-rate range test: %.3g", rate)

@@ -1,0 +1,30 @@
+"""``stages=[...,export]``: a run becomes a directory that embeds as the run did, with its measured numbers on the card."""
+
+import torch
+from PIL import Image
+
+from models.alignment.dual_encoder import load_dual_encoder
+from models.io import read_tensors
+from models.sail.checkpoint import to_official
+from tests.experiments.launch import launch, result, runs
+from tests.experiments.stand_ins import TINY, stand_ins_of
+
+
+def test_a_run_is_exported_and_evaluated_by_every_suite(tmp_path):
+    small, _ = stand_ins_of("sail_dinov2")
+    stages = "stages=[prepare,encode,fit,evaluate,report,export]"
+    done = launch(tmp_path, "experiment=sail_dinov2", "evaluation=dual_encoder_full", *small, *TINY, stages)
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(tmp_path, "sail_dinov2")
+    found = result(run)
+    assert {"test/knn/top1@10", "test/zeroshot/top1", "test/retrieval/i2t_recall@1"} <= found["metrics"].keys()
+    assert all({"split", "prompts", "preprocessing"} <= found["hashes"][s].keys() for s in ("zero_shot",))
+    for left_out in ("winoground", "mmvp", "ade20k", "coco_stuff", "voc20"):
+        assert any(f"evaluation.{left_out}.root" in note for note in found["notes"])
+    model = load_dual_encoder(run / "export")
+    trained = read_tensors(run / "checkpoints" / "best" / "weights.safetensors")
+    torch.testing.assert_close(to_official(model.head)["vision_layer_norm.weight"], trained["head.vision_norm.weight"])
+    assert model.embed_images([Image.new("RGB", (40, 30))]).shape == model.embed_texts(["a red circle"]).shape
+    card = (run / "export" / "README.md").read_text()
+    assert f"| test/zeroshot/top1 | {found['metrics']['test/zeroshot/top1']:.2f} |" in card
+    assert all(note in card for note in found["notes"])
