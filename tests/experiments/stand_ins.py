@@ -20,7 +20,7 @@ SMALL_SCENES = ("datamodule.simulate.train=48", "datamodule.simulate.val=16", "d
 ALIGNMENT = StandIns(
     SMALL_SCENES,
     (
-        "datamodule=simulated_scenes",
+        "datamodule=image_text/simulated",
         "encoder/vision=efficientnet_lite0",
         "encoder.vision.image_size=64",
         "encoder/text=minilm",
@@ -55,7 +55,7 @@ TINY_HAMMER = (
 HAMMER = StandIns(
     TINY_HAMMER,
     (
-        "datamodule=simulated_manipulations", "checkpoint=null", "trainer.devices=1", "module.model.width=24",
+        "datamodule=dgm4/simulated", "checkpoint=null", "trainer.devices=1", "module.model.width=24",
         "module.model.vision_layers=1", "module.model.text_layers=2", "module.model.fusion_layer=1",
         "module.model.text_intermediate=32", "module.model.embed_dim=8", "module.model.queue_size=96",
     ),
@@ -75,7 +75,7 @@ LAYERS = StandIns(
 )
 AVGN = StandIns(
     SMALL_CLIPS,
-    ("datamodule=simulated_audio_visual", "module=avgn_small", "datamodule.batch_size=6", "datamodule.eval_batch_size=6"),
+    ("datamodule=audio_visual/simulated", "module=avgn/small", "datamodule.batch_size=6", "datamodule.eval_batch_size=6"),
 )
 FEW_OUTLINES = (*SMALL_SCENES, "++evaluation.localisation.limit=6")
 # The longest prefix of a recipe's name counts.
@@ -127,7 +127,7 @@ BY_PREFIX = {
 
 
 def stand_ins_of(recipe: str) -> StandIns:
-    """Of a recipe such as ``paper/sail_dinov2``. Raises KeyError for a recipe that nobody provided for."""
+    """Of a recipe such as ``paper/alignment/sail_dinov2``. Raises KeyError for a recipe that nobody provided for."""
     name = recipe.removeprefix("paper/")
     prefix = max((p for p in BY_PREFIX if name.startswith(p)), key=len, default=None)
     if prefix is None:

@@ -33,7 +33,7 @@ def test_predict_and_video_follow_training(tmp_path):
 
 def test_the_sweep_misaligns_the_sensors_of_both_convolutions(tmp_path):
     level = "datamodule.simulate={offset:0.0,tilt:0.0},{offset:0.15,tilt:9.0}"
-    done = launch(tmp_path, *FAST, "sweep=bev_misalignment", level, "module/align@module.model.align=plain", "seed=1")
+    done = launch(tmp_path, *FAST, "sweep=bev_fusion/misalignment", level, "module/align@module.model.align=plain", "seed=1")
     assert done.returncode == 0, done.stderr
     jobs = sorted((tmp_path / "outputs" / "sweeps" / RECIPE / "bev_misalignment").glob("*/config.yaml"))
     worlds = [OmegaConf.load(job).datamodule.simulate for job in jobs]

@@ -29,7 +29,7 @@ def test_recipe_runs(tmp_path, recipe):
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES if r.startswith("paper/sail")])
 def test_paper_recipe_does_not_fall_back(tmp_path, recipe):
-    done = launch(tmp_path, f"experiment={recipe}", "datamodule=simulated_scenes", *SMALL_SCENES, *TINY)
+    done = launch(tmp_path, f"experiment={recipe}", "datamodule=image_text/simulated", *SMALL_SCENES, *TINY)
     assert done.returncode == 2
     assert "hf download" in done.stderr
     assert "encoder." in done.stderr

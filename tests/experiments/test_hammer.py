@@ -61,17 +61,17 @@ def test_two_processes_equal_two_accumulated_pieces(tmp_path):
 
 
 def test_paper_recipe_wants_its_data_and_its_weights(tmp_path):
-    done = launch(tmp_path, "experiment=paper/hammer_dgm4")
+    done = launch(tmp_path, "experiment=paper/hammer/dgm4")
     assert done.returncode == 2
     assert "datamodule.root: a value is required" in done.stderr
-    simulated = ("datamodule=simulated_manipulations", "trainer.devices=1", *HAMMER.small, *NARROW, *TINY)
-    done = launch(tmp_path, "experiment=paper/hammer_dgm4", *simulated)
+    simulated = ("datamodule=dgm4/simulated", "trainer.devices=1", *HAMMER.small, *NARROW, *TINY)
+    done = launch(tmp_path, "experiment=paper/hammer/dgm4", *simulated)
     assert done.returncode == 2
     assert "ALBEF_4M.pth" in done.stderr  # never from scratch in silence
 
 
 def test_ablations_run_from_one_sweep(tmp_path):
-    done = launch(tmp_path, *DEMO, *TINY, "sweep=hammer_ablation")
+    done = launch(tmp_path, *DEMO, *TINY, "sweep=hammer/ablation")
     assert done.returncode == 0, done.stderr
     jobs = {job.name: result(job)["metrics"] for job in (tmp_path / "outputs/sweeps/hammer_dgm4/hammer_ablation").glob("*/")}
     assert len(jobs) == 4

@@ -39,7 +39,7 @@ def test_two_processes_write_what_one_writes(written):
 def test_pre_encoded_chunks_are_trained_on_as_they_are(tmp_path):
     sail_chunks(tmp_path / "chunks")
     done = launch(
-        tmp_path, "experiment=sail_dinov2", "datamodule=sail_chunks", f"datamodule.root={tmp_path}/chunks", "debug=two_steps",
+        tmp_path, "experiment=sail_dinov2", "datamodule=features/sail_chunks", f"datamodule.root={tmp_path}/chunks", "debug=two_steps",
         "datamodule.val_fraction=0.1", "datamodule.test_fraction=0.1", "features.batch_size=64", "features.extra_caption=next",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

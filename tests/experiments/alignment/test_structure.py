@@ -24,7 +24,7 @@ def _choices(group: str, *others: str) -> list[str]:
     return sorted({file.stem for file in (CONF / group).glob("*.yaml")} - set(others))
 
 
-PROJECTORS = _choices("projector", "centred")  # which module=csa finds in closed form
+PROJECTORS = _choices("projector", "centred")  # which module=alignment/csa finds in closed form
 LOSSES = _choices("loss", "occupancy")
 REGULARISERS, LAYERS = _choices("regulariser"), _choices("layers", "ranked")
 CURATION = ["none", *_choices("subset", "few_pairs")]  # few_pairs is the recipe's own
@@ -75,7 +75,7 @@ def test_every_projector_learns_by_every_loss_with_and_without_regulariser(compo
         ("structure_low_data", "structure_dinov2"),
         ("structure_layers", "structure_dinov2"),
         ("structure_agreement", "structure_agreement"),
-        ("structure_few_samples", "paper/structure_linear"),
+        ("structure_few_samples", "paper/alignment/structure_linear"),
     ],
 )
 def test_sweeps_name_what_there_is(sweep, experiment):
@@ -93,7 +93,7 @@ def test_sweeps_name_what_there_is(sweep, experiment):
 
 def test_sails_projector_and_loss_with_the_regulariser_on_chosen_layers_of_a_curated_subset(tmp_path):
     done = launch(
-        tmp_path, *ALIGN, "module=sail", "projector=gated", "loss=sigmoid", "regulariser=structure",
+        tmp_path, *ALIGN, "module=alignment/sail", "projector=gated", "loss=contrastive/sigmoid", "regulariser=structure",
         "regulariser.warmup_steps=0", "layers=best", "subset=concept_balanced", "subset.per_concept=2", "subset.keep=20",
         "encoder.keep.text=[pooled,layers]",
     )  # fmt: skip
