@@ -17,7 +17,6 @@ from experiments.alignment.encoding import EncodingModule
 from experiments.config.instantiation import build
 from experiments.run import parts
 from experiments.run.directory import Run, is_main_process
-from experiments.run.distributed import children_repeat, leave_group
 from experiments.run.progress import Progress
 from experiments.stages import Facts, stage
 from models.batch import Skipped
@@ -143,7 +142,5 @@ def _predict(run: Run, module: EncodingModule) -> None:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    children_repeat(run)
     trainer.predict(module, return_predictions=False)
-    leave_group()
     module.encoder.to(device)  # Lightning leaves it on the CPU

@@ -19,7 +19,7 @@ def stage(every_rank: bool = False, repeat: bool = False, needs_weights: bool = 
 
     Args:
         every_rank: all processes of a distributed run take part; without it the main process works alone.
-        repeat: runs each time it is asked for, also when the run's record shows it as done.
+        repeat: runs again after a stage that was not done, and where it is asked for alone.
         needs_weights: works with trained weights, from the stage ``fit`` or from ``checkpoint``.
     """
 
@@ -40,22 +40,27 @@ def run_stages(run: Run) -> bool:
     import torch
 
     from experiments.config.instantiation import build
+    from experiments.run import distributed
     from experiments.run.directory import is_main_process
 
     pl.seed_everything(run.cfg.seed, workers=True, verbose=False)
     if run.cfg.threads:
         torch.set_num_threads(run.cfg.threads)
     functions = {name: build(run.cfg.pipeline[name]) for name in run.cfg.stages}
+    repeats = any(not run.is_done(name) for name in functions) or all(each.func.repeat for each in functions.values())
     for position, (name, function) in enumerate(functions.items()):
-        marks = function.func
         later = list(functions.values())[position:]
         if not is_main_process() and not any(each.func.every_rank for each in later):
             return False
-        if run.is_done(name) and not marks.repeat:
+        if run.is_done(name) and not (function.func.repeat and repeats):
             log.info("%s: done before", name)
             continue
         run.stage = name
         began = time.monotonic()
+        if function.func.every_rank:
+            distributed.children_repeat(run)
         facts = function(run)
+        if function.func.every_rank:
+            distributed.leave_group()
         run.finish_stage(name, time.monotonic() - began, facts)
     return is_main_process()

@@ -30,7 +30,7 @@ def evaluate(run: Run, subject: Callable[[Run, str], Any] = parts.trained_split)
         run.note("EVALUATED ON VAL: the data has no test split.")
     facts: Facts = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "pictures": {}}
     evaluated = None
-    for name, suite in run.cfg.evaluation.items():
+    for name, suite in (run.cfg.evaluation or {}).items():
         if suite is None:  # a recipe does without a suite of the option it inherits
             continue
         evaluated = evaluated or subject(run, split)

@@ -15,7 +15,6 @@ from experiments.config.instantiation import build
 from experiments.run import interruption, loggers, parts
 from experiments.run.checkpoint_io import META, DirectoryCheckpointIO
 from experiments.run.directory import Run
-from experiments.run.distributed import children_repeat, leave_group
 from experiments.stages import Facts, stage
 
 log = logging.getLogger("run")
@@ -49,13 +48,11 @@ def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodu
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    children_repeat(run)
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info("fit: %.2f M trainable parameters, %s", count / 1e6, f"from step {resume_step}" if resume else "from step 0")
     with interruption.deferred():
         trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
     parts.note_skipped(run)
-    leave_group()
     data.trainer = None  # later stages see whole splits, not one rank's share
     return {"steps": trainer.global_step, "epochs": trainer.current_epoch, "trainable_parameters": count}
 
