@@ -10,13 +10,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 from transformers import Dinov2Model
 
 from datamodules.readers import benchmarks
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.evaluation.zero_shot import fill, read_templates
-from models.encoders.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from models.io import stable_hash
 from models.metrics.classification import class_vectors
 from models.metrics.segmentation import intersections_and_unions, mean_iou
@@ -77,7 +77,7 @@ def segmentation(
     temperature = log_scale if log_scale_temperature else log_scale.exp()
     classes, mean_std = (
         int(query_class.max()) + 1,
-        (CLIP_MEAN, CLIP_STD) if statistics == "clip" else (IMAGENET_MEAN, IMAGENET_STD),
+        (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD) if statistics == "clip" else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     )
     counts = torch.zeros(2, classes, dtype=torch.int64)
     for image_file, label_file in files:

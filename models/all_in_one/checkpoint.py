@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from models.all_in_one.model import AllInOne
@@ -98,7 +99,10 @@ def load_backbone(model: AllInOne, weights: Mapping[str, Tensor]) -> None:
     wanted = {name for name in state if name.startswith("transformer.") and name != "transformer.temporal_embed"}
     key = "transformer.pos_embed"
     if key in named and named[key].shape != state[key].shape:
-        named[key] = _resized_grid(named[key], state[key].shape[1], model.transformer.specials)
+        visual = model.transformer
+        named[key] = resample_abs_pos_embed(
+            named[key], [visual.side] * 2, num_prefix_tokens=visual.specials, interpolation="bilinear", antialias=False
+        )
     wrong = sorted(wanted ^ named.keys()) + sorted(n for n in wanted & named.keys() if named[n].shape != state[n].shape)
     if wrong:
         raise CheckpointError(f"these are not the weights of this model's ViT: {wrong[:6]} do not fit.")
@@ -162,11 +166,3 @@ def _fit_tables(named: dict[str, Tensor], state: Mapping[str, Tensor], model: Al
     if key in named and len(named[key]) != len(state[key]):
         overlap = min(len(named[key]), len(state[key]))
         named[key] = torch.cat([named[key][:overlap], state[key][overlap:]])
-
-
-def _resized_grid(table: Tensor, positions: int, specials: int) -> Tensor:
-    """A position table (1, specials + n*n, D) with its grid resized to ``positions - specials`` places."""
-    side, wanted = (round((count - specials) ** 0.5) for count in (table.shape[1], positions))
-    grid = table[:, specials:].transpose(1, 2).unflatten(2, (side, side))
-    resized = F.interpolate(grid, (wanted, wanted), mode="bilinear", align_corners=False)
-    return torch.cat([table[:, :specials], resized.flatten(2).transpose(1, 2)], dim=1)

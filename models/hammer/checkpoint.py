@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from models.hammer.model import TOWERS, Hammer
-from models.hammer.vit import resize_positions
 from models.io import CheckpointError
 
 QUEUES = ("image_queue", "text_queue", "queue_ptr")
@@ -77,7 +77,8 @@ def load_official(model: Hammer, weights: dict[str, Tensor]) -> list[str]:
         found = {k: v for k, v in found.items() if not re.match(r"text_encoder(_m)?\.cls\.|itm_head\.", k)}
     for tower in ("visual_encoder", "visual_encoder_m"):
         if (key := f"{tower}.pos_embed") in found and found[key].shape != state[key].shape:
-            found[key] = resize_positions(found[key].float(), state[key].shape[1])
+            grid = model.visual_encoder.patch_embed.grid_size
+            found[key] = resample_abs_pos_embed(found[key].float(), list(grid), antialias=False)
     if "image_queue" in found and found["image_queue"].shape != state["image_queue"].shape:
         found = {key: value for key, value in found.items() if key not in QUEUES}
     missing = sorted(state.keys() - found.keys())

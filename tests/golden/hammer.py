@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from datamodules.tokenizers.captions import CaptionTokenizer, clean_caption, word_mask
@@ -33,7 +34,6 @@ from models.hammer.model import Hammer
 from models.hammer.parameter_groups import hammer_groups
 from models.hammer.schedule import epoch_cosine
 from models.hammer.token_grounding import IGNORE
-from models.hammer.vit import resize_positions
 from models.layers.feature_queue import enqueue_
 from tests.golden.harness import Case
 
@@ -240,7 +240,7 @@ def schedule_and_pos_embed(case: Case) -> dict[str, Tensor]:
     ):
         values = [[rates[i] * curve(step) for i, curve in zip(columns, curves, strict=True)] for step in steps]
         out[f"lr_{name}"] = torch.tensor(values, dtype=torch.float64)
-    out["pos_embed"] = resize_positions(case.inputs["pos_embed"], config["new_grid"] ** 2 + 1)
+    out["pos_embed"] = resample_abs_pos_embed(case.inputs["pos_embed"], [config["new_grid"]] * 2, antialias=False)
     return out
 
 
