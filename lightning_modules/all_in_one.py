@@ -51,7 +51,7 @@ class VideoTextModule(BaseModule):
         model: Callable[..., AllInOne],
         tasks: Sequence[str],
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         vocab_size: int | None = None,
         answers: int | None = None,

@@ -25,7 +25,7 @@ from models.losses.contrastive import info_nce
 from models.metrics.cka import kernel_cka, linear_cka, linear_hsic, local_cka, rbf_kernel
 from models.metrics.classification import descriptive_class_vectors, keep_top_scores, top_k_accuracy
 from models.metrics.retrieval import recall_at, retrieval_ranks
-from models.optim.schedules import epochwise_cosine
+from models.optim.schedules import cosine_per_epoch
 from tests.golden.harness import Case
 
 KERNEL_SIGMA = 3.0  # of `kernel_cka_sigma`, which the files' config does not name
@@ -100,13 +100,14 @@ def zeroshot_vdt(case: Case) -> dict[str, Tensor]:
 def lr_schedule(case: Case) -> dict[str, Tensor]:
     config = case.config
     total = config["epochs"] * config["iterations_per_epoch"]
-    multiplier = epochwise_cosine(
+    multiplier = cosine_per_epoch(
         total,
-        epochs=config["epochs"],
-        warmup=config["warmup_epochs"] * config["warmup_step_size"],
-        warmup_every=config["warmup_step_size"],
-        warmup_start=config["warmup_lr"] / config["lr"],
-        end=config["min_lr"] / config["lr"],
+        config["iterations_per_epoch"],
+        config["lr"],
+        min_lr=config["min_lr"],
+        warmup_lr=config["warmup_lr"],
+        warmup_stairs=config["warmup_epochs"],
+        steps_per_stair=config["warmup_step_size"],
     )
     return {"lr": torch.tensor([config["lr"] * multiplier(step) for step in range(total)], dtype=torch.float64)}
 

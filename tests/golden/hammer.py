@@ -32,9 +32,9 @@ from models.hammer.metrics import (
 )
 from models.hammer.model import Hammer
 from models.hammer.parameter_groups import hammer_groups
-from models.hammer.schedule import epoch_cosine
 from models.hammer.token_grounding import IGNORE
 from models.layers.feature_queue import enqueue_
+from models.optim.schedules import cosine_per_epoch
 from tests.golden.harness import Case
 
 # Official names of the loss terms and weights -> ours.
@@ -223,11 +223,10 @@ def schedule_and_pos_embed(case: Case) -> dict[str, Tensor]:
     assert schedule["sched"] == "cosine"
     length, epochs = config["iterations_epoch0"], config["epochs_recorded"]
     curves = [
-        epoch_cosine(
+        cosine_per_epoch(
             length * schedule["epochs"],
             length,
             rates[i],
-            schedule["epochs"],
             schedule["min_lr"],
             schedule["warmup_lr"],
             schedule["warmup_epochs"],

@@ -63,7 +63,7 @@ def train_trace(case: Case) -> dict[str, Tensor]:
     else:
         optimizer = torch.optim.AdamW(split_by_decay(head.named_parameters()), eps=config["eps"], **hyper)
     total, warmup = config["total_steps"], config["warmup_steps"]
-    cosine = warmup_cosine(total, warmup)
+    cosine = warmup_cosine(total, 1, config["lr"], warmup)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
     trace: dict[str, list] = {"losses": [], "lrs": [], "log_scales": []}
     for step in range(config["steps"]):
@@ -80,8 +80,9 @@ def train_trace(case: Case) -> dict[str, Tensor]:
         trace["losses"].append(loss.item())
         trace["log_scales"].append(head.logit_scale.item())
     out = {name: torch.tensor(values, dtype=torch.float64) for name, values in trace.items()}
-    cooldown = warmup_constant_cooldown(total, config["cooldown_steps"], warmup)
-    for name, multiplier in (("cosine", cosine), ("const", warmup_constant(total, warmup)), ("const_cooldown", cooldown)):
+    constant = warmup_constant(total, 1, config["lr"], warmup)
+    cooldown = warmup_constant_cooldown(total, 1, config["lr"], warmup, config["cooldown_steps"])
+    for name, multiplier in (("cosine", cosine), ("const", constant), ("const_cooldown", cooldown)):
         curve = [config["lr"] * multiplier(step) for step in range(total)]
         out[f"lr_{name}"] = torch.tensor(curve, dtype=torch.float64)
     return out | {f"final.{name}": value for name, value in to_official(head).items()}
