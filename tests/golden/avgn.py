@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from datamodules.transforms.frame_sampling import evaluation_frames
 from models.avgn import losses
 from models.avgn.audio import LogMel, LogSTFT, cut_clip, mel_filters
-from models.avgn.checkpoint import load_into, parts_from_weights
+from models.avgn.checkpoint import canonical, load_into
+from models.avgn.classifier import CumulativeClassifier
 from models.avgn.exits import apply_exit, exit_confidence, exit_thresholds, input_order
 from models.avgn.network import AVGN, Glance, take
-from models.avgn.policy import crop_patches
+from models.avgn.policy import PolicyNetwork, crop_patches
 from models.avgn.saliency import top_snippets
+from models.io import load_strictly
 from models.metrics.average_precision import average_precision, mean_average_precision, multi_hot
 from models.metrics.classification import top_k_accuracy
 from tests.golden.harness import Case
@@ -42,13 +44,20 @@ def logmel(case: Case) -> dict[str, Tensor]:
 
 
 def adafocus_v2_modules(case: Case) -> dict[str, Tensor]:
-    parts = {name: part.eval() for name, part in parts_from_weights(case.weights).items()}
-    actions = parts["policy"](case.inputs["policy_featmap"], case.config["num_segments"]).flatten(0, 1)
+    weights = canonical(case.weights)
+    hidden, flat = weights["policy.encoder.4.weight"].shape
+    reduced, channels = weights["policy.encoder.0.weight"].shape[:2]
+    policy = PolicyNetwork(channels, flat // reduced, hidden)
+    steps, classes, width = weights["classifier.heads.weight"].shape
+    classifier = CumulativeClassifier(weights["classifier.mlp.0.weight"].shape[1], classes, steps, width)
+    for name, part in (("policy.", policy), ("classifier.", classifier)):
+        load_strictly(part.eval(), {key.removeprefix(name): value for key, value in weights.items() if key.startswith(name)})
+    actions = policy(case.inputs["policy_featmap"], case.config["num_segments"]).flatten(0, 1)
     action_leaf = actions.detach().requires_grad_()
     frames = case.inputs["frames"].clone().requires_grad_()
     patches = crop_patches(frames, action_leaf, case.config["patch_size"])
     (patches * case.inputs["patch_loss_weight"]).sum().backward()
-    logits = parts["classifier"](case.inputs["classifier_features"])
+    logits = classifier(case.inputs["classifier_features"])
     return {
         "actions": actions,
         "patches": patches,
