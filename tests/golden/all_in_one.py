@@ -24,6 +24,7 @@ from models.all_in_one.checkpoint import model_from_official
 from models.all_in_one.model import AllInOne
 from models.all_in_one.rolling import roll_tokens
 from models.all_in_one.visual import grids_from_pixels
+from models.batch import IGNORE_INDEX
 from models.metrics.video_retrieval import any_hit_recall, rank_summary, text_to_video_ranks, video_to_text_ranks
 from tests.golden.harness import Case
 
@@ -91,7 +92,7 @@ def downstream_losses(case: Case) -> dict[str, Tensor]:
     logits, _ = objectives.answer_logits(model, *questions, patches, inputs.get("patch_perm_openend"))
     labels = inputs["vqa_labels"]
     out |= {"openend_logits": logits, "openend_loss": objectives.answer_loss(logits, labels)}
-    known = labels != objectives.IGNORED
+    known = labels != IGNORE_INDEX
     out["openend_accuracy"] = (logits.argmax(dim=1) == labels)[known].float().mean()
     first = torch.zeros_like(labels)
     for name, head, candidates, answer in (

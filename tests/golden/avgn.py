@@ -160,7 +160,7 @@ def metrics_exit(case: Case) -> dict[str, Tensor]:
     absent = torch.where(targets == config["missing_class"], -1, targets)
     out = {
         "map": mean_average_precision(scores, targets, "zero"),
-        "ap": average_precision(scores, multi_hot(targets, config["num_classes"])),
+        "ap": average_precision(scores, multi_hot(targets, config["num_classes"])).nan_to_num(),
         "top1": torch.tensor([top_k_accuracy(val[-1], first, 1)]),
         "top5": torch.tensor([top_k_accuracy(val[-1], first, 5)]),
         "map_missing_class_official": mean_average_precision(scores[kept], absent[kept], "official"),

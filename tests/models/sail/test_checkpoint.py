@@ -77,6 +77,8 @@ def test_half_precision_weights_become_float32():
 def test_any_missing_tensor_is_an_error(kind):
     official = to_official(HEADS[kind]())
     for name in official:
+        if name.endswith("num_batches_tracked"):
+            continue  # a counter that changes nothing
         with pytest.raises(CheckpointError, match="missing|SAIL head"):
             head_from_official({k: v for k, v in official.items() if k != name})
 
