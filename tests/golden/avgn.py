@@ -28,18 +28,21 @@ def logmel(case: Case) -> dict[str, Tensor]:
     assert (config["mel_scale"], config["mel_norm"]) == ("htk", None)
     names = ("sample_rate", "n_fft", "win_length", "hop_length", "f_min", "f_max", "eps", "pad_mode")
     mel = LogMel(**{name: config[name] for name in names}, bands=config["n_mels"], frames=config["n_frames"])
-    linear = LogSTFT(**{name: alt[name] for name in ("n_fft", "win_length", "hop_length", "pad_mode", "eps")})
-    wave, short = case.inputs["cut_wave"].numpy(), case.inputs["cut_short"].numpy()
-    rate, length = cut["sample_rate"], cut["length"]
-    clips = [cut_clip(wave, centre, length, rate) for centre in case.inputs["cut_centres"].tolist()]
-    return {
+    out = {}
+    if alt:
+        linear = LogSTFT(**{name: alt[name] for name in ("n_fft", "win_length", "hop_length", "pad_mode", "eps")})
+        out["log_stft_24k"] = linear(case.inputs["wave"])[0]
+    if cut:
+        wave, short = case.inputs["cut_wave"].numpy(), case.inputs["cut_short"].numpy()
+        rate, length = cut["sample_rate"], cut["length"]
+        clips = [cut_clip(wave, centre, length, rate) for centre in case.inputs["cut_centres"].tolist()]
+        out["cut"] = torch.from_numpy(np.stack(clips))
+        out["cut_short"] = torch.from_numpy(cut_clip(short, len(short) / rate / 2, length, rate))
+    return out | {
         "mel_fb": mel_filters(
             config["n_fft"] // 2 + 1, config["n_mels"], config["sample_rate"], config["f_min"], config["f_max"]
         ),
         "logmel": mel(case.inputs["wave"]),
-        "log_stft_24k": linear(case.inputs["wave"])[0],
-        "cut": torch.from_numpy(np.stack(clips)),
-        "cut_short": torch.from_numpy(cut_clip(short, len(short) / rate / 2, length, rate)),
     }
 
 
@@ -155,24 +158,25 @@ def metrics_exit(case: Case) -> dict[str, Tensor]:
     train, val = case.inputs["train_logits"], case.inputs["val_logits"]
     scores = val[-1].softmax(dim=-1)
     first = targets[:, 0]
-    # As in the notes: videos whose first label is the class are gone, in others the label is erased.
-    kept = first != config["missing_class"]
-    absent = torch.where(targets == config["missing_class"], -1, targets)
     out = {
         "map": mean_average_precision(scores, targets, "zero"),
         "ap": average_precision(scores, multi_hot(targets, config["num_classes"])).nan_to_num(),
         "top1": torch.tensor([top_k_accuracy(val[-1], first, 1)]),
         "top5": torch.tensor([top_k_accuracy(val[-1], first, 5)]),
-        "map_missing_class_official": mean_average_precision(scores[kept], absent[kept], "official"),
-        "map_missing_class_present_only": mean_average_precision(scores[kept], absent[kept], "leave_out"),
-        "frame_indices": torch.from_numpy(
-            np.stack([evaluation_frames(count, config["segments"]) for count in case.inputs["num_frames"].tolist()])
-        ),
     }
+    if config["missing_class"] is not None:
+        # As in the notes: videos whose first label is the class are gone, in others the label is erased.
+        others = first != config["missing_class"]
+        absent = torch.where(targets == config["missing_class"], -1, targets)
+        out["map_missing_class_official"] = mean_average_precision(scores[others], absent[others], "official")
+        out["map_missing_class_present_only"] = mean_average_precision(scores[others], absent[others], "leave_out")
+    if config["segments"]:
+        frames = [evaluation_frames(count, config["segments"]) for count in case.inputs["num_frames"].tolist()]
+        out["frame_indices"] = torch.from_numpy(np.stack(frames))
     for length in (int(name.rpartition("_")[2]) for name in case.wanted if name.startswith("input_order_")):
         out[f"input_order_{length}"] = torch.tensor(input_order(length))
     for criterion in ("confidence", "entropy"):
-        for p in config["exit_p"]:
+        for p in config["exit_p"] or ():
             thresholds = exit_thresholds(exit_confidence(train, criterion), p)
             left = apply_exit(val, thresholds, criterion)
             step = torch.arange(1, config["stages"] + 1, dtype=torch.float64)

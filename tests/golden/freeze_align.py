@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,7 +30,8 @@ from models.metrics.retrieval import recall_at, retrieval_ranks
 from models.optim.schedules import cosine_per_epoch
 from tests.golden.harness import Case
 
-KERNEL_SIGMA = 3.0  # of `kernel_cka_sigma`, which the files' config does not name
+KERNEL_SIGMA = 3.0  # of `kernel_cka_sigma`, where the file's config does not name it
+RETRIEVAL_K = (1, 5, 10)  # of `local_cka_retrieval`, likewise
 
 
 def _f64(value: float) -> Tensor:
@@ -68,22 +71,24 @@ def cka(case: Case) -> dict[str, Tensor]:
     queries = slice(base, base + case.config["query"])
     graph = local_cka(x[:base], y[:base], x[queries], y[queries])
     own = torch.arange(len(graph))
+    sigma, ks = case.config.get("sigma", KERNEL_SIGMA), case.config.get("k", RETRIEVAL_K)
     return {
         "linear_hsic_xy": linear_hsic(x, y),
         "linear_cka": linear_cka(x, y),
         "kernel_cka_median": kernel_cka(rbf_kernel(x), rbf_kernel(y)),
-        "kernel_cka_sigma": kernel_cka(rbf_kernel(x, KERNEL_SIGMA), rbf_kernel(y, KERNEL_SIGMA)),
+        "kernel_cka_sigma": kernel_cka(rbf_kernel(x, sigma), rbf_kernel(y, sigma)),
         "rbf_x_median": rbf_kernel(x),
         "local_cka_graph": graph,
-        "local_cka_retrieval": torch.stack([_f64(top_k_accuracy(graph, own, k) / 100) for k in (1, 5, 10)]),
+        "local_cka_retrieval": torch.stack([_f64(top_k_accuracy(graph, own, k) / 100) for k in ks]),
     }
 
 
 def metric_retrieval(case: Case) -> dict[str, Tensor]:
     ranks = retrieval_ranks(case.inputs["image"], case.inputs["text"], case.inputs["owner"])
     out: dict[str, Tensor] = {}
+    ks = sorted(int(match[1]) for key in case.config["keys"] if (match := re.fullmatch(r"txt_r(\d+)", key)))
     for name, found in zip(("txt", "img"), ranks, strict=True):
-        recalls = {k: _f64(recall_at(found, k)) for k in (1, 5, 10)}
+        recalls = {k: _f64(recall_at(found, k)) for k in ks}
         out |= {f"{name}_r{k}": value for k, value in recalls.items()}
         out[f"{name}_r_mean"] = torch.stack(list(recalls.values())).mean()
     return out | {"r_mean": (out["txt_r_mean"] + out["img_r_mean"]) / 2}

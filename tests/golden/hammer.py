@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from datamodules.tokenizers.captions import CaptionTokenizer, clean_caption, word_mask
-from datamodules.transforms.augment import MAX_LEVEL, PHOTOMETRIC, apply_operation
+from datamodules.transforms.augment import MAX_LEVEL, apply_operation
 from datamodules.transforms.image_box import box_target, image_tensor
 from experiments.benchmarks.reference.hammer import similarities
 from lightning_modules.hammer import HammerModule
@@ -151,7 +151,8 @@ def metrics(case: Case) -> dict[str, Tensor]:
     out = {"AUC_cls": binary.auc, "EER_cls": binary.eer, "ACC_cls": binary.accuracy}
     logits, labels = inputs["logits_multicls"], inputs["multi_label"]
     precision = average_precision(logits, labels == 1) / 100
-    for suffix, top in (("", None), ("_k3", 3)):
+    limits = {match[1] for name in case.wanted if (match := re.search(r"_k(\d+)$", name))}
+    for suffix, top in (("", None), *((f"_k{limit}", int(limit)) for limit in limits)):
         kinds = multi_label_metrics(logits, labels, top)
         names = {"OP": kinds.op, "OR": kinds.or_, "OF1": kinds.of1, "CP": kinds.cp, "CR": kinds.cr, "CF1": kinds.cf1}
         out |= {f"{name}{suffix}": value for name, value in names.items()}
@@ -198,11 +199,11 @@ def image_box_transform(case: Case) -> dict[str, Tensor]:
         for name, flip in (("eval", False), ("train_noflip", False), ("train_flip", True)):
             out[f"{name}_image{i}"] = image_tensor(image, config["image_res"], flip)
             out[f"{name}_box{i}"] = box_target(box, image.size, flip)
-    level = config["aug_level"] / MAX_LEVEL
-    sources = {name: "image0" for name in PHOTOMETRIC} | {"AutoContrast_zero_min": "image_zero_min"}
-    for name, source in sources.items():
-        pixels = apply_operation(name.split("_")[0], case.inputs[source].numpy(), level, True, True)
-        out[f"aug_{name}"] = torch.from_numpy(np.array(pixels))
+    for name in (name for name in case.wanted if name.startswith("aug_")):
+        _, operation, *variant = name.split("_", 2)
+        source = case.inputs["_".join(["image", *variant]) if variant else "image0"].numpy()
+        pixels = apply_operation(operation, source, config["aug_level"] / MAX_LEVEL, True, True)
+        out[name] = torch.from_numpy(np.array(pixels))
     return out
 
 

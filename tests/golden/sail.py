@@ -41,6 +41,8 @@ def align(case: Case) -> dict[str, Tensor]:
 def losses(case: Case) -> dict[str, Tensor]:
     out = {}
     for name, keys in (("siglip", ["text"]), ("siglip_multi", ["text", "extra_text"])):
+        if not case.inputs.keys() >= set(keys):
+            continue
         leaves = {k: v.clone().requires_grad_() for k, v in case.inputs.items()}
         loss = SigmoidLoss()(leaves["image"], [leaves[k] for k in keys], leaves["logit_scale"], leaves["logit_bias"])
         loss.losses["contrastive"].backward()
@@ -49,7 +51,8 @@ def losses(case: Case) -> dict[str, Tensor]:
         out[f"{name}.contrastive_loss"] = loss.losses["contrastive"]
     image, text = case.inputs["image"], case.inputs["text"]
     out["clip.contrastive_loss"] = info_nce(image, text, case.inputs["logit_scale"])
-    out["barlow.contrastive_loss"] = barlow_twins(image, text, case.config["barlow_lambda"])
+    if case.config["barlow_lambda"] is not None:
+        out["barlow.contrastive_loss"] = barlow_twins(image, text, case.config["barlow_lambda"])
     return out
 
 
