@@ -13,9 +13,9 @@ from models.all_in_one import objectives
 from models.all_in_one.batch import FALSE_PIXELS, FALSE_ROWS, FALSE_VIDEO, IMAGES, PIXELS, REASON, REASON_IDS, REASON_MASK
 from models.all_in_one.checkpoint import load_backbone, load_official
 from models.all_in_one.model import AllInOne
-from models.all_in_one.objectives import IGNORED
 from models.all_in_one.text import trim
 from models.all_in_one.visual import Patches
+from models.batch import IGNORE_INDEX
 from models.errors import UserError
 from models.metrics.video_retrieval import rank_summary, text_to_video_ranks, video_to_text_ranks
 
@@ -51,7 +51,7 @@ class VideoTextModule(BaseModule):
         model: Callable[..., AllInOne],
         tasks: Sequence[str],
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         vocab_size: int | None = None,
         answers: int | None = None,
@@ -108,7 +108,7 @@ class VideoTextModule(BaseModule):
     def _mlm(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
         labels = batch[keys.MASKED_LABELS]
         loss, logits = objectives.masked_language(self.model, batch[keys.MASKED_IDS], batch[keys.TOKEN_MASK], labels, patches)
-        return {"mlm": loss}, {"mlm_logits": logits.detach(), "mlm_labels": labels[labels != IGNORED]}
+        return {"mlm": loss}, {"mlm_logits": logits.detach(), "mlm_labels": labels[labels != IGNORE_INDEX]}
 
     def _match(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
         matched = batch[keys.MATCHED]
@@ -242,6 +242,6 @@ def right(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, logits in outputs.items():
         if name.endswith("_logits"):
             labels = outputs[name.removesuffix("_logits") + "_labels"]
-            known = labels != IGNORED
+            known = labels != IGNORE_INDEX
             found[name.removesuffix("_logits")] = logits[known].argmax(dim=-1) == labels[known]
     return found

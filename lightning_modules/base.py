@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from models.batch import INDEX
 from models.errors import UserError
+from models.optim.schedules import Multiplier
 
 
 class StepOutput(NamedTuple):
@@ -35,7 +37,8 @@ class BaseModule(pl.LightningModule):
 
     Args:
         optimizer: factory ``(parameter groups) -> Optimizer``; None for a module that is never trained.
-        scheduler: factory ``(total_steps) -> multiplier(step)``, the learning rate's factor at each optimiser step.
+        scheduler: factory ``(total_steps, steps_per_epoch, base_lr) -> multiplier(step)`` of :mod:`models.optim.schedules`: the
+            learning rate's factor at each optimiser step. It is called for each parameter group with that group's rate.
         loss_weights: factor of each loss term; a term that is not named has weight 1.
     """
 
@@ -45,7 +48,7 @@ class BaseModule(pl.LightningModule):
     def __init__(
         self,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Multiplier] | None = None,
         loss_weights: Mapping[str, float] | None = None,
     ):
         super().__init__()
@@ -79,12 +82,6 @@ class BaseModule(pl.LightningModule):
 
     def after_optimizer_step(self) -> None:
         """Runs after each optimiser step, outside autograd: clamps, momentum encoders."""
-
-    def multipliers(
-        self, optimizer: torch.optim.Optimizer, total_steps: int
-    ) -> Callable[[int], float] | list[Callable[[int], float]]:
-        """The learning rate's factor at each optimiser step, one for all groups or a list with one for each."""
-        return self.scheduler_factory(total_steps)
 
     def load_official(self, weights: dict[str, Tensor]) -> None:
         """Load a checkpoint of the official implementation, given as official names and tensors."""
@@ -142,9 +139,17 @@ class BaseModule(pl.LightningModule):
             group["lr"] *= group.get("lr_scale", 1.0)
         if self.scheduler_factory is None:
             return optimizer
-        multipliers = self.multipliers(optimizer, int(self.trainer.estimated_stepping_batches))
+        multipliers = [self.multiplier(group["lr"]) for group in optimizer.param_groups]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multipliers)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def multiplier(self, base_lr: float) -> Multiplier:
+        """The scheduler's factor of ``base_lr`` at each optimiser step of the attached trainer."""
+        return self.scheduler_factory(int(self.trainer.estimated_stepping_batches), self.steps_per_epoch(), base_lr)
+
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one training epoch; the last one may accumulate fewer batches than the others."""
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -15,7 +15,7 @@ from experiments.figures import all_in_one as pictures
 from models import batch as keys
 from models.all_in_one import objectives
 from models.all_in_one.cost import multiply_adds
-from models.all_in_one.objectives import IGNORED
+from models.batch import IGNORE_INDEX
 from models.errors import UserError
 from models.io import stable_hash
 from models.metrics.video_retrieval import any_hit_recall, rank_summary, text_to_video_ranks, video_to_text_ranks
@@ -34,7 +34,7 @@ def question_answering(trained: TrainedSplit) -> SuiteResult:
     dataset = trained.data.splits[trained.name]
     samples = [dataset.samples[row] for row in rows.tolist()]
     kinds = [sample.group for sample in samples]
-    hits, known = predicted == labels, labels != IGNORED
+    hits, known = predicted == labels, labels != IGNORE_INDEX
     metrics = {"answer/accuracy": _percent(hits), "answer/filtered_accuracy": _percent(hits[known])}
     common = _commonest_answers(trained)
     guessed = torch.tensor([common.get(kind, common[""]) for kind in kinds]) == labels
@@ -65,13 +65,13 @@ def multiple_choice(trained: TrainedSplit) -> SuiteResult:
     task = next(task for task in ("option", "choice", "reason") if task in module.tasks)
     _need(trained, {"option": "mc_vqa_classifier"}.get(task, "rank_output"), task)
     labels, predicted, _ = _collect(trained, task)
-    hits = (predicted == labels)[labels != IGNORED]
+    hits = (predicted == labels)[labels != IGNORE_INDEX]
     dataset = trained.data.splits[trained.name]
     metrics = {"choice/accuracy": _percent(hits)}
     chance = {"choice/accuracy": 100 / len(dataset.samples[0].texts)}
     if task == "reason":
         reasons, found, _ = _collect(trained, "reason_why")
-        known = (labels != IGNORED) & (reasons != IGNORED)
+        known = (labels != IGNORE_INDEX) & (reasons != IGNORE_INDEX)
         metrics["choice/reason_accuracy"] = _percent((found == reasons)[known])
         metrics["choice/both_accuracy"] = _percent(((found == reasons) & (predicted == labels))[known])
         chance["choice/reason_accuracy"] = 100 / len(dataset.samples[0].reasons)

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from datamodules.driving import BevDataModule, Calibrations
 from experiments.evaluation.base import SuiteResult, TrainedSplit
 from experiments.figures import bev_fusion
-from models.batch import IMAGE, INDEX
+from models.batch import IMAGE, INDEX, VOID_LABEL
 from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, CONDITION, TRACES, VIEW_GRID, VIEW_VALID
 from models.bev_fusion.geometry import BevGrid
-from models.bev_fusion.metrics import IGNORE, cell_scores, confusion, object_scores, summarise
+from models.bev_fusion.metrics import cell_scores, confusion, object_scores, summarise
 from models.errors import UserError
 from models.io import stable_hash
 
@@ -67,7 +67,7 @@ def occupancy(
             else:  # a sensor it does not use
                 lasting[name] = metrics["iou"]
         metrics |= {f"robust/{name}/iou": value for name, value in lasting.items()}
-    filled = ((label > 0) & (label != IGNORE)).any((1, 2))
+    filled = ((label > 0) & (label != VOID_LABEL)).any((1, 2))
     shown = [int((filled & (lights == light)).argmax()) for light in _present(lights) if (filled & (lights == light)).any()]
     sizes = np.cumsum([0, *(len(batch[INDEX]) for batch in batches)])
     examples = [_example(split, batches, sizes, row, predicted) for row in shown[:6]]

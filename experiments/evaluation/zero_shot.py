@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.figures import canvas
-from models.encoders.preprocess import CLIP_MEAN, CLIP_STD
 from models.errors import UserError
 from models.io import stable_hash
 from models.metrics.classification import (
@@ -62,7 +62,7 @@ def zero_shot(
         return SuiteResult(notes=[note])
     names, result = split.class_names, SuiteResult(hashes=dict(split.hashes))
     if statistics == "clip":
-        split = _with_statistics(split, CLIP_MEAN, CLIP_STD)
+        split = _with_statistics(split, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
         result.hashes["preprocessing"] = stable_hash([split.hashes.get("preprocessing"), statistics])
     prompts = {key: [fill(chosen, [name]) for name in names] for key, chosen in sets.items()}
     rules = dict.fromkeys(prompts, class_vectors_of)
