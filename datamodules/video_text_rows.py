@@ -115,6 +115,12 @@ class VideoTextDataset(Dataset):
             clip = paint_boxes(clip, sample.boxes)
         return text, self.transform(clip, rng if self.training else None)
 
+    def display(self, row: int) -> NDArray[np.float32]:
+        """(T, h, w, 3) in [0, 1]: what the model sees of a row, without normalisation, for figures."""
+        clip = self.read(row, np.random.default_rng(0))[1]
+        mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in self.transform.normalisation)
+        return (clip * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
     def _frames(self, media: Media, rng: np.random.Generator) -> NDArray[np.uint8]:
         fractions = rng.random(self.frames) if self.training or self.view else None
 

@@ -101,7 +101,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         return self.train_loader(self.splits["train"], min(self.batch_size, share), self.drop_last)
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
-        return self.evaluation_loader(self.splits[split], self.batch_size)
+        return self.evaluation_loader(self.splits[split], self.batch_size * self._world_size())
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Pictures and tokens to float32 features, on the device."""

@@ -206,7 +206,8 @@ class FeatureDataModule(BaseDataModule):
         return self.train_loader(dataset, self._share(), self.drop_last)
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
-        return self.evaluation_loader(self.splits[split], self._share())
+        # As many pairs as a step of all devices: the contrastive loss of a held-out batch is that of one process.
+        return self.evaluation_loader(self.splits[split], self._share() * self._world_size())
 
     def _share(self) -> int:
         """Pairs of a batch on this device, where there are enough of them for all devices."""

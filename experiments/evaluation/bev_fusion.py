@@ -14,17 +14,17 @@ from torch.nn import functional as F
 from datamodules.driving import BevDataModule, Calibrations
 from experiments.evaluation.base import SuiteResult, TrainedSplit
 from experiments.figures import bev_fusion
+from lightning_modules.held_out import check_finite
 from models.batch import IMAGE, INDEX
 from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, CONDITION, TRACES, VIEW_GRID, VIEW_VALID
 from models.bev_fusion.geometry import BevGrid
-from models.bev_fusion.metrics import IGNORE, cell_scores, confusion, object_scores, summarise
+from models.bev_fusion.metrics import CELL_SCORES, IGNORE, cell_metrics, cell_scores, confusion, object_scores, summarise
 from models.errors import UserError
 from models.io import stable_hash
 
 LIGHTS = ("day", "dusk", "night", "glare")
 BANDS = ((0, 1), (1, 2), (2, 4), (4, np.inf))  # metres from the bumper's middle
 CLASS_NAMES = ("free", "obstacle", "pedestrian", "kerb")
-SCORES = ("iou", "precision", "recall", "f1")
 THRESHOLDS = np.linspace(0.01, 0.5, 50)
 
 
@@ -43,7 +43,7 @@ def occupancy(
     Args:
         match_radius: metres within which a predicted cell may stand for an object. min_cells: smaller predicted objects are
             dropped.
-        robustness: also judge with a black picture, a dead ``sensor``, calibrations wrong by each of ``degrees`` and of
+        robustness: also judge with a black image, a dead ``sensor``, calibrations wrong by each of ``degrees`` and of
             ``centimetres``, and a thermometer wrong by each of ``celsius``; every one is a pass over the split.
 
     Raises:
@@ -63,7 +63,7 @@ def occupancy(
             of_camera = name.startswith(("black", "camera"))
             if split.module.model.sees if of_camera else split.module.model.hears:
                 changed = _predict(split, (change(batch, split.data) for batch in batches))
-                lasting[name] = _mean_iou(confusion(label, changed, classes))
+                lasting[name] = cell_metrics(label, changed, classes)["iou"]
             else:  # a sensor it does not use
                 lasting[name] = metrics["iou"]
         metrics |= {f"robust/{name}/iou": value for name, value in lasting.items()}
@@ -86,7 +86,7 @@ def occupancy(
     }
     if lasting:
         drawn["robustness"] = partial(bev_fusion.robustness, metrics["iou"], lasting)
-    return SuiteResult(named, _baselines(split, batches, label, lights, grid, classes), hashes, pictures=drawn)
+    return SuiteResult(named, _baselines(split, batches, label, lights, grid, classes), hashes, figures=drawn)
 
 
 def _bars(metrics: dict[str, float]) -> dict[str, float]:
@@ -105,7 +105,12 @@ def _light_batch(batch: dict[str, Any]) -> dict[str, Any]:
 @torch.inference_mode()
 def _predict(split: TrainedSplit, batches: Iterable[dict]) -> np.ndarray:
     """(N, rows, cols) classes."""
-    return np.concatenate([split.module(batch).classes.argmax(1).cpu().numpy() for batch in batches])
+    predicted = []
+    for batch in batches:
+        logits = split.module(batch).classes
+        check_finite({INDEX: batch[INDEX], "classes": logits})
+        predicted.append(logits.argmax(1).cpu().numpy())
+    return np.concatenate(predicted)
 
 
 def _cells(label: np.ndarray, predicted: np.ndarray, lights: np.ndarray, grid: BevGrid, classes: int) -> dict[str, float]:
@@ -115,10 +120,12 @@ def _cells(label: np.ndarray, predicted: np.ndarray, lights: np.ndarray, grid: B
     parts |= {f"{band}/": (label[:, inside], predicted[:, inside]) for band, inside in _bands(grid).items()}
     found: dict[str, float] = {}
     for part, maps in parts.items():
-        scores = cell_scores(confusion(*maps, classes))
-        found |= {f"{part}{name}": 100 * float(scores[name][1:].mean()) for name in SCORES}
+        found |= {f"{part}{name}": value for name, value in cell_metrics(*maps, classes).items()}
         if classes > 2:
-            found |= {f"{part}{CLASS_NAMES[c]}/{name}": 100 * float(scores[name][c]) for c in range(classes) for name in SCORES}
+            scores = cell_scores(confusion(*maps, classes))
+            found |= {
+                f"{part}{CLASS_NAMES[c]}/{name}": 100 * float(scores[name][c]) for c in range(classes) for name in CELL_SCORES
+            }
     return found
 
 
@@ -127,13 +134,13 @@ def _by_light_and_band(
 ) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
     """Lights, distance bands, and each score (lights, bands), in percent; NaN where nothing but free space was to be found."""
     rows, columns = _present(lights), _bands(grid)
-    found = {name: np.full((len(rows), len(columns)), np.nan) for name in SCORES}
+    found = {name: np.full((len(rows), len(columns)), np.nan) for name in CELL_SCORES}
     for i, light in enumerate(rows):
         for j, inside in enumerate(columns.values()):
             matrix = confusion(label[lights == light][:, inside], predicted[lights == light][:, inside], classes)
             if matrix[1:].any():
                 scores = cell_scores(matrix)
-                for name in SCORES:
+                for name in CELL_SCORES:
                     found[name][i, j] = 100 * scores[name][1:].mean()
     return rows, list(columns), found
 
@@ -172,7 +179,7 @@ def _faults(
 ) -> dict[str, Callable[[dict, BevDataModule], dict]]:
     """What goes wrong: ``<what>``, or ``<what>_<how much>_<unit>``, and how it changes a batch."""
     found: dict[str, Callable[[dict, BevDataModule], dict]] = {
-        "black_picture": lambda batch, data: batch | {IMAGE: torch.zeros_like(batch[IMAGE])},
+        "black_image": lambda batch, data: batch | {IMAGE: torch.zeros_like(batch[IMAGE])},
         "dead_sensor": lambda batch, data: batch | {TRACES: _without(batch, sensor)},
     }
     still = np.zeros(3)
@@ -203,7 +210,7 @@ def _without(batch: dict, sensor: int) -> torch.Tensor:
 
 
 def _moved_camera(batch: dict, data: BevDataModule, turn: np.ndarray, move: np.ndarray) -> dict:
-    """The batch with a calibration that is wrong; the picture stays."""
+    """The batch with a calibration that is wrong; the image stays."""
     looks = [data.look(camera.shifted(turn, move)) for camera in batch[CALIBRATIONS].cameras]
     grid, valid = (torch.from_numpy(np.stack(part)).to(batch[VIEW_GRID].device) for part in zip(*looks, strict=True))
     return batch | {VIEW_GRID: grid, VIEW_VALID: valid}
@@ -252,10 +259,6 @@ def _example(split: TrainedSplit, batches: list[dict], sizes: np.ndarray, row: i
         "predicted": predicted[row],
         "label": batch[BEV_LABEL][inside].cpu().numpy(),
     }
-
-
-def _mean_iou(matrix: np.ndarray) -> float:
-    return 100 * float(cell_scores(matrix)["iou"][1:].mean())
 
 
 def _present(lights: np.ndarray) -> list[str]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
@@ -51,7 +52,7 @@ def zero_shot(
             a class's first prompt counts up to 17 times.
         descriptions_normalise: normalise class vectors again after averaging the prompts. Official: False, so that classes
             whose prompts agree have longer vectors, and are preferred.
-        statistics: of the pixels. Official (freeze-align): 'clip', although the backbone is DINOv2; the pictures are then
+        statistics: of the pixels. Official (freeze-align): 'clip', although the backbone is DINOv2; the images are then
             encoded anew. 'own' are those of training.
     """
     labelled = split.labels is not None and bool((split.labels >= 0).any())
@@ -80,8 +81,8 @@ def zero_shot(
 def _with_statistics(split: EmbeddedSplit, mean: tuple[float, ...], std: tuple[float, ...]) -> EmbeddedSplit:
     """The split with its images encoded anew, their pixels normalised by ``mean`` and ``std``."""
     encoders = split.encoders
-    pictures_of_split = (split.load_image(row) for row in range(len(split.image)))
-    image = encoders.embed_images(pictures_of_split, preprocess=replace(encoders.preprocess, mean=mean, std=std))
+    images = (split.load_image(row) for row in range(len(split.image)))
+    image = encoders.embed_images(images, preprocess=replace(encoders.preprocess, mean=mean, std=std))
     return replace(split, image=image)
 
 
@@ -93,10 +94,20 @@ def _judge(split: EmbeddedSplit, key: str, classes: Tensor, result: SuiteResult)
     result.metrics |= {f"{key}/top{k}": top_k_accuracy(logits, labels, k) for k in ks}
     result.metrics[f"{key}/balanced"] = balanced_accuracy(predicted, labels, len(names))
     result.metrics[f"{key}/macro_f1"] = macro_f1(predicted, labels, len(names))
+    result.baselines.setdefault("most frequent class", {}).update(_most_frequent(key, labels, names, ks))
     chance = result.baselines.setdefault("chance", {})
     chance |= {f"{key}/top{k}": 100 * k / len(names) for k in ks} | {f"{key}/balanced": 100 / len(names)}
-    picture = "confusion" + key.removeprefix("zeroshot")
-    result.pictures[picture] = partial(canvas.confusion, confusion_matrix(predicted, labels, len(names)), names)
+    figure = "confusion" + key.removeprefix("zeroshot")
+    result.figures[figure] = partial(canvas.confusion, confusion_matrix(predicted, labels, len(names)), names)
+
+
+def _most_frequent(key: str, labels: Tensor, names: Sequence[str], ks: Sequence[int]) -> dict[str, float]:
+    """What naming the most frequent classes of the split every time reaches: the same ranking of classes for all images."""
+    counts = torch.bincount(labels, minlength=len(names))
+    logits, predicted = counts.double().expand(len(labels), -1), counts.argmax().expand(len(labels))
+    metrics = {f"{key}/top{k}": top_k_accuracy(logits, labels, k) for k in ks}
+    metrics[f"{key}/balanced"] = balanced_accuracy(predicted, labels, len(names))
+    return metrics | {f"{key}/macro_f1": macro_f1(predicted, labels, len(names))}
 
 
 def class_vectors_of(split: EmbeddedSplit, prompts: list[list[str]], pad_to: int = 0, normalise: bool = True) -> Tensor:

@@ -17,7 +17,7 @@ from datamodules.order import BatchRequest
 from datamodules.readers.video_lists import LAYOUTS, VideoRow
 from datamodules.readers.video_media import Media
 from experiments.alignment import parts
-from experiments.evaluation.avgn import glanced
+from experiments.evaluation.avgn import examples_of
 from experiments.figures import avgn
 from experiments.run.directory import Run
 from models.batch import AUDIO, AUDIO_VALID, FRAMES, SKIPPED, TIMES
@@ -40,7 +40,7 @@ def audio_visual(run: Run, videos: Sequence[str] = ()) -> dict[str, Any]:
     if batch[SKIPPED]:
         raise UserError("\n".join(f"predict.videos: {skipped.key}: {skipped.reason}" for skipped in batch[SKIPPED]))
     batch = {key: value.to(module.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
-    found = module.network(batch[FRAMES], batch[AUDIO], batch[AUDIO_VALID])
+    found = module.model(batch[FRAMES], batch[AUDIO], batch[AUDIO_VALID])
     table, predictions = Table("video", "class", "probability", "looked at (s)"), []
     for number, name in enumerate(videos):
         probability, best = found.logits[number, -1].softmax(dim=0).topk(min(3, len(data.class_names)))
@@ -54,6 +54,6 @@ def audio_visual(run: Run, videos: Sequence[str] = ()) -> dict[str, Any]:
     Console().print(table)
     with atomic_write(run.dir / "predictions.json") as temporary:
         temporary.write_text(json.dumps(predictions, indent=1))
-    avgn.glances(glanced(module.network, batch, list(videos), data.class_names), run.dir / "pictures" / "glances.png")
+    avgn.glances(examples_of(module.model, batch, list(videos), data.class_names), run.dir / "pictures" / "glances.png")
     log.info("predictions are in %s", run.dir / "predictions.json")
     return {"videos": len(videos)}

@@ -27,11 +27,11 @@ log = logging.getLogger("run")
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Run every suite of the configuration; keeps metrics, baselines and hashes, and draws the pictures."""
+    """Run every suite of the configuration; keeps metrics, baselines and hashes, and draws the figures."""
     split = "test" if "test" in parts.datamodule(run).splits else "val"
     if split != "test":
         run.note("EVALUATED ON VAL: the data has no test split.")
-    facts: dict[str, Any] = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "pictures": {}}
+    facts: dict[str, Any] = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "figures": {}}
     subject = None
     for name, suite in (run.cfg.evaluation or {}).items():
         if suite is None:  # a recipe does without a suite of the one it inherits
@@ -43,11 +43,11 @@ def evaluate(run: Run) -> dict[str, Any]:
         for column, values in result.baselines.items():
             facts["baselines"].setdefault(column, {}).update({f"{split}/{key}": value for key, value in values.items()})
         facts["hashes"][name] = result.hashes
-        for picture, draw in result.pictures.items():
-            path = run.dir / "pictures" / f"{picture}.png"
+        for figure, draw in result.figures.items():
+            path = run.dir / "figures" / f"{figure}.png"
             path.parent.mkdir(exist_ok=True)
             draw(path)
-            facts["pictures"][picture] = path.name
+            facts["figures"][figure] = path.name
         for note in result.notes:
             run.note(note)
     parts.note_skipped(run)

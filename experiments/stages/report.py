@@ -1,4 +1,4 @@
-"""Stage ``report``: the table on screen, ``result.json``, pictures, and the summary of the W&B run."""
+"""Stage ``report``: the table on screen, ``result.json``, figures, and the summary of the W&B run."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def report(run: Run) -> dict[str, Any]:
     drawn = _draw(run)
     loggers.log_wandb_pictures(drawn, metrics)
     _print_table(run, metrics, baselines, durations)
-    return {"pictures": [str(path) for path in drawn.values()]}
+    return {"figures": [str(path) for path in drawn.values()]}
 
 
 def _draw(run: Run) -> dict[str, Path]:
-    folder, drawn = run.dir / "pictures", {}
+    folder, drawn = run.dir / "figures", {}
     if (run.dir / "metrics.csv").is_file():
         drawn["loss"] = canvas.loss_curves(loggers.read_metrics(run.dir / "metrics.csv"), folder / "loss.png")
-    drawn |= {name: folder / file for name, file in (run.facts("evaluate") or run.facts("assess")).get("pictures", {}).items()}
+    drawn |= {name: folder / file for name, file in (run.facts("evaluate") or run.facts("assess")).get("figures", {}).items()}
     return {name: path for name, path in drawn.items() if path is not None}
 
 
@@ -66,7 +66,7 @@ def _print_table(run: Run, metrics: dict, baselines: dict[str, dict], durations:
     for note in run.notes:
         console.print(f"! {note}", markup=False)
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in durations.items() if seconds is not None)
-    console.print(f"{spent}\nresult, pictures and checkpoints: {run.dir}", markup=False, highlight=False)
+    console.print(f"{spent}\nresult, figures and checkpoints: {run.dir}", markup=False, highlight=False)
 
 
 def _number(value: float | None) -> str:

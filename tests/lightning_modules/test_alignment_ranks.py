@@ -43,7 +43,7 @@ class Data(BaseDataModule):
         self.batch_size, self.splits = batch_size, {"train": Rows(16, 0), "val": Rows(HELD_OUT, 1)}
 
     def evaluation_dataloader(self, split: str):
-        return self.evaluation_loader(self.splits[split], self.batch_size)
+        return self.evaluation_loader(self.splits[split], self.batch_size * self._world_size())
 
 
 def _validate(batch_size: int, **trainer) -> dict[str, float]:

@@ -56,7 +56,7 @@ def test_zero_shot_equals_scikit_learn():
         assert result.metrics[f"zeroshot/top{k}"] == pytest.approx(expected)
         assert result.baselines["chance"][f"zeroshot/top{k}"] == pytest.approx(100 * k / len(WORDS))
     assert result.metrics["zeroshot/balanced"] == pytest.approx(100 * balanced_accuracy_score(labels, scores.argmax(1)))
-    matrix, _names = result.pictures["confusion"].args
+    matrix, _names = result.figures["confusion"].args
     assert matrix.sum() == len(labels) and matrix.diagonal().sum() == (scores.argmax(1) == labels).sum()
     assert result.hashes["split"] == "abc" and result.hashes["prompts"] != zero_shot(split, ["a {}"]).hashes["prompts"]
 
