@@ -121,7 +121,7 @@ def test_scale_of_patches_and_texts_does_not_matter_but_names_do(root):
 
 def test_pictures_and_limit(root, tmp_path):
     result = localisation(_split(_Encoders(_head())), str(root), size=64, limit=1)
-    assert "first 1 of 2 pictures" in result.notes[0]
+    assert "first 1 of 2 images" in result.notes[0]
     assert result.baselines["centre box"]["localisation/image_iou"] == 0
     (example,) = result.figures["localisation"].args[0]
     assert example["name"] == "red" and example["iou"] == pytest.approx(result.metrics["localisation/image_iou"])

@@ -207,10 +207,10 @@ def test_retrieval_examples_name_the_right_answers():
     split.image = torch.eye(len(WORDS))
     split.owner, split.text = torch.arange(len(WORDS)), torch.eye(len(WORDS))
     split.captions, split.labels = WORDS, None
-    pictures = retrieval(split).pictures
-    for example in pictures["retrieved_images"].args[0]:
+    figures = retrieval(split).figures
+    for example in figures["retrieved_images"].args[0]:
         assert example["images"][0] == example["right"] == WORDS.index(example["caption"])
-    for example in pictures["retrieved_captions"].args[0]:
+    for example in figures["retrieved_captions"].args[0]:
         assert example["captions"][0] == WORDS[example["image"]]
         assert example["right"] == [True] + [False] * 4
 
