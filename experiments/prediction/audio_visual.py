@@ -13,10 +13,10 @@ from datamodules.audio_visual import Snippets
 from datamodules.order import BatchRequest
 from datamodules.readers.video_lists import LAYOUTS, VideoRow
 from datamodules.readers.video_media import Media
-from experiments.alignment import parts
 from experiments.evaluation.avgn import examples_of
 from experiments.figures import avgn
 from experiments.prediction.base import write
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.batch import AUDIO, AUDIO_VALID, FRAMES, SKIPPED, TIMES
 from models.errors import UserError
@@ -24,7 +24,7 @@ from models.errors import UserError
 
 @torch.inference_mode()
 def audio_visual(run: Run, videos: Sequence[str] = ()) -> dict[str, Any]:
-    """The most probable classes of ``videos`` (files) with the moments looked at: a table, ``predictions.json`` and a figure."""
+    """The most probable classes of ``videos`` (files) with the moments looked at: a table, ``predictions.json``, a figure."""
     if not videos:
         raise UserError("predict needs videos: predict.videos=[a.mp4,b.webm]")
     data = parts.datamodule(run)
