@@ -103,7 +103,9 @@ class AlignmentModule(BaseModule):
         scale, bias = self.head.scale(), self.head.logit_bias
         texts = [seen[name] for name in ("text", "extra_text") if name in seen]
         loss = self.loss(seen["image"], texts, scale, bias)
-        losses = dict(loss.losses)
+        # A loss may ignore scale or bias (InfoNCE): plain DDP wants a gradient for every trainable parameter.
+        unused = 0 * (scale.sum() + bias.sum())
+        losses = {name: value + unused for name, value in loss.losses.items()}
         report = {**loss.report, "logit_scale": scale.detach(), "logit_bias": bias.detach()}
         if self.fine_grained is not None:
             losses["fine_grained"] = self.fine_grained(seen["patches"], seen["words"], seen["inner_words"], 1 / scale)

@@ -78,6 +78,20 @@ class AVGNModule(BaseModule):
         self.diversity, self.bn_split, self.saliency_loss, self.teacher = diversity, bn_split, saliency_loss, teacher
         self.temperature, self.saliency_from_epoch, self.audio_dropout = temperature, saliency_from_epoch, audio_dropout
         self.measure_audio, self.whole_until_epoch = measure_audio, whole_until_epoch
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """What these settings never use gets no gradient: plain DDP would wait for it."""
+        net = self.model
+        unused = [net.audio_CNN] if net.modality == "visual" else []
+        if net.policy_form != "network" or net.patch_size == net.image_size:
+            unused += [net.policy, *([net.aespa] if net.aespa else [])]
+        for part in unused:
+            part.requires_grad_(False)
+        if self.objective == "audio":
+            for name, parameter in net.named_parameters():
+                if PARTS[name.split(".")[0]] != "audio":
+                    parameter.requires_grad_(False)
 
     def shared_step(self, batch: dict, split: str) -> StepOutput:
         if self.objective == "audio":
@@ -94,7 +108,8 @@ class AVGNModule(BaseModule):
         net = self.model
         audio = net.hear(batch[AUDIO], batch[AUDIO_VALID])
         logits = net.audio_fc(audio)
-        return StepOutput({"audio": losses.row_cross_entropy(logits, batch[LABEL])}, {}, _rows(batch, logits.mean(dim=1)))
+        loss = losses.row_cross_entropy(logits, batch[LABEL]) + self._of_idle_parts(batch[AUDIO_VALID])
+        return StepOutput({"audio": loss}, {}, _rows(batch, logits.mean(dim=1)))
 
     def _evaluation_step(self, batch: dict) -> StepOutput:
         logits = self.model(batch[FRAMES], batch[AUDIO], batch[AUDIO_VALID]).logits
@@ -107,14 +122,15 @@ class AVGNModule(BaseModule):
         scores = net.saliency(self._drop_audio(glance), select=select).logits
         indices = self._select(scores.detach())
         global_logits = net.global_fc(glance.visual)
-        found = {
+        terms = {
             "global": losses.row_cross_entropy(global_logits, label),
             "audio": losses.row_cross_entropy(net.audio_fc(glance.audio), label),
         }
         step_logits, local_logits, actions = self._passes(frames, glance, indices)
         for name, each in (("cat", step_logits), ("local", local_logits)):
-            found[name] = torch.stack([losses.row_cross_entropy(logits, label) for logits in each]).mean()
-        found["saliency"] = self._saliency_loss(scores, global_logits, local_logits[0], indices, batch)
+            terms[name] = torch.stack([losses.row_cross_entropy(logits, label) for logits in each]).mean()
+        terms["cat"] = terms["cat"] + self._of_idle_parts(glance.heard)
+        terms["saliency"] = self._saliency_loss(scores, global_logits, local_logits[0], indices, batch)
         confidence = scores.detach().softmax(dim=1)
         report = {
             "top1": (step_logits[0][:, -1].argmax(dim=1) == label).float().mean() * 100,
@@ -122,7 +138,7 @@ class AVGNModule(BaseModule):
             "patch_spread": actions.detach().flatten(0, 1).std(dim=0).mean(),
             "silent": (~batch[AUDIO_VALID]).float().mean() * 100,
         }
-        return StepOutput(found, report)
+        return StepOutput(terms, report)
 
     def _passes(self, frames: Tensor, glance: Glance, indices: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Step logits and local logits of each pass, (B, K, C), and the policy's actions."""
@@ -139,6 +155,14 @@ class AVGNModule(BaseModule):
             steps += net.classifier(torch.cat(fused)).chunk(len(group))
             locals_ += net.local_fc(local).chunk(len(group))
         return steps, locals_, actions
+
+    def _of_idle_parts(self, heard: Tensor) -> Tensor | float:
+        """0, but with gradients of 0 for the parts that this batch has no use for: all ranks reduce the same parameters."""
+        net = self.model
+        parts = [] if bool(heard.any()) else [net.audio_CNN]
+        if net.patch_size == net.image_size:  # whole frames: there is no place to choose
+            parts += [net.policy, *([net.aespa] if net.aespa else [])]
+        return 0 * sum(p.sum() for part in parts for p in part.parameters() if p.requires_grad)
 
     def _drop_audio(self, glance: Glance) -> Glance:
         drop = torch.rand(len(glance.heard), device=glance.heard.device) < self.audio_dropout
@@ -175,12 +199,9 @@ class AVGNModule(BaseModule):
             raise UserError(f"module.lr_scales names {sorted(unknown)}; the parts are {sorted(set(PARTS.values()))}.")
         groups: dict[str, list] = {}
         for name, parameter in self.model.named_parameters():
-            part = PARTS[name.split(".")[0]]
-            if self.objective == "audio" and part != "audio":
-                parameter.requires_grad_(False)
-                continue
-            groups.setdefault(part, []).append(parameter)
-        return [{"params": found, "lr_scale": self.lr_scales.get(part, 1.0)} for part, found in groups.items()]
+            if parameter.requires_grad:
+                groups.setdefault(PARTS[name.split(".")[0]], []).append(parameter)
+        return [{"params": params, "lr_scale": self.lr_scales.get(part, 1.0)} for part, params in groups.items()]
 
     def on_train_start(self) -> None:
         """The statistics of the sound of the first training videos, before the first step of a run."""

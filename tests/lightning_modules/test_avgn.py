@@ -54,11 +54,21 @@ def test_every_option_trains(batch, options):
     grads = {name for name, p in module.named_parameters() if p.grad is not None and bool(p.grad.any())}
     assert {"model.local_CNN.layers.0.weight", "model.global_CNN.layers.0.weight"} <= grads
     assert all(bool(torch.isfinite(p.grad).all()) for p in module.parameters() if p.grad is not None)
+    assert not [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
     moving = any(name.startswith("model.policy.") for name in grads)
     looks = options.get("network", {}).get("policy") is None and options.get("network", {}).get("patch_size") is None
     assert moving is (looks and "whole_until_epoch" not in options)
     fresh = small_network(**options.get("network", {}))
     assert (module.model.num_selected, module.model.patch_size) == (fresh.num_selected, fresh.patch_size)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"objective": "audio"}], ids=str)
+def test_a_batch_without_sound_gives_every_trainable_parameter_a_gradient(batch, options):
+    """Plain DDP stops for a parameter without one; another rank may hear something."""
+    module = module_of(**{key: dict(value) if isinstance(value, dict) else value for key, value in options.items()})
+    losses = module.shared_step(batch | {AUDIO_VALID: torch.zeros(4, dtype=torch.bool)}, "train").losses
+    sum(losses.values()).backward()
+    assert not [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_policy_learns_through_the_crop_alone_and_saliency_leaves_the_encoders_alone(batch):
