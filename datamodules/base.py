@@ -32,6 +32,7 @@ class BaseDataModule(pl.LightningDataModule):
     """
 
     root: str = ""  # set by families that read a folder
+    provides: tuple[str, ...] = ()  # keys of every training batch; a property where they follow from the settings
     simulate: Callable[[str], Path] | None = None  # ``root -> folder``, of families whose data can be simulated
 
     def __init__(self, seed: int = 0, num_workers: int = 0, max_skipped: float = 0.05):

@@ -239,6 +239,18 @@ class TwoStreams(Dataset):
         return {**batch, IMAGES: images, keys.SKIPPED: batch[keys.SKIPPED] + images.pop(keys.SKIPPED)}
 
 
+def provided_keys(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """The keys of a batch of :class:`VideoTextDataset` for ``tasks``."""
+    candidates = (keys.CANDIDATE_IDS, keys.CANDIDATE_MASK, keys.ANSWER)
+    if CHOICES & set(tasks):
+        return (keys.INDEX, keys.VIDEO, *candidates, *((REASON_IDS, REASON_MASK, REASON) if "reason" in tasks else ()))
+    of_task = {
+        "answer": (keys.ANSWER,), "mlm": (keys.MASKED_IDS, keys.MASKED_LABELS), "rank": candidates, "match": (keys.MATCHED,),
+    }  # fmt: skip
+    more = (key for task in tasks for key in of_task.get(task, ()))
+    return (keys.INDEX, keys.VIDEO, keys.TOKEN_IDS, keys.TOKEN_MASK, *dict.fromkeys(more))
+
+
 def stack(clips: Sequence[Tensor]) -> dict[str, Tensor]:
     """VIDEO (B, T, 3, H, W); pictures of different sizes are padded with zeros at the bottom and right, and PIXELS (B, 2)
     then says how many rows and columns of each are real."""

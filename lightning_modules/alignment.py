@@ -82,6 +82,15 @@ class AlignmentModule(BaseModule):
         if fine_grained is not None and not self.head.takes_tokens:
             raise UserError("module.fine_grained needs a head that projects tokens (module=alignment/freeze_align).")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        text = (TEXT_TOKENS, TEXT_MASK) if self._reads_text_tokens else (TEXT_FEATURES,)
+        return (IMAGE_TOKENS if self.head.takes_tokens else IMAGE_FEATURES, *text)
+
+    @property
+    def _reads_text_tokens(self) -> bool:
+        return self.head.takes_tokens and self.head.text_pooling != "pooled"
+
     # ---- from a batch to embeddings -----------------------------------------------------------------------------
 
     def embed_image(self, batch: Mapping[str, Any]) -> Embedding:
@@ -92,9 +101,9 @@ class AlignmentModule(BaseModule):
     def embed_text(self, batch: Mapping[str, Any], names: tuple[str, str, str] = TEXT) -> Embedding:
         """The texts of a batch in the shared space; ``names`` are the keys of pooled features, tokens and mask."""
         pooled, tokens, mask = names
-        if not self.head.takes_tokens or self.head.text_pooling == "pooled":
-            return self.head.embed_text(_given(batch, pooled, "text"))
-        return self.head.embed_text(_given(batch, tokens, "text"), batch[mask])
+        if self._reads_text_tokens:
+            return self.head.embed_text(_given(batch, tokens, "text"), batch[mask])
+        return self.head.embed_text(_given(batch, pooled, "text"))
 
     # ---- training -----------------------------------------------------------------------------------------------
 

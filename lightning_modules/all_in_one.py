@@ -25,6 +25,12 @@ HEADS: dict[str, tuple[str, ...]] = {  # task -> heads of the model
     "option": ("option",), "choice": ("match", "rank"), "reason": ("match", "rank", "rank_reason"),
 }  # fmt: skip
 SCORERS = {"rank": "rank_output", "choice": "rank_output", "option": "mc_vqa_classifier", "reason": "rank_output"}
+_TEXT, _CANDIDATES = (keys.TOKEN_IDS, keys.TOKEN_MASK), (keys.CANDIDATE_IDS, keys.CANDIDATE_MASK, keys.ANSWER)
+NEEDS = {  # task -> keys of a batch, beside the clips
+    "match": (*_TEXT, keys.MATCHED), "mlm": (keys.MASKED_IDS, keys.MASKED_LABELS, keys.TOKEN_MASK), "contrastive": _TEXT,
+    "rank": _CANDIDATES, "answer": (*_TEXT, keys.ANSWER), "option": _CANDIDATES, "choice": _CANDIDATES,
+    "reason": (*_CANDIDATES, REASON_IDS, REASON_MASK, REASON),
+}  # fmt: skip
 ACCURACIES = ("match", "mlm", "rank", "answer", "choice", "reason")  # names of rows
 # What each task's own head is called in the model.
 NAMES = {"mlm": "mlm_score", "match": "itm_score", "contrastive": "txt_proj", "answer": "vqa_classifier", **SCORERS}
@@ -79,6 +85,10 @@ class AllInOneModule(BaseModule):
         self.backbone, self.loaded = backbone, False
         self.fresh_heads: list[str] = []
         self._freeze()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (keys.VIDEO, *dict.fromkeys(key for task in self.tasks for key in NEEDS[task]))
 
     # ---- one step -----------------------------------------------------------------------------------------------
 

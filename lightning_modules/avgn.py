@@ -80,6 +80,11 @@ class AVGNModule(BaseModule):
         self.measure_audio, self.whole_until_epoch = measure_audio, whole_until_epoch
         self._freeze()
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        sound = (AUDIO, AUDIO_VALID, LABEL, LABELS)
+        return sound if self.objective == "audio" else (FRAMES, *sound)
+
     def _freeze(self) -> None:
         """What these settings never use gets no gradient: plain DDP would wait for it."""
         net = self.model

@@ -50,6 +50,8 @@ class BaseModule(pl.LightningModule):
 
     # Losses that contrast every sample with the whole batch change meaning when a batch is cut into accumulated pieces.
     needs_whole_batch = False
+    # Keys that every training batch must hold; a property where they follow from the settings.
+    needs: tuple[str, ...] = ()
 
     def __init__(
         self,

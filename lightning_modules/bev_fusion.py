@@ -52,6 +52,11 @@ class BevFusionModule(BaseModule):
         self.echo_map = EchoMap(self.grid.scaled(0.5).scaled(echo_scale), range_gain)
         self.encoder_lr_scale = encoder_lr_scale
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        echoes = (TRACES, CALIBRATIONS, CELSIUS) if self.model.hears else ()
+        return (IMAGE, VIEW_GRID, VIEW_VALID, BEV_LABEL, *echoes)
+
     def forward(self, batch: dict) -> Occupancy:
         """Occupancy of a batch of the keys of ``models/batch.py``."""
         return self.model(batch[IMAGE], batch[VIEW_GRID], batch[VIEW_VALID], self.echoes(batch))

@@ -77,6 +77,12 @@ class HammerModule(BaseModule):
             self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in names]
         self._to_enqueue: list[tuple[Tensor, Tensor]] = []
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        image = (IMAGE, BOX) if self.model.modality != "text" else ()
+        text = (TOKEN_IDS, TOKEN_MASK, TOKEN_LABELS) if self.model.modality != "image" else ()
+        return (*image, *text, FAKE, MULTI_LABEL)
+
     # ---- training -------------------------------------------------------------------------------------------------
 
     def shared_step(self, batch: dict, split: str) -> StepOutput:

@@ -98,6 +98,12 @@ class OnlineFeatureDataModule(BaseDataModule):
             self.splits["val"] = FeatureBatches(val, 1, extra_caption)
         self.batch_size = usable_batch_size(batch_size, len(self.splits["train"]), self.notes)
 
+    @property
+    def provides(self) -> tuple[str, ...]:
+        text_keys = [TEXT_KEYS[kind] for kind in self.keep["text"]]
+        mask = (TEXT_KEYS["mask"],) if "tokens" in self.keep["text"] else ()
+        return (INDEX, *(IMAGE_KEYS[kind] for kind in self.keep["vision"]), *text_keys, *mask)
+
     def facts(self) -> dict[str, Any]:
         """The widths that a module needs to know."""
         return {f"{side}_dim": _width(getattr(self, side), self.keep[side][0]) for side in ("vision", "text")}

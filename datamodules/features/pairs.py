@@ -95,6 +95,14 @@ class PairedFeatures:
             out |= self.read_texts(self.caption_rows(samples, pick), names)
         return out
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of a batch, beside those of a second caption."""
+        images, texts = _used(self.image_stores, self.image_layer), _used(self.text_stores, self.text_layer)
+        image_keys = [IMAGE_KEYS["pooled" if self.image_layer is not None else kind] for kind in images]
+        text_keys = [TEXT_KEYS["pooled" if self.text_layer is not None else kind] for kind in texts]
+        return (INDEX, *image_keys, *text_keys, *((TEXT_MASK,) if TEXT_TOKENS in text_keys else ()))
+
     def read_images(self, samples: np.ndarray) -> dict[str, torch.Tensor]:
         """What is kept of images, by batch key."""
         return _read(self.image_stores, samples, IMAGE_KEYS, self.image_layer)
@@ -186,6 +194,10 @@ class FeatureDataModule(BaseDataModule):
         self.splits = {"train": FeatureBatches(train, positives, extra_caption)}
         if val is not None:
             self.splits["val"] = FeatureBatches(val, 1, extra_caption)
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        return self.train.keys
 
     def facts(self) -> dict[str, Any]:
         """What the data decides for the model."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from datamodules.base import BaseDataModule
 from datamodules.driving import Calibrations
+from datamodules.simulated.driving.camera import make_camera
+from datamodules.simulated.driving.ultrasound import make_rig
 from lightning_modules.alignment import AlignmentModule
 from lightning_modules.all_in_one import AllInOneModule
 from lightning_modules.avgn import AVGNModule
@@ -32,8 +34,6 @@ from models.bev_fusion.losses import OccupancyLoss
 from models.bev_fusion.network import BEVFusion
 from models.losses.contrastive import InfoNCELoss
 from models.losses.structure import StructureRegulariser
-from datamodules.simulated.driving.camera import make_camera
-from datamodules.simulated.driving.ultrasound import make_rig
 from tests.models.avgn.conftest import small_network
 from tests.models.hammer.stand_in import small_batch, small_hammer
 
