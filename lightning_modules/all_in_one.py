@@ -18,7 +18,7 @@ from models.all_in_one.text import trim
 from models.all_in_one.visual import Patches
 from models.errors import UserError
 from models.metrics.answers import IGNORE_INDEX, accuracies, answer_metrics, choice_metrics
-from models.metrics.video_retrieval import video_retrieval
+from models.metrics.video_retrieval import pair_ranks
 
 HEADS: dict[str, tuple[str, ...]] = {  # task -> heads of the model
     "match": ("match",), "mlm": ("mlm",), "contrastive": ("contrastive",), "rank": ("match", "rank"), "answer": ("answer",),
@@ -186,7 +186,7 @@ class AllInOneModule(BaseModule):
         summed = accuracies(rows, ACCURACIES)
         if "text" in rows:
             scores = objectives.similarity(rows["text"], rows["media"])
-            metrics |= {f"retrieval/{k}": v for k, v in video_retrieval(scores, torch.arange(len(scores)), [1]).items()}
+            metrics |= {f"retrieval/{k}": v for k, v in pair_ranks(scores, torch.arange(len(scores)), [1]).items()}
             summed |= {name: value for name, value in metrics.items() if name.endswith("recall@1")}
         return {**metrics, "score": sum(summed.values())}
 

@@ -17,7 +17,7 @@ from models.captions import clean_caption
 from models.errors import UserError
 from models.io import stable_hash
 from models.metrics.retrieval import chance_recall_at, retrieval_metrics
-from models.metrics.video_retrieval import any_hit_recall, rank_summary, text_to_video_ranks, video_to_text_ranks
+from models.metrics.video_retrieval import any_hit_recall, pair_ranks
 
 EXAMPLES = 6  # queries that are drawn in each direction
 SHOWN = 5  # candidates shown for each
@@ -77,11 +77,7 @@ def pair_retrieval(
     metrics: dict[str, float] = {}
     chance: dict[str, float] = {}
     for name, matrix in scores.items():
-        for way, ranks in (
-            (f"t2{letter}", text_to_video_ranks(matrix, read.owner)),
-            (f"{letter}2t", video_to_text_ranks(matrix, read.owner)),
-        ):
-            metrics |= {f"{name}/{way}_{measure}": value for measure, value in rank_summary(ranks, ks).items()}
+        metrics |= {f"{name}/{key}": value for key, value in pair_ranks(matrix, read.owner, ks, letter).items()}
         chance |= _chance(read.owner, read.shape[1], ks, name, letter)
         if name == "fused":
             right = read.owner[:, None] == torch.arange(read.shape[1])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
@@ -26,6 +27,8 @@ from models.metrics.classification import (
     zero_shot_logits,
 )
 
+Statistics = Literal["own", "clip"]  # of pixels: those of training, or CLIP's
+
 
 def zero_shot(
     split: EmbeddedSplit,
@@ -36,7 +39,7 @@ def zero_shot(
     descriptions_order: Literal["names", "file"] = "names",
     descriptions_pad_to: int = 0,
     descriptions_normalise: bool = True,
-    statistics: Literal["own", "clip"] = "own",
+    statistics: Statistics = "own",
 ) -> SuiteResult:
     """Top-1, top-5 and balanced accuracy and macro F1 in percent; skipped with a note where the data has no classes.
 
@@ -62,9 +65,10 @@ def zero_shot(
         note = "zero-shot classification left out: the data has no classes (classes.txt and a label in KEY.json)."
         return SuiteResult(notes=[note])
     names, result = split.class_names, SuiteResult(hashes=dict(split.hashes))
-    if statistics == "clip":
-        split = _with_statistics(split, CLIP_MEAN, CLIP_STD)
-        result.hashes["preprocessing"] = stable_hash([split.hashes.get("preprocessing"), statistics])
+    if statistics != "own":
+        images = (split.load_image(row) for row in range(len(split.image)))
+        split = replace(split, image=embed_images(split, images, statistics))
+        result.hashes["preprocessing"] = preprocessing_hash(split, statistics)
     prompts = {key: [fill(chosen, [name]) for name in names] for key, chosen in sets.items()}
     rules = dict.fromkeys(prompts, class_vectors_of)
     if descriptions_file is not None:
@@ -78,12 +82,17 @@ def zero_shot(
     return result
 
 
-def _with_statistics(split: EmbeddedSplit, mean: tuple[float, ...], std: tuple[float, ...]) -> EmbeddedSplit:
-    """The split with its images encoded anew, their pixels normalised by ``mean`` and ``std``."""
+def embed_images(split: EmbeddedSplit, images: Iterable[Image.Image], statistics: Statistics) -> Tensor:
+    """Embeddings (N, D) of images whose pixels are normalised by the statistics of training, or by CLIP's."""
     encoders = split.encoders
-    images = (split.load_image(row) for row in range(len(split.image)))
-    image = encoders.embed_images(images, preprocess=replace(encoders.preprocess, mean=mean, std=std))
-    return replace(split, image=image)
+    clip = replace(encoders.preprocess, mean=CLIP_MEAN, std=CLIP_STD) if statistics == "clip" else None
+    return encoders.embed_images(images, preprocess=clip)
+
+
+def preprocessing_hash(split: EmbeddedSplit, statistics: Statistics) -> str | None:
+    """The hash of a split's preprocessing, with other pixel statistics if such are taken."""
+    trained = split.hashes.get("preprocessing")
+    return trained if statistics == "own" else stable_hash([trained, statistics])
 
 
 def _judge(split: EmbeddedSplit, key: str, classes: Tensor, result: SuiteResult) -> None:

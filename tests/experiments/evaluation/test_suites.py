@@ -61,6 +61,15 @@ def test_zero_shot_equals_scikit_learn():
     assert result.hashes["split"] == "abc" and result.hashes["prompts"] != zero_shot(split, ["a {}"]).hashes["prompts"]
 
 
+def test_most_frequent_class_stands_beside_zero_shot():
+    split = _split()
+    column = zero_shot(split, ["a {}"]).baselines["most frequent class"]
+    counts = torch.bincount(split.labels, minlength=len(WORDS)).double()
+    assert column["zeroshot/top1"] == pytest.approx(100 * float(counts.max() / counts.sum()))
+    assert column["zeroshot/top5"] == pytest.approx(100 * float(counts.sort(descending=True).values[:5].sum() / counts.sum()))
+    assert column["zeroshot/balanced"] == pytest.approx(100 / int((counts > 0).sum()))
+
+
 def test_zero_shot_leaves_out_what_has_no_label():
     split = _split()
     known = zero_shot(split, ["a {}"])
