@@ -93,7 +93,7 @@ def glance_budgets(
     """
     check_weights(split.module)
     net: AVGN = split.module.model
-    settings, kept = _settings(net, split, budgets, patch_sizes)
+    settings, budget = _settings(net, split, budgets, patch_sizes)
     scores, sample = _Scores(net, settings), None
     for batch in split.batches():
         torch.manual_seed(int(batch[INDEX][0]))  # chance, where a setting takes it, is the same in every evaluation
@@ -104,7 +104,7 @@ def glance_budgets(
     values = {name: glance_metrics(torch.cat(parts), labels) for name, parts in scores.logits.items()}
     sample = {key: value[:timed_videos] for key, value in sample.items() if isinstance(value, Tensor)}
     costs = {name: _cost(net, sample, setting) for name, setting in settings.items()}
-    costs |= {f"AVGN@K{kept}": costs["own"]} if f"AVGN@K{kept}" in costs else {}  # the same thing, timed twice
+    costs |= {f"AVGN@K{budget}": costs["own"]} if f"AVGN@K{budget}" in costs else {}  # the same thing, timed twice
     metrics = {**values["own"], **{key: value for key, value in costs["own"].items() if key != "parts"}}
     metrics |= _against_full_size(net, sample, settings["own"])
     metrics |= _official_map(torch.cat(scores.logits["own"]), labels)
@@ -122,13 +122,13 @@ def glance_budgets(
         column[f"videos_per_s@{what}"] = costs[name]["videos_per_s"]
         curves.setdefault(who, []).append(Point(what, costs[name]["gflops"], values[name][metric]))
     for who in RIVALS:  # at the network's own budget, beside its own row
-        own = f"{who}@K{kept}"
-        if own in values:
-            baselines[who] |= values[own] | {k: v for k, v in costs[own].items() if k != "parts"}
+        same = f"{who}@K{budget}"
+        if same in values:
+            baselines[who] |= values[same] | {k: v for k, v in costs[same].items() if k != "parts"}
     notes = []
     if exit_p and net.order == "saliency":
-        found, points = _early_exit(split, net, torch.cat(scores.steps), labels, sample, exit_p, criterion, exit_videos, metric)
-        metrics |= found
+        exits, points = _early_exit(split, net, torch.cat(scores.steps), labels, sample, exit_p, criterion, exit_videos, metric)
+        metrics |= exits
         curves["early exit"] = points
     elif exit_p:
         notes.append(
@@ -136,14 +136,14 @@ def glance_budgets(
         )
     if scores.silent:
         notes.append(f"NO SOUND: {scores.silent} of {len(labels)} videos of the split {split.name} have no sound track.")
-    drawn = {
+    figures = {
         "accuracy_against_compute": partial(
             drawing.curves, curves, Point("this run", metrics["gflops"], metrics[metric]), metric
         ),
         "glances": partial(drawing.glances, _examples(split, net, sample, examples)),
     }
     hashes = {"split": split.data.splits[split.name].fingerprint, "settings": stable_hash([sorted(settings), list(exit_p)])}
-    return SuiteResult(metrics, baselines, hashes, notes, drawn)
+    return SuiteResult(metrics, baselines, hashes, notes, figures)
 
 
 def _settings(
@@ -151,15 +151,15 @@ def _settings(
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Settings by name, ``own`` first, and the network's own K."""
     most = min(len(net.classifier.heads.bias), split.data.facts()["snippets"])
-    own = min(net.num_selected, most)
-    found: dict[str, dict[str, Any]] = {"own": {"num_selected": own}}
+    trained = min(net.num_selected, most)
+    settings: dict[str, dict[str, Any]] = {"own": {"num_selected": trained}}
     for budget in sorted({k for k in budgets if k <= most}):
-        found[f"AVGN@K{budget}"] = {"num_selected": budget}
-        found |= {f"{who}@K{budget}": {"num_selected": budget, **rival} for who, rival in RIVALS.items()}
+        settings[f"AVGN@K{budget}"] = {"num_selected": budget}
+        settings |= {f"{who}@K{budget}": {"num_selected": budget, **rival} for who, rival in RIVALS.items()}
     for size in patch_sizes:
         if size != net.patch_size and size < net.image_size:
-            found[f"patch size@P{size}"] = {"num_selected": own, "patch_size": size}
-    return found, own
+            settings[f"patch size@P{size}"] = {"num_selected": trained, "patch_size": size}
+    return settings, trained
 
 
 def _official_map(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -282,14 +282,14 @@ def _early_exit(
 
 def _macs_by_step(net: AVGN, inputs: tuple[Tensor, ...], steps: int) -> Tensor:
     """(K,) multiply-adds (G) of a video that leaves at each step, counted from runs in which one does."""
-    one, found = tuple(value[:1] for value in inputs), []
+    one, by_step = tuple(value[:1] for value in inputs), []
     for last in range(steps):
         thresholds = torch.full((steps,), float("inf"))
         thresholds[last] = ALWAYS
         with counting_macs(net) as counted:
             net.early_exit(*one, thresholds)
-        found.append(sum(counted.values()) / 1e9)
-    return torch.tensor(found, dtype=torch.float64)
+        by_step.append(sum(counted.values()) / 1e9)
+    return torch.tensor(by_step, dtype=torch.float64)
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------
@@ -306,16 +306,16 @@ def examples_of(net: AVGN, sample: dict, titles: Sequence[str], class_names: Seq
     """What the network looked at in each video of a batch, for :func:`experiments.figures.avgn.glances`."""
     frames, clips, heard = _inputs(sample)
     glance = net.glance(frames, clips, heard)
-    found = net.decide(frames, glance)
-    scores = net.saliency(glance).logits if found.saliency is None else found.saliency
+    output = net.decide(frames, glance)
+    scores = net.saliency(glance).logits if output.saliency is None else output.saliency
     return [
         drawing.Example(
-            title=f"{title}; predicted {class_names[int(found.logits[video, -1].argmax())]}",
+            title=f"{title}; predicted {class_names[int(output.logits[video, -1].argmax())]}",
             energy=clips[video].square().mean(dim=-1).sqrt().cpu().numpy(),
             saliency=scores[video].softmax(dim=0).cpu().numpy(),
-            chosen=found.indices[video].cpu().numpy(),
-            frames=frames[video, found.indices[video]].permute(0, 2, 3, 1).cpu().numpy(),
-            corners=(found.actions[video] * (net.image_size - net.patch_size)).float().cpu().numpy(),
+            chosen=output.indices[video].cpu().numpy(),
+            frames=frames[video, output.indices[video]].permute(0, 2, 3, 1).cpu().numpy(),
+            corners=(output.actions[video] * (net.image_size - net.patch_size)).float().cpu().numpy(),
             patch_size=net.patch_size,
         )
         for video, title in enumerate(titles)

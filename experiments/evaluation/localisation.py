@@ -71,13 +71,13 @@ def localisation(
     meter, others = LocalisationMeter(threshold), {name: LocalisationMeter(threshold) for name in BASELINES}
     # The whole image, whatever its shape: a crop would lose what the mask still has.
     preprocess = split.encoders.preprocess.resized(image_size, None, squash=True)
-    drawn = []
+    shown = []
     for i, (image, labels, patches) in enumerate(_patches(split, data, range(count), preprocess, size, batch_size)):
         maps = (patches @ names.T).permute(2, 0, 1)
         meter.add(maps, labels)
         _add_baselines(others, maps, labels, seed=i)
-        if len(drawn) < examples and classes_in(labels):
-            drawn.append(_example(image, labels, maps, data.class_names, threshold))
+        if len(shown) < examples and classes_in(labels):
+            shown.append(_example(image, labels, maps, data.class_names, threshold))
     if not meter.images:
         raise UserError(f"none of the {count} masks of {data.root} holds a class: there is nothing to find.")
     hashes = {
@@ -92,13 +92,13 @@ def localisation(
         baselines={name: _named(other) for name, other in others.items()},
         hashes=hashes,
         notes=notes,
-        figures={"localisation": partial(alignment.localisation, drawn)},
+        figures={"localisation": partial(alignment.localisation, shown)},
     )
 
 
 def _named(meter: LocalisationMeter) -> dict[str, float]:
-    found = meter.result()
-    return {"localisation/image_iou": found.per_image, "localisation/class_iou": found.per_class}
+    result = meter.result()
+    return {"localisation/image_iou": result.per_image, "localisation/class_iou": result.per_class}
 
 
 def _patches(
@@ -114,9 +114,9 @@ def _patches(
         prefix = max(encoders.vision.prefix, 1)
         patches = encoders.head.image_tokens(tokens)[:, prefix:].float().cpu()
         grid = _grid(patches.shape[1], preprocess.size)
-        for (image, labels), own in zip(read, patches, strict=True):
+        for (image, labels), tokens in zip(read, patches, strict=True):
             resized = Image.fromarray(labels).resize((size, size), Image.Resampling.NEAREST)
-            yield image, torch.from_numpy(np.array(resized)).long(), own.unflatten(0, grid)
+            yield image, torch.from_numpy(np.array(resized)).long(), tokens.unflatten(0, grid)
 
 
 def _grid(patches: int, size: tuple[int, int]) -> tuple[int, int]:
