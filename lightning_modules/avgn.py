@@ -215,7 +215,8 @@ class AVGNModule(BaseModule):
             return
         clips: list[Tensor] = []
         for batch in self.trainer.train_dataloader:
-            clips += batch[AUDIO][batch[AUDIO_VALID]]
+            if len(batch[INDEX]):  # not one that could not be read
+                clips += batch[AUDIO][batch[AUDIO_VALID]]
             if len(clips) >= self.measure_audio:
                 break
         if clips:

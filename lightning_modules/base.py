@@ -20,7 +20,7 @@ class StepOutput(NamedTuple):
     Args:
         losses: scalars that the base weights and sums once.
         report: scalars that are logged and never enter the sum.
-        outputs: on held-out splits, predictions and truths by name, (B, ...) each, ``INDEX`` among them. In training empty.
+        outputs: predictions and truths by name, (B, ...) each, ``INDEX`` among them; of held-out splits alone they are read.
     """
 
     losses: Mapping[str, Tensor]

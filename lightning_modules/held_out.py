@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -102,15 +102,10 @@ def check_finite(rows: Mapping[str, Tensor]) -> None:
 
 
 def check_weights(module: nn.Module) -> None:
-    """Raise UserError if a weight is NaN or infinite."""
-    bad = [name for name, value in _state(module) if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    """Raise UserError if a parameter is NaN or infinite. Buffers may hold infinities on purpose: masks, for example."""
+    bad = [name for name, value in module.named_parameters() if not bool(torch.isfinite(value).all())]
     if bad:
         raise UserError(
             f"{len(bad)} weights are not finite, the first is {bad[0]}: the training diverged or the checkpoint is damaged. "
             "Use an earlier checkpoint, or train with a lower optimizer.lr."
         )
-
-
-def _state(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()

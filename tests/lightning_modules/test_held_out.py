@@ -1,5 +1,7 @@
 """Rows and losses of a split, joined over batches: each once, in order, and never numbers that mean nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from lightning_modules.held_out import PADDING, HeldOut, check_weights, join_rows
 from models.batch import INDEX
 from models.errors import UserError
+from tests.lightning_modules.small import Data
 
 
 def rows(index: list[int], width: int = 2) -> dict[str, torch.Tensor]:
@@ -43,6 +46,16 @@ def test_a_loss_that_only_some_batches_have():
     held_out.add(torch.tensor([0, 1]), {"a": torch.tensor(1.0)}, {})
     held_out.add(torch.tensor([2, 3]), {"a": torch.tensor(3.0), "b": torch.tensor(7.0)}, {})
     assert held_out.join()[0] == {"a": 2.0, "b": 7.0}
+
+
+def test_data_without_a_trainer_gives_the_whole_split():
+    data = Data("hammer", 4, 8, 21)
+    whole = [batch[INDEX].tolist() for batch in data.evaluation_dataloader("val")]
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2)
+    assert [batch[INDEX].tolist() for batch in data.evaluation_dataloader("val")] == whole[1::2]
+    data.trainer = None
+    assert [batch[INDEX].tolist() for batch in data.evaluation_dataloader("val")] == whole
+    assert sum(whole, []) == list(range(21))
 
 
 def test_a_prediction_that_is_not_finite_is_named_with_its_row():
