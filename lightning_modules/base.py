@@ -133,7 +133,7 @@ class BaseModule(pl.LightningModule):
             UserError: the losses of the batch are not finite.
         """
         step = self.shared_step(batch, "test")
-        self._total(step, batch, training=False)
+        self._check_finite(self._weighted_sum(step), step, batch)
         return dict(step.outputs)
 
     def on_validation_epoch_start(self) -> None:
@@ -142,8 +142,7 @@ class BaseModule(pl.LightningModule):
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         step = self.shared_step(batch, "val")
-        total = self._total(step, batch, training=False)
-        self._held_out.add(batch[INDEX], _named("val", step, total), step.outputs)
+        self._held_out.add(batch[INDEX], _named("val", step, self._weighted_sum(step)), step.outputs)
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses and metrics of the whole split: the same values on every rank."""
@@ -156,12 +155,19 @@ class BaseModule(pl.LightningModule):
         """The summed training loss of a batch, with nothing logged."""
         return self._total(self.shared_step(batch, "train"), batch)
 
-    def _total(self, step: StepOutput, batch: dict, training: bool = True) -> Tensor:
-        """The weighted sum of the losses; held-out splits may lack terms that only training has."""
-        unknown = self.loss_weights.keys() - step.losses.keys()
-        if unknown and training:
+    def _total(self, step: StepOutput, batch: dict) -> Tensor:
+        """The sum that is minimised."""
+        unknown = self.loss_weights.keys() - step.losses.keys()  # held-out splits may lack terms that only training has
+        if unknown:
             raise UserError(f"loss_weights names {sorted(unknown)}, but the loss has {sorted(step.losses)}.")
-        total = sum(self.loss_weights.get(name, 1.0) * value for name, value in step.losses.items())
+        total = self._weighted_sum(step)
+        self._check_finite(total, step, batch)
+        return total
+
+    def _weighted_sum(self, step: StepOutput) -> Tensor:
+        return sum(self.loss_weights.get(name, 1.0) * value for name, value in step.losses.items())
+
+    def _check_finite(self, total: Tensor, step: StepOutput, batch: dict) -> None:
         if not torch.isfinite(total):
             terms = ", ".join(f"{name}={float(value):g}" for name, value in step.losses.items())
             ids = batch[INDEX].tolist()
@@ -170,7 +176,6 @@ class BaseModule(pl.LightningModule):
                 f"{ids[:16]}{' ...' if len(ids) > 16 else ''}. Look at these samples, lower optimizer.lr, or train in "
                 "trainer.precision=32-true. The last checkpoint is untouched."
             )
-        return total
 
     def configure_optimizers(self):
         if self.optimizer_factory is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -39,11 +40,15 @@ class HeldOut:
             self.parts.append(on_cpu(rows))
 
     def join(self) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """The mean of each loss over the samples of all processes, and all rows in the order of the split."""
+        """The mean of each loss over the samples of all processes, and all rows in the order of the split.
+
+        Raises:
+            UserError: a loss or a prediction is not finite; on all processes alike, so that none waits for another.
+        """
         losses, parts = dict(self.losses), list(self.parts)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             gathered: list = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, (losses, [join_rows(parts)] if parts else []))
+            dist.all_gather_object(gathered, (losses, parts))
             losses = {first: batch for of_rank, _ in gathered for first, batch in of_rank.items()}
             parts = [part for _, of_rank in gathered for part in of_rank]
         return mean_losses(losses), join_rows(parts) if parts else {}
@@ -51,6 +56,12 @@ class HeldOut:
 
 def mean_losses(batches: Mapping[int, tuple[int, Mapping[str, float]]]) -> dict[str, float]:
     """The mean over samples of the losses of batches, summed in the order of the split so that ranks do not matter."""
+    bad = [first for first, (_, losses) in sorted(batches.items()) if not all(map(math.isfinite, losses.values()))]
+    if bad:
+        raise UserError(
+            f"losses of {len(bad)} of {len(batches)} held-out batches are not finite; these batches begin with the rows "
+            f"{bad[:16]} of the split. Look at their samples, lower optimizer.lr, or train in trainer.precision=32-true."
+        )
     sums: dict[str, float] = {}
     sizes: dict[str, int] = {}
     for first in sorted(batches):

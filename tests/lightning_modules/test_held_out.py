@@ -41,6 +41,14 @@ def test_losses_weigh_by_the_size_of_their_batches_and_count_repeats_once():
     assert losses == {"loss": 2.0} and joined == {}
 
 
+def test_losses_that_are_not_finite_name_their_batches():
+    held_out = HeldOut()
+    for first, loss in ((0, 1.0), (4, float("nan")), (8, 2.0)):
+        held_out.add(torch.arange(first, first + 4), {"loss": torch.tensor(loss)}, {})
+    with pytest.raises(UserError, match=r"losses of 1 of 3 held-out batches .* rows \[4\]"):
+        held_out.join()
+
+
 def test_a_loss_that_only_some_batches_have():
     held_out = HeldOut()
     held_out.add(torch.tensor([0, 1]), {"a": torch.tensor(1.0)}, {})
