@@ -16,8 +16,10 @@ from datamodules.features.store import PENDING, FeatureStore
 from experiments.alignment import parts
 from experiments.alignment.encoding import EncodingModule
 from experiments.config.instantiation import build
+from experiments.run import interruption
 from experiments.run.directory import Run
 from experiments.run.progress import Progress
+from experiments.run.ranks import is_main_process
 from models.batch import Skipped
 from models.errors import UserError
 
@@ -49,7 +51,7 @@ def encode(run: Run) -> dict[str, Any]:
         batches = partial(CaptionBatches, dataset, offsets, text.tokenize, batch_size)
         _fill(run, f"{split} captions", split, stores, text, batches)
     parts.note_skipped(run)
-    if not parts.is_first_process() and "fit" not in run.cfg.stages:
+    if not is_main_process() and "fit" not in run.cfg.stages:
         sys.exit(0)  # a child of DDP has done its part
     return {"encoders": {"vision": vision.identity, "text": text.identity}}
 
@@ -121,7 +123,7 @@ def _fill(
 
             def done(rows: int, skipped: list[Skipped]) -> None:
                 data.report_skipped(split, skipped)
-                if parts.is_first_process():  # where several devices work, an estimate from this one's share
+                if is_main_process():  # where several devices work, an estimate from this one's share
                     progress.advance(min(rows, progress.total - progress.done))
 
             def read(rank: int, world_size: int) -> Any:
@@ -145,5 +147,6 @@ def _predict(run: Run, module: EncodingModule) -> None:
         use_distributed_sampler=False,
     )
     parts.join_children(run)
-    trainer.predict(module, return_predictions=False)
+    with interruption.handled_here(trainer):
+        trainer.predict(module, return_predictions=False)
     module.encoder.to(device)  # Lightning leaves it on the CPU

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.features.pairs import PairedFeatures
 from datamodules.features.store import FeatureStore
 from experiments.config.instantiation import build
-from experiments.run.directory import Run
+from experiments.run.checkpoint_io import read_weights
+from experiments.run.directory import Run, rank_arguments
 from models.errors import UserError
 from models.io import read_tensors, stable_hash
 
@@ -94,12 +94,7 @@ def _first_line(error: Exception) -> str:
 
 def join_children(run: Run) -> None:
     """DDP starts its other ranks by repeating the command line: make it this one job, in this directory."""
-    sys.argv = [sys.argv[0], *run.overrides, f"resume={run.dir}"]
-
-
-def is_first_process() -> bool:
-    """False in the other ranks of DDP, which end when their share of the work is done."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("SLURM_PROCID", 0)) == 0
+    sys.argv = [sys.argv[0], *rank_arguments(run)]
 
 
 def note_skipped(run: Run) -> None:
@@ -222,7 +217,7 @@ def load_weights(built: BaseModule, checkpoint: Path, fine_tune: bool = False) -
     if not checkpoint.is_dir():
         built.load_official(read_tensors(checkpoint))
         return
-    weights = read_tensors(checkpoint / "weights.safetensors")
+    weights = read_weights(checkpoint)
     expected = built.state_dict()
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     wrong = [

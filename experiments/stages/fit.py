@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from omegaconf import OmegaConf
 from experiments.alignment import parts
 from experiments.config.instantiation import build
 from experiments.run import interruption, loggers
-from experiments.run.checkpoint_io import META, DirectoryCheckpointIO
+from experiments.run.checkpoint_io import DirectoryCheckpointIO, newest_sound, read_meta
 from experiments.run.directory import Run
 
 log = logging.getLogger("run")
@@ -27,15 +26,14 @@ def fit(run: Run) -> dict[str, Any]:
         run.note(note)
     torch.manual_seed(run.cfg.seed)  # the weights start alike, whether the features were encoded now or before
     module = parts.module(run, data.facts())
-    last = run.dir / "checkpoints" / "last"
-    resume = last if last.is_dir() else None
+    resume = _resume_point(run)
     if run.cfg.checkpoint and not resume:
         parts.load_weights(module, Path(run.cfg.checkpoint), fine_tune=True)
-    resume_step = json.loads((resume / META).read_text())["global_step"] if resume else None
+    meta = read_meta(resume) if resume else {"global_step": 0, "metrics_bytes": 0}
     trainer = build(
         run.cfg.trainer,
         default_root_dir=str(run.dir),
-        logger=_loggers(run, resume_step),
+        logger=_loggers(run, meta["metrics_bytes"]),
         callbacks=[build(node) for node in (run.cfg.callbacks or {}).values() if node],
         plugins=[DirectoryCheckpointIO()],
         enable_checkpointing=False,  # experiments.run.callbacks.Checkpoints does it
@@ -44,8 +42,8 @@ def fit(run: Run) -> dict[str, Any]:
     )
     parts.join_children(run)
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    log.info("fit: %.2f M trainable parameters, %s", count / 1e6, f"from step {resume_step}" if resume else "from step 0")
-    with interruption.deferred():
+    log.info("fit: %.2f M trainable parameters, from step %d", count / 1e6, meta["global_step"])
+    with interruption.deferred(), interruption.handled_here(trainer):
         trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
     parts.note_skipped(run)
     if trainer.global_rank != 0:
@@ -53,11 +51,21 @@ def fit(run: Run) -> dict[str, Any]:
     return {"steps": trainer.global_step, "epochs": trainer.current_epoch, "trainable_parameters": count}
 
 
-def _loggers(run: Run, resume_step: int | None) -> list:
-    active: list = [loggers.MetricsFile(run.dir, resume_step)]
+def _resume_point(run: Run) -> Path | None:
+    """The checkpoint that this run goes on from; None to begin."""
+    folder = run.dir / "checkpoints"
+    checkpoint, problems = newest_sound(folder)
+    for problem in problems:
+        instead = f"goes on from '{checkpoint.name}'" if checkpoint else "begins anew"
+        run.note(f"DAMAGED CHECKPOINT, training {instead}: {problem}")
+    return checkpoint
+
+
+def _loggers(run: Run, metrics_bytes: int) -> list:
+    active: list = [loggers.MetricsFile(run.dir, metrics_bytes)]
     for node in (run.cfg.logger or {}).values():
         if node:
             name = f"{run.record['experiment']}/{run.dir.name}"
             config = OmegaConf.to_container(run.cfg, resolve=True)
-            active.append(build(node)(folder=run.dir, name=name, config=config))
+            active.append(build(node)(folder=run.dir, name=name, config=config, run_id=run.record["id"]))
     return [logger for logger in active if logger is not None]

@@ -35,7 +35,7 @@ def test_truncated_trainer_state_is_explained(tmp_path):
     io.save_checkpoint(_checkpoint(1.0), path)
     data = (path / "trainer.pt").read_bytes()
     (path / "trainer.pt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="damaged"):
         io.load_checkpoint(path)
     with pytest.raises(CheckpointError, match="lacks"):
         io.load_checkpoint(tmp_path)
