@@ -15,9 +15,9 @@ from rich.text import Text
 from datamodules.dgm4 import read_image
 from datamodules.tokenizers.captions import CaptionTokenizer, raw_words
 from datamodules.transforms.image_box import image_tensor
-from experiments.alignment import parts
 from experiments.config.instantiation import build
 from experiments.figures import hammer
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.errors import UserError
 from models.hammer.boxes import to_corners

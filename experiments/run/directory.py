@@ -23,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.config.overrides import key_of
 from experiments.run.ranks import is_main_process
 from models.errors import UserError
 from models.io import atomic_write, explained, recover, stable_hash
@@ -30,8 +31,8 @@ from models.io import atomic_write, explained, recover, stable_hash
 log = logging.getLogger("run")
 
 # What may differ between two starts of the same run: places, what is done with its results, and what changes its speed.
-VOLATILE = ("paths", "resume", "logger", "stages", "description", "export", "threads", "optimize", "sweep_name")
-VOLATILE_ANYWHERE = ("num_workers", "every_n_minutes", "log_every_n_steps", "profiler")
+VOLATILE = ("paths", "resume", "logger", "stages", "description", "compare", "pipeline", "predict", "threads", "optimize")
+VOLATILE_ANYWHERE = ("num_workers", "every_n_minutes", "log_every_n_steps", "profiler", "sweep_name")
 
 
 class Run:
@@ -41,6 +42,8 @@ class Run:
         self.cfg, self.dir, self.overrides = cfg, folder, overrides
         self.path = folder / "run.json"
         self.memory: dict[str, Any] = {}  # what stages share within this process
+        self.shared: dict[str, Any] = {}  # data and encoders, shared with the variants of this run
+        self.stage = ""  # the one that is running
         self.record: dict[str, Any] = read_record(folder) if self.path.is_file() else {}
 
     @property
@@ -110,13 +113,6 @@ def _lasting(content: dict[str, Any]) -> dict[str, Any]:
 def quoted(value: object) -> str:
     """``value`` as one Hydra override value that means exactly these characters: ``f"resume={quoted(folder)}"``."""
     return QuotedString(str(value), Quote.single).with_quotes().replace("${", r"\${")
-
-
-def rank_arguments(run: Run) -> list[str]:
-    """The command line with which another rank of this process's job joins the run: one job, in the run's directory."""
-    sources = HydraConfig.get().runtime.config_sources
-    flags = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
-    return [*flags, *run.overrides, f"resume={quoted(run.dir)}", "hydra.mode=RUN"]
 
 
 # Locks of the run directories that this process works in. POSIX locks: they end with the process, however it ends, and
@@ -202,7 +198,9 @@ def _enter(cfg: DictConfig, folder: Path, name: str, identity: str, overrides: l
 def variant_of(run: Run, name: str, cfg: DictConfig, overrides: list[str]) -> Run:
     """The run of a compared variant, in a subdirectory of its parent."""
     folder = run.dir / "compare" / name
-    return _enter(cfg, folder, f"{run.record['experiment']}:{name}", identity_of(cfg), overrides)
+    variant = _enter(cfg, folder, f"{run.record['experiment']}:{name}", identity_of(cfg), overrides)
+    variant.shared = run.shared
+    return variant
 
 
 def _newest_unfinished(home: Path, identity: str) -> Path | None:
@@ -249,7 +247,11 @@ def _slug(overrides: list[str]) -> str:
     """A readable, stable directory name for one job of a sweep: what the sweep varies, not what stands on the command line."""
     if not _COMMAND_LINE:  # as it was typed: fit rewrites sys.argv for the children of DDP, and jobs share the process
         _COMMAND_LINE.extend(sys.argv)
-    parts = [o for o in overrides if o not in _COMMAND_LINE and o.split("=")[0].lstrip("+~") not in ("experiment", "sweep")]
+    parts = [
+        override.lstrip("+")
+        for override in overrides
+        if override not in _COMMAND_LINE and key_of(override) not in ("experiment", "sweep")
+    ]
     text = ",".join(parts) or "defaults"
     if "/" not in text and len(text) <= 100:
         return text
