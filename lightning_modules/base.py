@@ -132,7 +132,7 @@ class BaseModule(pl.LightningModule):
         values |= {f"{stage}/{name}": value for name, value in step.report.items()}
         train = stage == "train"
         size = len(step.outputs.get(INDEX, batch[INDEX]))
-        self.log_dict(values, on_step=train, on_epoch=not train, batch_size=size, sync_dist=not train)
+        self.log_dict(values, on_step=train, on_epoch=not train, batch_size=size, sync_dist=True)
 
     def configure_optimizers(self):
         if self.optimizer_factory is None:
