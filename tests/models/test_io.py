@@ -1,5 +1,7 @@
 import argparse
 import collections
+import errno
+import hashlib
 import os
 import pickle
 import types
@@ -8,7 +10,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.io import CheckpointError, atomic_directory, atomic_write, hash_tensors, read_tensors, stable_hash
+from models.io import (
+    CheckpointError,
+    WriteError,
+    atomic_directory,
+    atomic_write,
+    hash_file,
+    hash_tensors,
+    read_tensors,
+    recover,
+    stable_hash,
+)
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2])}
 
@@ -169,6 +181,29 @@ def test_atomic_directory_replaces_or_leaves(tmp_path):
         raise RuntimeError
     assert os.listdir(tmp_path) == ["checkpoint"]
     assert os.listdir(path) == ["sub"] and (path / "sub" / "file").read_text() == "two"
+
+
+@pytest.mark.parametrize("writer", [atomic_write, atomic_directory])
+def test_a_full_disk_is_explained(tmp_path, writer):
+    with pytest.raises(WriteError, match=f"cannot write {tmp_path / 'x'} .*No space left"), writer(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError), writer(tmp_path / "x"):
+        open(tmp_path / "absent")
+    assert os.listdir(tmp_path) == []
+
+
+def test_recover_leaves_other_files_alone(tmp_path):
+    for name in (".hidden", ".x.tmp", "x.0123456789ab.tmp"):
+        (tmp_path / name).touch()
+    before = sorted(os.listdir(tmp_path))
+    recover(tmp_path)
+    recover(tmp_path / "absent")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_hash_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert hash_file(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
 
 
 def test_stable_hash_ignores_key_order_only():
