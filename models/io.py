@@ -10,8 +10,10 @@ import os
 import pickletools
 import re
 import shutil
+import socket
 import uuid
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,7 @@ def atomic_directory(path: str | os.PathLike[str], sync: bool = True) -> Iterato
     """
     path = Path(path)
     with explained(path):
+        recover(path.parent, path.name)
         temporary = _beside(path)
         ready, replaced = temporary.with_suffix(READY), _beside(path)
         try:
@@ -244,28 +247,45 @@ def atomic_directory(path: str | os.PathLike[str], sync: bool = True) -> Iterato
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def recover(folder: str | os.PathLike[str]) -> None:
-    """Complete the replacements that a crash cut short in ``folder``, then remove what else writers have left there.
+def recover(folder: str | os.PathLike[str], name: str | None = None) -> None:
+    """Complete the replacements that a crash cut short in ``folder``, then remove what else dead writers have left there.
 
-    Only for a folder that nobody writes to at the moment.
+    Args:
+        folder: where they wrote. Nobody may be writing there now.
+        name: of one directory in a folder where others may be writing: only what dead processes of this machine left of it.
     """
     for leftover in sorted(Path(folder).glob(".*")):
-        match = re.fullmatch(r"\.(.+)\.[0-9a-f]{12}(\.tmp|\.ready)", leftover.name)
-        if match is None:
+        match = re.fullmatch(r"\.(.+)\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.tmp|\.ready)", leftover.name)
+        if match is None or name and (match[1] != name or match[2] != _host() or _is_alive(int(match[3]))):
             continue
-        path = leftover.with_name(match[1])
-        if match[2] == READY and not path.exists():
-            os.rename(leftover, path)
-        elif leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            path = leftover.with_name(match[1])
+            if match[4] == READY and not path.exists():
+                os.rename(leftover, path)
+            elif leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink()
 
 
 def _beside(path: Path) -> Path:
-    """A fresh hidden name in the same directory, hence on the same file system."""
+    """A fresh hidden name in the same directory, hence on the same file system. It tells whose it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    return path.parent / f".{path.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _sync(path: Path) -> None:

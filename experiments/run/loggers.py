@@ -9,14 +9,19 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from experiments.config.instantiation import build
 from experiments.run.ranks import is_main_process
 from models.io import explained
+
+if TYPE_CHECKING:
+    from experiments.run.directory import Run
 
 log = logging.getLogger("run")
 
@@ -134,16 +139,27 @@ def finish_wandb(succeeded: bool) -> None:
             log.warning("W&B did not close its run: %s", error)
 
 
-def log_wandb_pictures(pictures: dict[str, Path], metrics: dict[str, float]) -> None:
-    """Final metrics into the summary and pictures as images, when a W&B run is open."""
+def log_wandb_figures(run: Run, figures: dict[str, Path], metrics: dict[str, float]) -> None:
+    """Final metrics into the summary and figures as images of this run's W&B run; nothing where it logs to none."""
     wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None or wandb.run.id != run.record["id"]:
+        configured(run)  # training was done in an earlier process, or a compared variant has opened its own run since
+        wandb = sys.modules.get("wandb")
     if wandb is None or wandb.run is None:
         return
     try:
         wandb.run.summary.update(metrics)
-        wandb.log({f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()})
+        wandb.log({f"figures/{name}": wandb.Image(str(path)) for name, path in figures.items()})
     except Exception as error:
-        log.warning("W&B did not take the pictures: %s", error)
+        log.warning("W&B did not take the figures: %s", error)
+
+
+def configured(run: Run) -> list[Logger]:
+    """The loggers that the group ``logger`` names, each a factory ``(folder, name, config, run_id) -> logger or None``."""
+    name, config = f"{run.record['experiment']}/{run.dir.name}", OmegaConf.to_container(run.cfg, resolve=True)
+    factories = [build(node) for node in (run.cfg.logger or {}).values() if node]
+    made = (factory(folder=run.dir, name=name, config=config, run_id=run.record["id"]) for factory in factories)
+    return [logger for logger in made if logger is not None]
 
 
 def _wandb_reachable() -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 
 from experiments.config.instantiation import build
 from experiments.run import interruption, loggers, parts
@@ -39,7 +38,7 @@ def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodu
     trainer = build(
         run.cfg.trainer,
         default_root_dir=str(run.dir),
-        logger=_loggers(run, meta["metrics_bytes"]),
+        logger=[loggers.MetricsFile(run.dir, meta["metrics_bytes"]), *loggers.configured(run)],
         callbacks=[build(node) for node in (run.cfg.callbacks or {}).values() if node],
         plugins=[DirectoryCheckpointIO()],
         enable_checkpointing=False,  # experiments.run.callbacks.Checkpoints does it
@@ -63,13 +62,3 @@ def _resume_point(run: Run) -> Path | None:
         instead = f"goes on from '{checkpoint.name}'" if checkpoint else "begins anew"
         run.note(f"DAMAGED CHECKPOINT, training {instead}: {problem}")
     return checkpoint
-
-
-def _loggers(run: Run, metrics_bytes: int) -> list:
-    active: list = [loggers.MetricsFile(run.dir, metrics_bytes)]
-    for node in (run.cfg.logger or {}).values():
-        if node:
-            name = f"{run.record['experiment']}/{run.dir.name}"
-            config = OmegaConf.to_container(run.cfg, resolve=True)
-            active.append(build(node)(folder=run.dir, name=name, config=config, run_id=run.record["id"]))
-    return [logger for logger in active if logger is not None]

@@ -193,12 +193,28 @@ def test_a_full_disk_is_explained(tmp_path, writer):
 
 
 def test_recover_leaves_other_files_alone(tmp_path):
-    for name in (".hidden", ".x.tmp", "x.0123456789ab.tmp"):
+    for name in (".hidden", ".x.tmp", "x.01234567-1-01234567.tmp"):
         (tmp_path / name).touch()
     before = sorted(os.listdir(tmp_path))
     recover(tmp_path)
     recover(tmp_path / "absent")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_writer_removes_what_dead_writers_of_its_directory_left(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with atomic_directory(tmp_path / "set") as temporary:
+            (temporary / "file").write_text("half")
+            os._exit(1)
+    os.waitpid(child, 0)
+    (leftover,) = os.listdir(tmp_path)
+    mine = leftover.replace(f"-{child}-", f"-{os.getpid()}-")
+    for kept in (mine, leftover.replace(".set.", ".other.")):
+        (tmp_path / kept).mkdir()
+    with atomic_directory(tmp_path / "set"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == sorted(["set", mine, leftover.replace(".set.", ".other.")])
 
 
 def test_hash_file(tmp_path):

@@ -109,10 +109,10 @@ def test_the_identity_of_the_wandb_run_stays(open_run):
 
 def test_leftovers_of_a_killed_writer_are_removed(open_run):
     run = open_run()
-    leftover = run.dir / "checkpoints" / ".last.0123456789ab.tmp"
+    leftover = run.dir / "checkpoints" / ".last.01234567-1-01234567.tmp"
     leftover.mkdir(parents=True)
     (leftover / "weights.safetensors").touch()
-    (run.dir / ".run.json.0123456789ab.tmp").touch()
+    (run.dir / ".run.json.01234567-1-01234567.tmp").touch()
     directory.unlock(run.dir)
     open_run()
     assert sorted(path.name for path in run.dir.iterdir()) == ["checkpoints", "config.yaml", "run.json", "run.lock"]

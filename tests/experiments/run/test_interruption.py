@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.run import interruption
+from experiments.run.loggers import read_metrics
 from tests.experiments.launch import ROOT
 from tests.experiments.run.toy import assert_equal_runs, train
 
@@ -54,6 +55,9 @@ def test_ranks_stop_together_and_go_on_equal(tmp_path):
     whole.mkdir(), parts.mkdir()
     two = ("devices=2", "epochs=12")
     finish(whole, *two)
+    losses = [float((whole / f"loss-{rank}").read_text()) for rank in range(2)]
+    assert losses[0] != losses[1]
+    assert read_metrics(whole / "metrics.csv")["train/loss"][1][0] == pytest.approx(sum(losses) / 2, rel=1e-6)
     for target in ("main", "child", "group"):
         process = start(parts, *two, "sleep=0.1")
         wait_for_steps(parts, ranks=2)

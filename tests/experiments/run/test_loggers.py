@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from experiments.run import loggers
+from experiments.run import directory, loggers
 from experiments.run.loggers import MetricsFile, read_metrics
 from models.io import WriteError
 
@@ -78,6 +79,23 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(tmp_path, monkeypatch):
         assert logger.experiment.id == "abc123"
         wandb.finish()
     assert len(list((tmp_path / "wandb").glob("offline-run-*-abc123"))) >= 1
+
+
+def test_final_figures_go_to_the_wandb_run_of_their_run(tmp_path, monkeypatch):
+    """Also where training was done in an earlier process, or a compared variant has opened its own run since."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    node = {"_target_": "experiments.run.loggers.wandb_logger", "_partial_": True, "mode": "offline"}
+    runs = []
+    for name in ("main", "variant"):
+        run = directory.Run(OmegaConf.create({"logger": {"wandb": node}}), tmp_path / name, [])
+        run.dir.mkdir()
+        run.record = {"experiment": "toy", "id": name}
+        loggers.configured(run)
+        runs.append(run)
+    loggers.log_wandb_figures(runs[0], {}, {"test/accuracy": 1.0})
+    assert wandb.run.id == "main" and wandb.run.summary["test/accuracy"] == 1.0
+    wandb.finish()
 
 
 def test_other_ranks_begin_no_wandb_run(tmp_path, monkeypatch):

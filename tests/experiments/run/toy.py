@@ -81,7 +81,7 @@ class At(pl.Callback):
 
 
 class Slow(pl.Callback):
-    """Leaves time for a signal in every training and validation step, and says that training has begun."""
+    """Leaves time for a signal in every training and validation step; says that training has begun, and the first loss."""
 
     def __init__(self, seconds):
         self.seconds = seconds
@@ -95,6 +95,11 @@ class Slow(pl.Callback):
 
     def on_validation_batch_start(self, trainer, *args):
         self._wait(trainer)
+
+    def on_train_batch_end(self, trainer, module, outputs, *args):
+        loss = Path(trainer.default_root_dir, f"loss-{trainer.global_rank}")
+        if not loss.exists():
+            loss.write_text(repr(float(outputs["loss"])))
 
 
 def config(**trainer) -> DictConfig:
