@@ -76,6 +76,15 @@ class Checkpoints(pl.Callback):
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.group)
         return int(votes[0]), bool(votes[1])
 
+    def _validation_follows(self, trainer: pl.Trainer) -> bool:
+        loop = trainer.fit_loop.epoch_loop
+        if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+            return False
+        trainer.validating = True  # as Lightning does around this call
+        loop.val_loop.setup_data()
+        trainer.training = True
+        return not loop.val_loop.skip
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.validation_due and trainer.max_steps != -1:  # else Lightning takes the training for done and leaves it out
             trainer.fit_loop.epoch_loop.max_steps += 1
@@ -84,14 +93,13 @@ class Checkpoints(pl.Callback):
         self.saved_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
-        loop = trainer.fit_loop.epoch_loop
         if trainer.fit_loop._should_accumulate():  # gradients are in no checkpoint
             return
         due = time.monotonic() - self.saved_at > 60 * self.every_n_minutes
         signum, due = self._agreed(trainer, interruption.received() or 0, due)
         if signum or due:
             trainer._logger_connector.update_train_step_metrics()  # Lightning's own call comes too late for the checkpoint
-            self.validation_due = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+            self.validation_due = self._validation_follows(trainer)
             self._save(trainer, "last")
             self.validation_due = False
             self.saved_at = time.monotonic()

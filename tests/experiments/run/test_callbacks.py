@@ -7,7 +7,7 @@ import pytest
 
 from experiments.run import interruption
 from experiments.run.loggers import read_metrics
-from tests.experiments.run.toy import STEPS, VALIDATIONS, At, assert_equal_runs, config, train
+from tests.experiments.run.toy import STEPS, VALIDATIONS, At, assert_equal_runs, config, terminate, train
 
 
 @pytest.fixture(scope="module")
@@ -15,10 +15,6 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     train(folder)
     return folder
-
-
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Killed(BaseException):
@@ -111,6 +107,18 @@ def test_other_schedules(tmp_path, settings, hook, count):
         train(tmp_path / "stopped", At(hook, count, terminate), cfg=config(**settings))
     except interruption.Interrupted:
         train(tmp_path / "stopped", cfg=config(**settings))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("settings", [{"max_epochs": 2}, {"max_epochs": None, "max_steps": 2 * STEPS}])
+def test_data_without_validation(tmp_path, settings):
+    for folder, stops in (("whole", ()), ("stopped", (At("on_train_batch_start", 2 * STEPS - 1, terminate),))):
+        cfg = config(**settings)
+        cfg.datamodule.val = 0
+        try:
+            train(tmp_path / folder, *stops, cfg=cfg)
+        except interruption.Interrupted:
+            train(tmp_path / folder, cfg=cfg)
     assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 

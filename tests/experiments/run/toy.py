@@ -6,6 +6,7 @@ As a command (``python -m tests.experiments.run.toy FOLDER key=value ...``) it i
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -56,14 +57,22 @@ class Rows(Dataset):
 
 
 class ToyData(BaseDataModule):
+    def __init__(self, val=12, num_workers=0):
+        super().__init__(num_workers=num_workers)
+        self.val = val
+
     def setup(self, stage=None):
-        self.splits = {"train": Rows(24), "val": Rows(12)}
+        self.splits = {"train": Rows(24)} | ({"val": Rows(self.val)} if self.val else {})
 
     def train_dataloader(self):
         return self.train_loader(self.splits["train"], 4)
 
     def evaluation_dataloader(self, split):
         return self.evaluation_loader(self.splits[split], 4)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class At(pl.Callback):
@@ -148,8 +157,8 @@ def train(folder: Path, *callbacks: pl.Callback, cfg: DictConfig | None = None, 
 def state(folder: Path) -> dict:
     """All that must be equal between a run that was stopped and one that was not."""
     files = {}
-    for name in ("best", "last"):
-        path = Path(folder) / "checkpoints" / name
+    for path in sorted(Path(folder, "checkpoints").iterdir()):
+        name = path.name
         files[name] = read_tensors(path / "weights.safetensors")
         trainer = torch.load(path / "trainer.pt", weights_only=True)
         files[f"{name}.optimizer"] = trainer["optimizer_states"]
