@@ -10,13 +10,13 @@ MISTAKES = [
     (("experiment=sail_dinov2", "projectr=linear"), ["projectr", "'projector'"]),
     (("experiment=sail_dinov2", "projector=lineer"), ["lineer", "'linear'"]),
     (("experiment=sail_dinov2", "module.head.embed_dims=3"), ["module.head.embed_dims", "'embed_dim'"]),
-    (("experiment=sail_dinov2", "+optimizer.learning=3"), ["optimizer.learning", "lion_pytorch.Lion"]),
+    (("experiment=sail_dinov2", "optimizer.learning=3"), ["optimizer.learning", "lion_pytorch.Lion"]),
     (("experiment=sail_dinov2", "module.head.embed_dim=wide"), ["module.head.embed_dim", "int", "'wide'", "command line"]),
     (("experiment=sail_dinov2", "loss.reduction=sum"), ["loss.reduction", "'pairs'", "'sum'"]),
     (("experiment=sail_dinov2", "stages=[fitt]"), ["fitt", "'fit'"]),
     (("experiment=sail_dinov2", "stages=[evaluate]"), ["checkpoint="]),
     (("experiment=sail_dinov2", "seed=many"), ["seed", "int"]),
-    (("experiment=paper/alignment/sail_dinov2",), ["datamodule.root", "image_text_shards.yaml"]),
+    (("experiment=paper/alignment/sail_dinov2",), ["datamodule.root", "image_text/shards.yaml"]),
     (
         ("experiment=sail_dinov2", "module._target_=lightning_modules.alignment.AlignModule"),
         ["'AlignModule'", "AlignmentModule"],
@@ -32,7 +32,9 @@ MISTAKES = [
         ),
         ["subset: it chooses by stored features", "layers: it chooses", "unpaired: it chooses", "features=pairs"],
     ),
-    (("experiment=sail_dinov2", "+trainer.max_epoch=4"), ["trainer.max_epoch", "'max_epochs'"]),
+    (("experiment=sail_dinov2", "trainer.max_epoch=4"), ["trainer.max_epoch", "'max_epochs'"]),
+    (("experiment=sail_dinov2", "paths.feature=x"), ["paths.feature", "'features'"]),
+    (("experiment=sail_dinov2", "projector._target_=shutil.copy"), ["shutil.copy", "trusted_packages"]),
     (("experiment=sail_dinov2", "resume=/no/such/run"), ["/no/such/run", "run.json"]),
     (("experiment=paper/alignment/sail_dinov2", "datamodule.root=/no/such/data"), ["/no/such/data", "KEY.jpg"]),
 ]
@@ -67,7 +69,7 @@ def test_help_and_list(tmp_path):
     assert "experiment=<name>" in done.stdout
     from experiments.config import listing
 
-    described = [listing.FOLDER / "sail_dinov2.yaml", listing.FOLDER / "paper" / "sail_dinov2.yaml"]
+    described = [listing.FOLDER / "sail_dinov2.yaml", listing.FOLDER / "paper" / "alignment" / "sail_dinov2.yaml"]
     assert all(file.is_file() for file in described)
 
 
