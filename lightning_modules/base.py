@@ -120,7 +120,7 @@ class BaseModule(pl.LightningModule):
                 self.before_forward()
         step = self.shared_step(batch, "train")
         total = self._total(step, batch)
-        self.log_dict(_named("train", step, total), batch_size=len(batch[INDEX]))
+        self.log_dict(self._mean_over_ranks(_named("train", step, total)), batch_size=len(batch[INDEX]))
         return total
 
     def predict_step(self, batch: dict, batch_idx: int = 0) -> dict[str, Tensor]:
@@ -147,6 +147,13 @@ class BaseModule(pl.LightningModule):
         self._held_out = HeldOut()
         metrics = self.validation_metrics(rows) if rows else {}
         self.log_dict(losses | {f"val/{name}": value for name, value in metrics.items()})
+
+    def _mean_over_ranks(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every value averaged over the ranks, by one exchange for all of them."""
+        if self.trainer.world_size == 1:
+            return values
+        joined = torch.stack([value.detach().float() for value in values.values()])
+        return dict(zip(values, self.trainer.strategy.reduce(joined, reduce_op="mean"), strict=True))
 
     def batch_loss(self, batch: dict) -> Tensor:
         """The summed training loss of a batch, with nothing logged."""
