@@ -123,7 +123,7 @@ class BaseModule(pl.LightningModule):
                 self.before_forward()
         step = self.shared_step(batch, "train")
         total = self._total(step, batch)
-        self.log_dict(_named("train", step, total), batch_size=len(batch[INDEX]))
+        self.log_dict(_named("train", step, total), batch_size=len(batch[INDEX]), sync_dist=True)
         return total
 
     def predict_step(self, batch: dict, batch_idx: int = 0) -> dict[str, Tensor]:
