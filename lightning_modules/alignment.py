@@ -63,7 +63,7 @@ class AlignmentModule(BaseModule):
         head: Callable[..., AlignmentHead | TokenAlignmentHead],
         loss: nn.Module,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         regulariser: StructureRegulariser | None = None,
         fine_grained: Callable[..., Tensor] | None = None,

@@ -16,8 +16,9 @@ from models.all_in_one.checkpoint import load_backbone, load_official
 from models.all_in_one.model import AllInOne
 from models.all_in_one.text import trim
 from models.all_in_one.visual import Patches
+from models.batch import IGNORE_INDEX
 from models.errors import UserError
-from models.metrics.answers import IGNORE_INDEX, accuracies, answer_metrics, choice_metrics
+from models.metrics.answers import accuracies, answer_metrics, choice_metrics
 from models.metrics.video_retrieval import pair_ranks
 
 HEADS: dict[str, tuple[str, ...]] = {  # task -> heads of the model
@@ -61,7 +62,7 @@ class AllInOneModule(BaseModule):
         model: Callable[..., AllInOne],
         tasks: Sequence[str],
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         vocab_size: int | None = None,
         answers: int | None = None,

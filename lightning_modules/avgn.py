@@ -55,7 +55,7 @@ class AVGNModule(BaseModule):
         self,
         model: Callable[..., AVGN],
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         num_classes: int | None = None,
         snippets: int | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from lightning_modules.held_out import HeldOut, check_weights
 from models.batch import INDEX
 from models.errors import UserError
+from models.optim.schedules import Multiplier
 
 
 class StepOutput(NamedTuple):
@@ -44,7 +46,8 @@ class BaseModule(pl.LightningModule):
 
     Args:
         optimizer: factory ``(parameter groups) -> Optimizer``; None for a module that is never trained.
-        scheduler: factory ``(total_steps) -> multiplier(step)``, the learning rate's factor at each optimiser step.
+        scheduler: factory ``(total_steps, steps_per_epoch, base_lr) -> multiplier(step)`` of :mod:`models.optim.schedules`: the
+            learning rate's factor at each optimiser step. It is called for each parameter group with that group's rate.
         loss_weights: factor of each loss term; a term that is not named has weight 1.
     """
 
@@ -56,7 +59,7 @@ class BaseModule(pl.LightningModule):
     def __init__(
         self,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Multiplier] | None = None,
         loss_weights: Mapping[str, float] | None = None,
     ):
         super().__init__()
@@ -100,12 +103,6 @@ class BaseModule(pl.LightningModule):
     def after_optimizer_step(self) -> None:
         """Runs after each optimiser step, outside autograd: clamps, momentum encoders that follow."""
 
-    def multipliers(
-        self, optimizer: torch.optim.Optimizer, total_steps: int
-    ) -> Callable[[int], float] | list[Callable[[int], float]]:
-        """The learning rate's factor at each optimiser step, one for all groups or a list with one for each."""
-        return self.scheduler_factory(total_steps)
-
     def load_official(self, weights: dict[str, Tensor]) -> None:
         """Load a checkpoint of the official implementation, given as official names and tensors."""
         raise UserError(f"{type(self).__name__} has no importer of official checkpoints.")
@@ -123,7 +120,7 @@ class BaseModule(pl.LightningModule):
                 self.before_forward()
         step = self.shared_step(batch, "train")
         total = self._total(step, batch)
-        self.log_dict(_named("train", step, total), batch_size=len(batch[INDEX]), sync_dist=True)
+        self.log_dict(self._mean_over_ranks(_named("train", step, total)), batch_size=len(batch[INDEX]))
         return total
 
     def predict_step(self, batch: dict, batch_idx: int = 0) -> dict[str, Tensor]:
@@ -150,6 +147,13 @@ class BaseModule(pl.LightningModule):
         self._held_out = HeldOut()
         metrics = self.validation_metrics(rows) if rows else {}
         self.log_dict(losses | {f"val/{name}": value for name, value in metrics.items()})
+
+    def _mean_over_ranks(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every value averaged over the ranks, by one exchange for all of them."""
+        if self.trainer.world_size == 1:
+            return values
+        joined = torch.stack([value.detach().float() for value in values.values()])
+        return dict(zip(values, self.trainer.strategy.reduce(joined, reduce_op="mean"), strict=True))
 
     def batch_loss(self, batch: dict) -> Tensor:
         """The summed training loss of a batch, with nothing logged."""
@@ -185,9 +189,17 @@ class BaseModule(pl.LightningModule):
             group["lr"] *= group.get("lr_scale", 1.0)
         if self.scheduler_factory is None:
             return optimizer
-        multipliers = self.multipliers(optimizer, int(self.trainer.estimated_stepping_batches))
+        multipliers = [self.multiplier(group["lr"]) for group in optimizer.param_groups]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multipliers)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def multiplier(self, base_lr: float) -> Multiplier:
+        """The scheduler's factor of ``base_lr`` at each optimiser step of the attached trainer."""
+        return self.scheduler_factory(int(self.trainer.estimated_stepping_batches), self.steps_per_epoch(), base_lr)
+
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one training epoch; the last one may accumulate fewer batches than the others."""
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)

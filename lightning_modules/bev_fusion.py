@@ -36,7 +36,7 @@ class BevFusionModule(BaseModule):
         model: Callable[..., BEVFusion],
         loss: nn.Module,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         classes: int | None = None,
         heights: int | None = None,

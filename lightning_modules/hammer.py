@@ -35,7 +35,6 @@ class HammerModule(BaseModule):
     Args:
         model: factory of the network.
         loss_weights: by the names of ``TERMS``; officially 0.1 for contrastive, box_l1 and box_giou.
-        scheduler: factory ``(total_steps, steps_per_epoch, lr) -> multiplier(step)``, called for each parameter group.
         alpha: weight of the momentum model's answers as targets; grows linearly from 0 during the first epoch.
         contrastive: False drops the contrastive term (the ablation).
         token_momentum: also learn the tokens from the momentum model.
@@ -130,7 +129,7 @@ class HammerModule(BaseModule):
 
     def current_alpha(self) -> float:
         """``alpha``, after a linear rise over the optimiser steps of the first epoch."""
-        return self.alpha * min(1.0, self.global_step / self._steps_per_epoch())
+        return self.alpha * min(1.0, self.global_step / self.steps_per_epoch())
 
     def after_optimizer_step(self) -> None:
         """The step's backward passes are over: the queues may change."""
@@ -142,16 +141,8 @@ class HammerModule(BaseModule):
     def _of_all_processes(self, features: Tensor) -> Tensor:
         return self.all_gather(features).flatten(0, 1) if self.trainer.world_size > 1 else features
 
-    def _steps_per_epoch(self) -> int:
-        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-
     def parameter_groups(self) -> Iterable:
         return hammer_groups(self.named_parameters(), self.image_lr_scale, self.temperature_lr_scale)
-
-    def multipliers(self, optimizer: torch.optim.Optimizer, total_steps: int) -> list[Callable[[int], float]]:
-        """The schedule's bounds are absolute: each group has its own."""
-        steps = self._steps_per_epoch()
-        return [self.scheduler_factory(total_steps, steps_per_epoch=steps, lr=group["lr"]) for group in optimizer.param_groups]
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 

@@ -18,10 +18,10 @@ from experiments.evaluation.base import SuiteResult, TrainedSplit
 from experiments.figures import bev_fusion
 from lightning_modules.bev_fusion import BevFusionModule
 from lightning_modules.held_out import check_finite, check_weights
-from models.batch import IMAGE, INDEX
+from models.batch import IMAGE, INDEX, VOID_LABEL
 from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, CONDITION, TRACES, VIEW_GRID, VIEW_VALID
 from models.bev_fusion.geometry import BevGrid
-from models.bev_fusion.metrics import CELL_SCORES, IGNORE, cell_metrics, cell_scores, confusion, object_scores, summarise
+from models.bev_fusion.metrics import CELL_SCORES, cell_metrics, cell_scores, confusion, object_scores, summarise
 from models.errors import UserError
 from models.io import stable_hash
 
@@ -115,7 +115,7 @@ class _Seen:
         echoes = self.split.module.echoes(batch)
         if echoes is not None:
             self.loudness.append(_loudness(echoes, self.split.data.grid))
-        filled = ((self.label[-1] > 0) & (self.label[-1] != IGNORE)).any((1, 2))
+        filled = ((self.label[-1] > 0) & (self.label[-1] != VOID_LABEL)).any((1, 2))
         for row in np.flatnonzero(filled).tolist():  # the first of each light is drawn
             if batch[CONDITION][row] not in self.examples:
                 self.examples[batch[CONDITION][row]] = {

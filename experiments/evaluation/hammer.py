@@ -10,7 +10,7 @@ from torch import Tensor
 
 from experiments.evaluation.base import SuiteResult, TrainedSplit
 from experiments.figures import hammer
-from experiments.prediction.manipulation import examine
+from experiments.prediction.hammer import examine
 from models.io import stable_hash
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from experiments.evaluation.base import Question, SuiteResult, TrainedSplit, spread
 from experiments.figures import clips
-from models.metrics.answers import IGNORE_INDEX, answer_metrics, percent
+from models.batch import IGNORE_INDEX
+from models.metrics.answers import answer_metrics, percent
 
 EXAMPLES = 6  # questions that are drawn
 

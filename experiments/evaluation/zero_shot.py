@@ -11,11 +11,11 @@ from typing import Literal
 
 import torch
 from PIL import Image
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.figures import canvas
-from models.encoders.preprocess import CLIP_MEAN, CLIP_STD
 from models.errors import UserError
 from models.io import stable_hash
 from models.metrics.classification import (
@@ -85,7 +85,7 @@ def zero_shot(
 def embed_images(split: EmbeddedSplit, images: Iterable[Image.Image], statistics: Statistics) -> Tensor:
     """Embeddings (N, D) of images whose pixels are normalised by the statistics of training, or by CLIP's."""
     encoders = split.encoders
-    clip = replace(encoders.preprocess, mean=CLIP_MEAN, std=CLIP_STD) if statistics == "clip" else None
+    clip = replace(encoders.preprocess, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD) if statistics == "clip" else None
     return encoders.embed_images(images, preprocess=clip)
 
 

@@ -13,7 +13,7 @@ from experiments.figures.canvas import RIGHT, figure, frame, save
 from models.hammer.evaluation import KINDS
 
 if TYPE_CHECKING:
-    from experiments.prediction.manipulation import Finding
+    from experiments.prediction.hammer import Finding
 
 PREDICTED = "#d7191c"  # the colour of what the model points at
 WORDS_PER_LINE = 9

@@ -44,7 +44,7 @@ def report(run: Run) -> Facts:
     with atomic_write(run.dir / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1, default=str))
     drawn = _draw(run, _merged(facts, "figures"))
-    loggers.log_wandb_pictures(drawn, metrics)
+    loggers.log_wandb_figures(run, drawn, metrics)
     _print_table(run, metrics, baselines, durations)
     return {}
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet50
 
-from models.avgn.checkpoint import mobilenet_from_official, resnet_from_official
+from models.avgn.checkpoint import mobilenet_from_official
 from models.encoders.weights import find_weights, tensor_file
-from models.io import read_tensors
+from models.io import load_strictly, read_tensors
 
 
 class MobileNetV2(nn.Module):
@@ -36,7 +36,7 @@ class MobileNetV2(nn.Module):
             option = "module.model.audio_CNN.weights" if channels == 1 else "module.model.global_CNN.weights"
             path = find_weights("MobileNetV2", "timm/mobilenetv2_100.ra_in1k", weights, option)
             state = mobilenet_from_official(read_tensors(tensor_file(path)), self.features, channels)
-            self.features.load_state_dict(state)
+            load_strictly(self.features, state, source=path)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.features(x)
@@ -54,7 +54,8 @@ class ResNet50(nn.Module):
             self.add_module(name, getattr(trunk, name))
         if pretrained:
             path = find_weights("ResNet-50", "timm/resnet50.tv_in1k", weights, "module.model.local_CNN.weights")
-            self.load_state_dict(resnet_from_official(read_tensors(tensor_file(path)), self))
+            tensors = read_tensors(tensor_file(path))
+            load_strictly(self, {key: value for key, value in tensors.items() if not key.startswith("fc.")}, source=path)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.children():

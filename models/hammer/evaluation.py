@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from models.hammer.metrics import (
-    average_precision,
     binary_metrics,
     box_metrics,
     grounding_iou,
     multi_label_metrics,
     token_metrics,
 )
+from models.metrics.average_precision import average_precision
 
 KINDS = ("FS", "FA", "TS", "TA")  # face swap, face attribute, text swap, text attribute
 
@@ -29,8 +29,8 @@ def dgm4_metrics(found: Mapping[str, Tensor]) -> dict[str, float]:
     binary = binary_metrics(found["real_fake"], found["fake"])
     out |= {"binary/auc": binary.auc, "binary/eer": binary.eer, "binary/acc": binary.accuracy}
     labels, logits = found["labels"], found["multi_label"]
-    precision, kinds = average_precision(logits, labels), multi_label_metrics(logits, labels)
-    out |= {"kinds/map": float(precision.mean()), "kinds/cf1": kinds.cf1, "kinds/of1": kinds.of1}
+    precision, kinds = average_precision(logits, labels == 1), multi_label_metrics(logits, labels)
+    out |= {"kinds/map": float(precision.mean()) / 100, "kinds/cf1": kinds.cf1, "kinds/of1": kinds.of1}
     out |= {"kinds/macro_f1": kinds.macro_f1}
     out |= {f"kinds/f1_{name}": float(value) for name, value in zip(KINDS, kinds.class_f1, strict=True)}
     if "box" in found:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from models.batch import IGNORE_INDEX
 
 
 def percent(hits: Tensor) -> float:

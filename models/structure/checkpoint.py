@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.alignment.head import AlignmentHead
 from models.alignment.projectors import LinearProjector, LowRankProjector, ReLUProjector
-from models.io import CheckpointError
+from models.io import CheckpointError, load_strictly
 
 _SIDES = {"vision_projector": "alignment_image", "text_projector": "alignment_text"}  # ours -> official
 _LINEAR = {"": "linear_mapping."}
@@ -56,7 +56,7 @@ def head_from_official(weights: dict[str, Tensor], temperature: float = 0.05, dr
     for ours, side in sides.items():
         names = _names(getattr(head, ours))
         state = {_renamed(key, {official: mine for mine, official in names.items()}): value for key, value in side.items()}
-        getattr(head, ours).load_state_dict(state)
+        load_strictly(getattr(head, ours), state)
     return head
 
 

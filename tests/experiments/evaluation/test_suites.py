@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from experiments.evaluation.base import EmbeddedSplit
 from experiments.evaluation.retrieval import retrieval
 from experiments.evaluation.zero_shot import zero_shot
 from models.captions import clean_caption
-from models.encoders.preprocess import CLIP_MEAN, CLIP_STD, ImagePreprocess
+from models.encoders.preprocess import ImagePreprocess
 from models.errors import UserError
 
 WORDS = ["red", "green", "blue", "pink", "grey", "navy", "mint"]
@@ -172,7 +173,7 @@ def test_official_pixel_statistics_encode_the_pictures_anew():
         preprocess = ImagePreprocess((2, 2), None)
 
         def embed_images(self, images, preprocess):
-            assert (preprocess.mean, preprocess.std) == (CLIP_MEAN, CLIP_STD) and preprocess.size == (2, 2)
+            assert (preprocess.mean, preprocess.std) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD) and preprocess.size == (2, 2)
             return -split.image[list(images)]
 
     split.load_encoders = Encoders

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from rich.text import Text
+from torchvision.ops import box_convert
 
 from datamodules.dgm4 import read_image
 from datamodules.tokenizers.captions import CaptionTokenizer, raw_words
@@ -18,7 +19,6 @@ from experiments.prediction.base import write
 from experiments.run import parts
 from experiments.run.directory import Run
 from models.errors import UserError
-from models.hammer.boxes import to_corners
 from models.hammer.metrics import EMPTY
 from models.hammer.model import MANIPULATIONS, Hammer
 
@@ -73,7 +73,7 @@ def examine(model: Hammer, tokenizer: CaptionTokenizer, image: Image.Image, text
                 chances[word] = max(chances[word], chance)
         words = list(zip(raw, chances, strict=True))
     if output.box is not None:
-        corners = to_corners(output.box.float())[0].clamp(0, 1)
+        corners = box_convert(output.box.float(), "cxcywh", "xyxy")[0].clamp(0, 1)
         # A box that has all but vanished says that no region was manipulated; so does the head of the kinds.
         if not bool((corners < EMPTY).all()) and max(kinds[:2]) >= 0.5:
             box = tuple((corners.cpu() * torch.tensor([*image.size, *image.size])).tolist())
