@@ -24,9 +24,12 @@ TOKEN_IDS = "token_ids"  # (B, L) int64, 0 at padding
 TOKEN_MASK = "token_mask"  # (B, L) int64, 1 at tokens
 VIDEO = "video"  # (B, T, 3, H, W) float32
 MATCHED = "matched"  # (B,) int64: 1 where text and clip belong together
-MASKED_IDS, MASKED_LABELS = "masked_ids", "masked_labels"  # (B, L) int64; labels are -100 where nothing is masked
+MASKED_IDS, MASKED_LABELS = "masked_ids", "masked_labels"  # (B, L) int64; labels are IGNORE_INDEX where nothing is masked
 CANDIDATE_IDS, CANDIDATE_MASK = "candidate_ids", "candidate_mask"  # (B, C, L): texts to choose from
-ANSWER = "answer"  # (B,) int64 class or candidate; -100 where unknown
+ANSWER = "answer"  # (B,) int64 class or candidate; IGNORE_INDEX where unknown
+
+IGNORE_INDEX = -100  # the class of a token or an answer without a label
+VOID_LABEL = 255  # the class of a pixel or a bird's-eye cell whose truth is unknown
 
 
 class Skipped(NamedTuple):

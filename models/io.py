@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.errors import UserError
 
@@ -176,6 +176,44 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             "of weights. Save the state dict alone, or under one of those keys."
         )
     return tensors
+
+
+def load_strictly(
+    module: nn.Module, weights: Mapping[str, Tensor], optional: tuple[str, ...] = (), source: object = "this checkpoint"
+) -> list[str]:
+    """Load ``weights`` into ``module``; both sides must have the same names and shapes.
+
+    Args:
+        module: keeps its own values where ``weights`` may lack them: ``optional`` and the batch counters of old batch norms.
+        weights: by the module's names.
+        optional: beginnings of names that ``weights`` may lack.
+        source: file that the message names.
+
+    Returns the names that ``weights`` lacks, sorted. Raises CheckpointError with every difference, and loads nothing then.
+    """
+    state = module.state_dict()
+    absent = sorted(state.keys() - weights.keys())
+    differences = {
+        "missing": [n for n in absent if not n.startswith(optional) and not n.endswith("num_batches_tracked")],
+        "unexpected": sorted(weights.keys() - state.keys()),
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in state.items()
+            if name in weights and weights[name].shape != value.shape
+        ],
+    }
+    if any(differences.values()):
+        report = "; ".join(
+            f"{kind}: {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            for kind, names in differences.items()
+            if names
+        )
+        raise CheckpointError(
+            f"the weights of {source} do not fit this {type(module).__name__}: {report}. Give the sizes and parts that they "
+            "were trained with, or another file."
+        )
+    module.load_state_dict(weights, strict=False)
+    return absent
 
 
 # ------------------------------------------------------------------------------------------------------ atomic writing

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizerFast
 
+from models.batch import IGNORE_INDEX
 from models.captions import clean_caption
 from models.encoders.weights import find_weights
 from models.errors import UserError
-from models.hammer.token_grounding import IGNORE
 from models.io import stable_hash
 
 
 class TokenisedCaptions(NamedTuple):
     """``input_ids`` and ``mask`` (B, L) with [CLS] and without [SEP]; ``labels`` (B, L-1) of the tokens behind [CLS]: 1
-    manipulated, 0 not, IGNORE padding. ``words``: for each caption the word number of each of its tokens behind [CLS], counted
+    manipulated, 0 not, -100 padding. ``words``: for each caption the word number of each of its tokens behind [CLS], counted
     as the alignment does (see :class:`CaptionTokenizer`); ``spans`` their places in the cleaned caption."""
 
     input_ids: Tensor
@@ -75,7 +75,7 @@ class CaptionTokenizer:
         )
         length = max(len(ids) for ids in encoded["input_ids"]) - 1
         input_ids, mask = (torch.zeros(len(texts), length, dtype=torch.int64) for _ in range(2))
-        labels = torch.full((len(texts), length - 1), IGNORE)
+        labels = torch.full((len(texts), length - 1), IGNORE_INDEX)
         all_words, all_spans = [], []
         for row, ids in enumerate(encoded["input_ids"]):
             kept = len(ids) - 1  # without [SEP]

@@ -59,8 +59,7 @@ class LearningRateRangeTest(pl.Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = group["initial_lr"] = rate
         for config in trainer.lr_scheduler_configs:
-            config.scheduler.base_lrs = [rate] * len(config.scheduler.base_lrs)
-            multiplier = config.scheduler.lr_lambdas[0](0)
-            for group in trainer.optimizers[0].param_groups:
-                group["lr"] = rate * multiplier
+            multiplier = pl_module.multiplier(rate)  # a schedule with absolute bounds depends on the rate
+            config.scheduler.base_lrs, config.scheduler.lr_lambdas = [rate], [multiplier]
+            trainer.optimizers[0].param_groups[0]["lr"] = rate * multiplier(0)
         log.info("learning-rate range test: %.3g", rate)

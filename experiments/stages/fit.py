@@ -9,11 +9,13 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
+from experiments.config.conflicts import batch_key_conflicts
 from experiments.config.instantiation import build
 from experiments.run import interruption, loggers, parts
 from experiments.run.checkpoint_io import DirectoryCheckpointIO, newest_sound, read_meta
 from experiments.run.directory import Run
 from experiments.stages import Facts, stage
+from models.errors import UserError
 
 log = logging.getLogger("run")
 
@@ -31,6 +33,9 @@ def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodu
         run.note(note)
     torch.manual_seed(run.cfg.seed)  # the weights start alike, whether the features were encoded now or before
     module = parts.module(run, data.facts())
+    conflicts = batch_key_conflicts(module, data)
+    if conflicts:
+        raise UserError("\n".join(conflicts))
     resume = _resume_point(run)
     if run.cfg.checkpoint and not resume:
         parts.load_weights(module, Path(run.cfg.checkpoint), fine_tune=True)

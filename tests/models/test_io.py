@@ -17,6 +17,7 @@ from models.io import (
     atomic_write,
     hash_file,
     hash_tensors,
+    load_strictly,
     read_tensors,
     recover,
     stable_hash,
@@ -240,3 +241,26 @@ def test_hash_tensors_sees_name_dtype_shape_and_value():
         {"x": base["a"], "b": base["b"], "c": base["c"]},
     ]
     assert len({hash_tensors(x) for x in [base, *others]}) == 5
+
+
+# ------------------------------------------------------------------------------------------------------ strict loading
+
+
+def test_every_difference_is_reported_and_nothing_is_loaded():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    weights = {name: torch.full_like(value, 7.0) for name, value in module.state_dict().items()}
+    del weights["0.bias"]
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        load_strictly(module, weights | {"2.weight": torch.ones(1), "1.bias": torch.ones(4)}, source="a.pth")
+    for words in ("a.pth", "Sequential", "missing: 0.bias", "unexpected: 2.weight", "1.bias (4,) instead of (3,)"):
+        assert words in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_what_is_optional_keeps_its_values():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    bias = module[0].bias.clone()
+    weights = {name: value + 1 for name, value in module.state_dict().items() if "bias" not in name and "batches" not in name}
+    assert load_strictly(module, weights, ("0.bias", "1.")) == ["0.bias", "1.bias", "1.num_batches_tracked"]
+    assert torch.equal(module[0].bias, bias) and torch.equal(module[1].weight, weights["1.weight"])
