@@ -200,6 +200,7 @@ class BaseModule(pl.LightningModule):
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one training epoch; the last one may accumulate fewer batches than the others."""
+        self.trainer.fit_loop.setup_data()  # Lightning has not done so where ``max_steps`` alone limits the training
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
     def optimizer_step(self, *args, **kwargs) -> None:
