@@ -68,7 +68,8 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint directory. Raises CheckpointError where they are damaged."""
-    if (path / META).is_file():  # a directory that others made may hold weights alone
+    meta = path / META
+    if meta.is_file() and '"sha256"' in meta.read_text():  # others' directories and older ones hold no checksums
         _verify(path, WEIGHTS)
     return read_tensors(path / WEIGHTS)
 
