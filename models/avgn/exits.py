@@ -59,12 +59,3 @@ def apply_exit(logits: Tensor, thresholds: Tensor, criterion: Criterion) -> Exit
     steps = confident.int().argmax(dim=0)  # the first True; the last threshold lets everybody go
     chosen = logits[steps, torch.arange(logits.shape[1], device=logits.device)]
     return ExitResult(steps, chosen, torch.bincount(steps, minlength=len(thresholds)))
-
-
-def input_order(length: int) -> list[int]:
-    """AdaFocusV2's fixed order of visiting frames: the middle, first, last, then midpoints of ever shorter stretches."""
-    order = list(dict.fromkeys([(length - 1) // 2, 0, length - 1]))
-    while len(order) < length:
-        seen = sorted(order)
-        order += [(a + b) // 2 for a, b in zip(seen[:-1], seen[1:], strict=True) if b - a > 1]
-    return order

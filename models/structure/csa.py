@@ -111,10 +111,12 @@ def refine(
     whiten: bool = False,
     generator: torch.Generator | None = None,
 ) -> CSAMaps:
-    """Gradient steps from the closed form that trade correlation for STRUCTURE's regulariser.
+    """Gradient steps from the closed form that trade correlation for STRUCTURE's regulariser. Library only: no recipe runs it.
 
     Args:
-        image, text: the training features (N, Dx), (N, Dt).
+        start: maps in closed form.
+        image: training features (N, Dx).
+        text: training features (N, Dt).
         divergence: see :func:`~models.losses.structure.structure_loss`.
         whiten: multiply each map by the inverse root of its outputs' covariance afterwards, as the specification says; the
             vectors made by the official code are not whitened.
@@ -138,15 +140,6 @@ def refine(
     if whiten:
         maps = [_whiten_outputs(features, mapping) for features, mapping in ((image, maps[0]), (text, maps[1]))]
     return start._replace(image_map=maps[0], text_map=maps[1])
-
-
-def similarity_weights(maps: CSAMaps, image: Tensor, text: Tensor) -> Tensor:
-    """(k,): mean absolute product of each dimension of the unit-length embeddings of the training pairs.
-
-    The weights of CSA's own similarity; the official code stores but never uses them.
-    """
-    a, b = F.normalize(maps.image(image), dim=-1), F.normalize(maps.text(text), dim=-1)
-    return (a * b).sum(dim=0).abs() / len(a)
 
 
 def _whitening(covariance: Tensor, tolerance: float) -> Tensor:
