@@ -16,9 +16,9 @@ from datamodules.audio_visual import Snippets
 from datamodules.order import BatchRequest
 from datamodules.readers.video_lists import LAYOUTS, VideoRow
 from datamodules.readers.video_media import Media
-from experiments.alignment import parts
 from experiments.evaluation.avgn import glanced
 from experiments.figures import avgn
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.batch import AUDIO, AUDIO_VALID, FRAMES, SKIPPED, TIMES
 from models.errors import UserError

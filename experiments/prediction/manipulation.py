@@ -16,9 +16,9 @@ from torchvision.ops import box_convert
 from datamodules.dgm4 import read_image
 from datamodules.tokenizers.captions import CaptionTokenizer, raw_words
 from datamodules.transforms.image_box import image_tensor
-from experiments.alignment import parts
 from experiments.config.instantiation import build
 from experiments.figures import hammer
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.errors import UserError
 from models.hammer.metrics import EMPTY

@@ -16,7 +16,7 @@ from torch import Tensor
 from datamodules.readers.clips import Media, read_clip
 from datamodules.readers.video import VideoError
 from datamodules.transforms.video import TooShort, sample_frames
-from experiments.alignment import parts
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.all_in_one import objectives
 from models.all_in_one.text import trim

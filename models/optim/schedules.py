@@ -111,13 +111,14 @@ def cosine_per_epoch(
     return lambda step: rate(step) / base_lr
 
 
-def repeating_cosine(total_steps: int, steps_per_epoch: int, base_lr: float, epochs: int = 50) -> Multiplier:
-    """``(1 + cos(pi step / period)) / 2`` with a period of ``epochs`` epochs.
+def repeating_cosine(total_steps: int, steps_per_epoch: int, base_lr: float, period: int | None = None) -> Multiplier:
+    """``(1 + cos(pi step / period)) / 2``: it falls for one period, then rises again (STRUCTURE's is not stopped at its T_max).
 
-    It falls for one period, then rises again (STRUCTURE's schedule is not stopped at its T_max).
+    Args:
+        period: in optimiser steps; null: 50 epochs.
     """
-    period = epochs * steps_per_epoch
-    return lambda step: 0.5 * (1 + math.cos(math.pi * step / period))
+    length = 50 * steps_per_epoch if period is None else period
+    return lambda step: 0.5 * (1 + math.cos(math.pi * step / length))
 
 
 def multi_step(

@@ -70,7 +70,7 @@ def train(case: Case) -> dict[str, Tensor]:
     regulariser = _regulariser(config["loss"])
     trained = [p for p in head.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config["lr"], betas=tuple(config["betas"]), weight_decay=config["weight_decay"])
-    cosine = repeating_cosine(config["steps"], 1, config["lr"], epochs=config["cosine_T_max"])
+    cosine = repeating_cosine(config["steps"], 1, config["lr"], period=config["cosine_T_max"])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
     image_features, text_features = case.inputs["image_features"], case.inputs["text_features"]
     trace: dict[str, list[float]] = {}

@@ -84,7 +84,7 @@ def test_absolute_bounds_hold_for_every_base_rate():
 
 
 def test_the_repeating_cosine_rises_again():
-    multiplier = repeating_cosine(40, 2, 0.1, epochs=5)
+    multiplier = repeating_cosine(40, 2, 0.1, period=10)
     assert [multiplier(step) for step in (0, 5, 10, 15, 20)] == pytest.approx([1, 0.5, 0, 0.5, 1])
 
 
