@@ -47,7 +47,8 @@ class DualEncoder(nn.Module):
     """``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess`` as OpenCLIP and CLIP_benchmark use them.
 
     Args:
-        vision, text: frozen encoders with pooled features of the widths the head takes.
+        vision: frozen image encoder; its pooled features have the width that the head takes.
+        text: frozen text encoder, likewise.
         head: the trained projectors.
         layers: the layer of each encoder that the head takes, where it is not the pooled output.
     """
@@ -94,7 +95,7 @@ class DualEncoder(nn.Module):
         batch_size: int = 64,
         preprocess: Callable[[Image.Image], Tensor] | None = None,
     ) -> Tensor:
-        """Pictures to embeddings (N, D) on the CPU; an iterable is read batch by batch. ``preprocess``: other than its own."""
+        """Images to embeddings (N, D) on the CPU; an iterable is read batch by batch. ``preprocess``: other than its own."""
         parts, batch = [], []
         for image in images:
             batch.append((preprocess or self.preprocess)(image))

@@ -1,7 +1,7 @@
-"""Content-aware dilated convolution (specification: BEV fusion, 2.5).
+"""Content-aware dilated convolution: kernels and dilations chosen per cell.
 
-That the paper places such a convolution on the ultrasonic features, to absorb the misalignment of the sensors, is from its
-abstract; these equations are ours.
+The paper's abstract says that such a convolution on the ultrasonic features absorbs the misalignment of the sensors. The
+equations are ours and stand at :class:`CaDConv`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ TAPS = tuple((q // 3 - 1, q % 3 - 1) for q in range(9))
 
 
 class CaDConv(nn.Module):
-    """Each cell chooses its receptive field, and in ``dynamic`` mode its 3x3 kernels too; residual.
+    """Each cell p chooses its receptive field, and in ``dynamic`` mode its 3x3 kernels too.
+
+    With the content ``z = ReLU(BN(compress x))``, dilations ``d_r`` and offsets ``o_q`` of the 9 taps::
+
+        alpha(p) = softmax_r(dilation z)            taps_{r, g}(p) = softmax_q(kernel z)
+        y_c(p) = sum_r alpha_r(p) sum_q taps_{r, g(c), q}(p) (value x)_c(p + d_r o_q)
+        out = ReLU(x + BN(W_out y))
 
     Args:
-        channels: C, in and out. dilations: the R fields to choose from. groups: G sets of kernels over the channels.
+        channels: C, in and out.
+        dilations: the R fields to choose from.
+        groups: G sets of kernels over the channels.
         mid: channels in which the content is judged; null is C / 4.
         mode: 'dynamic' predicts a kernel per cell, group and dilation; 'select' shares one kernel and predicts which
             dilation it is used with.
@@ -87,7 +95,9 @@ def gather_taps(value: Tensor, alpha: Tensor, taps: Tensor, dilations: Sequence[
     """``y_c(p) = sum_r alpha_r(p) sum_q taps_{r, g(c), q}(p) value_c(p + d_r o_q)``, zeros outside.
 
     Args:
-        value: (B, C, H, W). alpha: (B, R, H, W). taps: (B, R, G, 9, H, W), one set for each of G groups of channels.
+        value: (B, C, H, W).
+        alpha: (B, R, H, W).
+        taps: (B, R, G, 9, H, W), one set for each of G groups of channels.
 
     Half precision is summed in float32: 9 R terms, one after the other, would lose what bf16 keeps.
     """

@@ -1,5 +1,4 @@
-"""How well a bird's-eye map names cells and finds objects (specification: BEV fusion, 6; the paper's metrics are not
-established)."""
+"""Metrics of bird's-eye maps by cells and by objects (ours; the paper's metrics are not established)."""
 
 from __future__ import annotations
 

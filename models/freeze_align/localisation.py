@@ -19,7 +19,7 @@ class LocalisationIoU(NamedTuple):
 
 
 class LocalisationMeter:
-    """Collects images one by one (freeze-align's Pascal VOC protocol; evaluation protocols, section 5.2).
+    """Collects images one by one (freeze-align's Pascal VOC protocol).
 
     Args:
         threshold: a class is where its map, scaled to [0, 1] over the image, exceeds this.

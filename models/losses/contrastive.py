@@ -1,7 +1,7 @@
 """Contrastive losses between images and texts, as functions of un-normalised embeddings.
 
-The matrix of logits is never whole in memory: it is made tile by tile, rows of images against all texts. Between forward
-and backward pass nothing is kept that a gradient or an input is not, but for a bounded part of InfoNCE's tiles.
+The full logit matrix is never materialised; it is computed in row tiles, images against all texts. Between forward and
+backward only inputs and gradients are kept, and a bounded part of InfoNCE's tiles.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def sigmoid_terms(
     Exact, but only ``tile_entries`` of a matrix are in memory at once.
 
     Args:
-        image: embeddings (B, D), not normalised. texts: K of (N, D), one matrix each.
+        image: embeddings (B, D), not normalised.
+        texts: K of (N, D), one matrix each.
         logit_scale: the scale itself, not its log (1,).
         logit_bias: (1,).
     """
@@ -223,7 +224,7 @@ class InfoNCELoss(nn.Module):
 
 
 def _constant_without_grad(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under ``no_grad`` a parameter still asks for a gradient, which nobody would fetch."""
+    """Under no_grad, parameters still have requires_grad=True; detach so that no gradient is computed."""
     return tensors if torch.is_grad_enabled() else tuple(tensor.detach() for tensor in tensors)
 
 

@@ -2,7 +2,7 @@
 
 Neighbours are found once per layer, tile by tile (the n x n similarities are never whole); a pair of layers then costs
 n x k. Linear CKA of a pair is made from covariances; only the two metrics over hops hold n x n matrices. (STRUCTURE, arXiv
-2506.16895, section 3.1; Platonic representations, arXiv 2405.07987; specification of STRUCTURE, section 5.2.)
+2506.16895, section 3.1; Platonic representations, arXiv 2405.07987.)
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def hop_similarity(x: Tensor, y: Tensor, levels: int = 3, temperature: float = 0
 def hop_cka(x: Tensor, y: Tensor, levels: int = 3, temperature: float = 0.05) -> float:
     """Mean over the hops of the CKA between the rows of the random walks' powers, for features (n, D).
 
-    The specification names a metric ``l_hop_cka`` of STRUCTURE's code and does not define it: this is our reading.
+    STRUCTURE's code has a metric ``l_hop_cka`` whose definition is not published: this is our reading.
     """
     return sum(cka(p, q) for p, q in _hops(x, y, levels, temperature)) / levels
 
@@ -137,7 +137,8 @@ class LayerPairs:
     """Scores of all pairs of the layers of two encoders on the same samples.
 
     Args:
-        vision, text: features (n, layers, D), pooled; or lists of (n, D).
+        vision: pooled features (n, layers, D), or a list of (n, D).
+        text: likewise, of the same samples.
         k: neighbours, see :func:`neighbour_count`.
         normalise: rows to unit length first (official).
     """

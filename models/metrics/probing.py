@@ -16,9 +16,11 @@ class AlignmentProbe:
     need no learning rate, so that every pair of layers can be probed.
 
     Args:
-        vision, text: lists of layers (n, D) of the same samples in random order; the last ones are held out.
+        vision: list of layers (n, D) of the samples in random order; the last ones are held out.
+        text: list of layers (n, D) of the same samples.
         held_out: their share.
-        components: principal components kept of a layer. dim: directions kept of a pair.
+        components: principal components kept of a layer.
+        dim: directions kept of a pair.
         shrinkage: share of the mean variance of the components added to each: with few pairs the plain solution fits noise.
     """
 

@@ -126,7 +126,7 @@ def _sign_accuracies(image: Tensor, text: Tensor, tile: int = 1024) -> dict[str,
 def grouped_retrieval(image: Tensor, text: Tensor, group: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Recall, precision and mean average precision at ``ks`` in percent of pairs whose items may occur several times.
 
-    STRUCTURE's protocol (specification, section 6): rows (N, D) on both sides, one per caption, so that an image stands
+    STRUCTURE's protocol: rows (N, D) on both sides, one per caption, so that an image stands
     among the candidates once for each of its captions; a candidate is right if it has the query's ``group`` (N,). R@k: any
     right one among the first k; P@k: right ones / k; MAP@k divides by the number of right ones, at most k.
     """

@@ -12,7 +12,8 @@ def text_to_video_ranks(scores: Tensor, owner: Tensor) -> Tensor:
     """(n,) rank from 0 of each text's own video: the number of videos with a strictly larger score (ties in its favour).
 
     Args:
-        scores: (n, m). owner: (n,) int64, the video of each text.
+        scores: (n, m).
+        owner: (n,) int64, the video of each text.
 
     A score that is not finite ranks last.
     """

@@ -1,6 +1,6 @@
-"""The learning-rate range test: raise the rate until the loss explodes, and take one from where it fell fastest.
+"""The learning-rate range test: raise the rate until the loss explodes, and take the rate where it fell fastest.
 
-(Smith, arXiv 1506.01186; the rules are STRUCTURE's, specification section 5.1.)
+Smith, arXiv 1506.01186; smoothing, stop and choice are those of STRUCTURE's code.
 """
 
 from __future__ import annotations

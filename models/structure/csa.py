@@ -1,5 +1,5 @@
-"""CSA, canonical similarity analysis: alignment by canonical correlations in closed form (arXiv 2410.07610; STRUCTURE's
-base method, specification section 3.3), optionally refined with STRUCTURE's regulariser.
+"""CSA, canonical similarity analysis: alignment by canonical correlations in closed form (arXiv 2410.07610; a base
+method of STRUCTURE, arXiv 2506.16895), optionally refined with STRUCTURE's regulariser.
 
 Everything comes from D x D covariances that are accumulated in one pass over the features.
 """
@@ -75,8 +75,8 @@ def csa(found: Covariances, dim: int = 512, tolerance: float = 1e-6) -> CSAMaps:
 
     Args:
         tolerance: directions whose singular value is below this share of the largest are left out. The official code
-            keeps them, so that with fewer pairs than dimensions a direction without variance dominates (specification,
-            pitfall 10); the result is the same where there is none.
+            keeps them, so that with fewer pairs than dimensions a direction without variance dominates; the result is the same
+            where there is none.
 
     Raises UserError where fewer than ``dim`` directions remain.
     """
@@ -118,8 +118,8 @@ def refine(
         image: training features (N, Dx).
         text: training features (N, Dt).
         divergence: see :func:`~models.losses.structure.structure_loss`.
-        whiten: multiply each map by the inverse root of its outputs' covariance afterwards, as the specification says; the
-            vectors made by the official code are not whitened.
+        whiten: multiply each map by the inverse root of its outputs' covariance afterwards, as the paper says; the
+            official code does not.
         generator: draws the order of each epoch.
     """
     image, text = image - start.mean_image, text - start.mean_text

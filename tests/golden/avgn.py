@@ -1,4 +1,4 @@
-"""Runs AVGN's reference files through our implementation and importer (specification: AVGN, section 10)."""
+"""Runs AVGN's reference files through our implementation and importer."""
 
 from __future__ import annotations
 
