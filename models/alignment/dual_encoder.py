@@ -137,12 +137,12 @@ def save_dual_encoder(
             raise UserError(
                 f"an encoder of the class {type(encoder).__name__} cannot be exported; known: {', '.join(ENCODERS)}."
             )
-        given = dict(arguments[name])
+        encoder_arguments = dict(arguments[name])
         if copy_encoders:
-            given["weights"] = _copy(encoder.source, folder / name).relative_to(folder).as_posix()
+            encoder_arguments["weights"] = _copy(encoder.source, folder / name).relative_to(folder).as_posix()
         config[name] = {
             "class": type(encoder).__name__,
-            "arguments": given,
+            "arguments": encoder_arguments,
             "copied": copy_encoders,
             "identity": encoder.identity,
         }
@@ -155,11 +155,11 @@ def _copy(source: Path, folder: Path) -> Path:
         folder.mkdir()
         return Path(shutil.copy(source, folder))
     # Not what else a cache or a cloned repository holds: other formats of the same weights, histories.
-    kept = {".json", ".txt", ".model", ".py", ".safetensors"}
+    suffixes = {".json", ".txt", ".model", ".py", ".safetensors"}
     if not any(source.glob("*.safetensors")):
-        kept.add(".bin")
+        suffixes.add(".bin")
     shutil.copytree(
-        source, folder, ignore=lambda at, names: [n for n in names if Path(at, n).is_file() and Path(n).suffix not in kept]
+        source, folder, ignore=lambda at, names: [n for n in names if Path(at, n).is_file() and Path(n).suffix not in suffixes]
     )
     return folder
 

@@ -267,9 +267,9 @@ class AVGN(nn.Module):
             now = indices[live, step, None]
             patch = self.pixels_of_patch(crop_patches(frames[live, now[:, 0]], actions[live, step], self.patch_size), frames)
             features = [glance.visual[live, now[:, 0]], glance.audio[live, now[:, 0]], self.local_CNN(patch)]
-            found, state = self.classifier.step(torch.cat(features, dim=-1), step, state)
-            sure = exit_confidence(found, criterion) >= threshold
-            logits[live[sure]], steps[live[sure]] = found[sure].to(logits.dtype), step
+            step_logits, state = self.classifier.step(torch.cat(features, dim=-1), step, state)
+            sure = exit_confidence(step_logits, criterion) >= threshold
+            logits[live[sure]], steps[live[sure]] = step_logits[sure].to(logits.dtype), step
             live, state = live[~sure], state[~sure]
             if threshold == ALWAYS or not len(live):
                 break

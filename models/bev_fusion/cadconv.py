@@ -143,7 +143,7 @@ class _GatherTaps(torch.autograd.Function):
         into = torch.empty_like(work.padded)
         into_middle, into_values = work.shifts(into)
         by_tap = torch.empty_like(work.by_tap)
-        into_weights, by_tap_inner = work.kept(by_tap), work.crop(by_tap)
+        into_weights, by_tap_inner = work.weights_of_taps(by_tap), work.crop(by_tap)
         g_inner, into_inner, weights_inner = work.crop(g), work.crop(into_middle), work.crop(work.by_tap)
         for chunk in work.chunks():
             samples, groups = chunk
@@ -192,15 +192,15 @@ class _Workspace:
         self.padded = value.new_zeros(self.samples, self.together, self.width, self.length + 2 * self.lead)
         self.by_tap = value.new_zeros(self.samples, fields, self.together, 9, self.length)
         self.middle, self.values = self.shifts(self.padded)
-        self.weights = self.kept(self.by_tap)
+        self.weights = self.weights_of_taps(self.by_tap)
         self._values_inner, self._weights_inner = self.crop(self.middle), self.crop(self.by_tap)
 
     def shifts(self, padded: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What lies between the leads, and the same shifted to each tap that is left."""
-        found = [padded[..., start : start + self.length] for start in self._starts]
-        return found[0], found
+        shifted = [padded[..., start : start + self.length] for start in self._starts]
+        return shifted[0], shifted
 
-    def kept(self, by_tap: Tensor) -> list[Tensor]:
+    def weights_of_taps(self, by_tap: Tensor) -> list[Tensor]:
         """Of (s, R, t, 9, length) each tap that is left, (s, t, 1, length)."""
         return [by_tap[:, r, :, q, None] for r, q in self._taps]
 

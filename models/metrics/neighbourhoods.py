@@ -37,13 +37,13 @@ def neighbour_count(rule: int | Literal["rice", "sqrt", "sturges"], samples: int
 
 def nearest_neighbours(x: Tensor, k: int, tile_entries: int = TILE_ENTRIES) -> Tensor:
     """(n, k) int64: rows with the largest inner product with each row of ``x`` (n, D), without itself, best first."""
-    found = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    neighbours = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     step = max(1, tile_entries // len(x))
     for first in range(0, len(x), step):
         scores = x[first : first + step] @ x.T
         scores.diagonal(first).fill_(-1e8)
-        found[first : first + step] = scores.topk(k, dim=1).indices
-    return found
+        neighbours[first : first + step] = scores.topk(k, dim=1).indices
+    return neighbours
 
 
 def mutual_knn(a: Tensor, b: Tensor) -> float:

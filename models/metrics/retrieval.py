@@ -132,7 +132,7 @@ def grouped_retrieval(image: Tensor, text: Tensor, group: Tensor, ks: Sequence[i
     """
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     wanted = torch.bincount(group)[group].double()
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, queries, pool in (("i2t", image, text), ("t2i", text, image)):
         hits = []
         for rows in torch.arange(len(group), device=group.device).split(max(1, 2**22 // len(group))):
@@ -142,7 +142,7 @@ def grouped_retrieval(image: Tensor, text: Tensor, group: Tensor, ks: Sequence[i
         precision = right.cumsum(dim=1) / torch.arange(1, right.shape[1] + 1, device=right.device)
         for k in ks:
             average = (precision * right)[:, :k].sum(dim=1) / wanted.clamp(max=k)
-            found[f"{name}.R@{k}"] = right[:, :k].amax(dim=1).mean().item() * 100
-            found[f"{name}.P@{k}"] = (right[:, :k].sum(dim=1) / k).mean().item() * 100
-            found[f"{name}.MAP@{k}"] = average.mean().item() * 100
-    return found
+            metrics[f"{name}.R@{k}"] = right[:, :k].amax(dim=1).mean().item() * 100
+            metrics[f"{name}.P@{k}"] = (right[:, :k].sum(dim=1) / k).mean().item() * 100
+            metrics[f"{name}.MAP@{k}"] = average.mean().item() * 100
+    return metrics

@@ -50,7 +50,7 @@ def range_test(
 
     Raises ValueError when already the first loss is not finite.
     """
-    kept = copy.deepcopy(module.state_dict())
+    initial_state = copy.deepcopy(module.state_dict())
     parameters = [p for p in module.parameters() if p.requires_grad]
     trial = optimizer(parameters)
     factor, rate, best = (end / start) ** (1 / iterations), start, math.inf
@@ -72,7 +72,7 @@ def range_test(
         trial.step()
         rate *= factor
     trial.zero_grad(set_to_none=True)
-    module.load_state_dict(kept)
+    module.load_state_dict(initial_state)
     if not math.isfinite(losses[0]):
         raise ValueError("the loss is not finite before the first step")
     if not math.isfinite(losses[-1]):
