@@ -82,6 +82,8 @@ class AudioVisualDataModule(BaseDataModule):
         self.frame_rate = frame_rate
         self.class_names: list[str] = []
 
+    provides = (INDEX, KEY, FRAMES, TIMES, AUDIO, AUDIO_VALID, LABEL, LABELS)
+
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return

@@ -186,6 +186,8 @@ class DGM4DataModule(BaseDataModule):
         self.batch_size, self.eval_batch_size, self.train_fraction = batch_size, eval_batch_size, train_fraction
         self.augment, self.flip_probability = augment, flip_probability
 
+    provides = (INDEX, IMAGE, BOX, TOKEN_IDS, TOKEN_MASK, TOKEN_LABELS, MULTI_LABEL, FAKE)
+
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return

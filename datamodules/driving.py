@@ -86,6 +86,8 @@ class BevDataModule(BaseDataModule):
         self.classes, self.samples, self.in_memory = classes, samples, in_memory
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
 
+    provides = (INDEX, KEY, IMAGE, VIEW_GRID, VIEW_VALID, TRACES, CELSIUS, CALIBRATIONS, BEV_LABEL, CONDITION)
+
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from datamodules.base import BaseDataModule
 from datamodules.readers.video_annotations.sample import AnnotationError, Annotations, MissingSplit
 from datamodules.tokenizers.word_pieces import WordPieces
-from datamodules.video_text_rows import Transform, TwoStreams, VideoTextDataset
+from datamodules.video_text_rows import Transform, TwoStreams, VideoTextDataset, provided_keys
 from models.all_in_one.batch import IMAGES
 from models.batch import VIDEO
 from models.errors import UserError
@@ -102,6 +102,10 @@ class VideoTextDataModule(BaseDataModule):
                 dataset = TwoStreams(dataset, stills)
             self.splits[split] = dataset
             self.report_skipped(split, rows.skipped)
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        return provided_keys(self.common["tasks"])
 
     def facts(self) -> dict[str, Any]:
         """How many word pieces and answers there are."""

@@ -14,7 +14,7 @@ DECODERS = {"av", "soundfile", "webdataset", "pytorch_lightning", "pyarrow"}
 PACKAGES = {  # package -> what it may import besides itself and the standard library
     "models": TORCH,
     "datamodules": TORCH | DECODERS | {"models"},
-    "lightning_modules": TORCH | {"models", "datamodules", "pytorch_lightning"},
+    "lightning_modules": TORCH | {"models", "pytorch_lightning", "torchmetrics"},
 }
 CONFIGURATION = {"hydra", "omegaconf"}  # run.py and experiments alone
 FILES = {package: sorted((ROOT / package).rglob("*.py")) for package in PACKAGES}

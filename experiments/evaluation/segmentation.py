@@ -1,4 +1,4 @@
-"""Open-vocabulary segmentation without training: aligned DINOv2 patches over a sliding window (SAIL, protocol 5.1)."""
+"""Open-vocabulary segmentation without training: aligned DINOv2 patches over a sliding window (SAIL, arXiv 2412.04616)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def segmentation(
 
 
 def prepare(image: Image.Image, short_side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """A picture to (1, 3, H, W): its shorter side ``short_side`` pixels, the longer at most 2048, bilinear, normalised."""
+    """An image to (1, 3, H, W): its shorter side ``short_side`` pixels, the longer at most 2048, bilinear, normalised."""
     width, height = image.size
     factor = min(short_side / min(width, height), LONGEST / max(width, height))
     size = (int(height * factor + 0.5), int(width * factor + 0.5))

@@ -114,9 +114,9 @@ class AVGN(nn.Module):
     ):
         super().__init__()
         if patch_size > image_size:
-            raise UserError(f"module.network.patch_size={patch_size} does not fit into frames of image_size={image_size}.")
+            raise UserError(f"module.model.patch_size={patch_size} does not fit into frames of image_size={image_size}.")
         if dim % heads:
-            raise UserError(f"module.network.dim={dim} does not divide into heads={heads}.")
+            raise UserError(f"module.model.dim={dim} does not divide into heads={heads}.")
         self.image_size, self.patch_size, self.glance_size = image_size, patch_size, glance_size
         self.num_selected, self.order, self.select = num_selected, order, select
         self.policy_form, self.modality, self.detach_inputs = policy, modality, detach_inputs

@@ -13,6 +13,7 @@ from models.batch import VOID_LABEL
 from models.bev_fusion.geometry import BevGrid
 from models.metrics.classification import confusion_matrix
 
+CELL_SCORES = ("iou", "precision", "recall", "f1")
 SLACK = 1e-9  # metres by which a cell may lie beyond the match radius
 EIGHT = np.ones((3, 3), dtype=bool)
 TABLE = ("image", "matched", "distance", "euclidean", "absolute", "normalized")
@@ -35,6 +36,12 @@ def cell_scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         "recall": recall,
         "f1": _ratio(2 * precision * recall, precision + recall),
     }
+
+
+def cell_metrics(label: NDArray, predicted: NDArray, num_classes: int) -> dict[str, float]:
+    """Mean over the classes but free space of each cell score, in percent; maps (N, rows, cols) or (N, cells)."""
+    scores = cell_scores(confusion(label, predicted, num_classes))
+    return {name: 100 * float(scores[name][1:].mean()) for name in CELL_SCORES}
 
 
 class ObjectScores(NamedTuple):

@@ -32,6 +32,11 @@ _MLP = {"projection.": "projection.", "down.": "fc.", "norm.": "layer_norm."}
 _KINDS: dict[type[nn.Module], dict[str, str]] = {TokenProjector: _TOKEN, ResidualMLPProjector: _MLP, LinearProjector: {"": ""}}
 
 
+def import_head(weights: dict[str, Tensor], head: TokenAlignmentHead) -> TokenAlignmentHead:
+    """The importer of ``module=freeze_align``; the poolings are those of ``head``."""
+    return head_from_official(weights, head.vision_pooling, head.text_pooling)
+
+
 def head_from_official(
     weights: dict[str, Tensor],
     vision_pooling: Literal["mean", "max"] = "mean",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from models.batch import IGNORE_INDEX
 from models.hammer.metrics import (
     binary_metrics,
     box_metrics,
@@ -21,22 +18,8 @@ from models.metrics.average_precision import average_precision
 KINDS = ("FS", "FA", "TS", "TA")  # face swap, face attribute, text swap, text attribute
 
 
-def join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Batches of predictions below each other, captions padded to the longest; rows met twice ('index') count once."""
-    joined = {}
-    for name in parts[0]:
-        values = [part[name] for part in parts]
-        if name.startswith("token"):
-            length = max(value.shape[1] for value in values)
-            values = [F.pad(value, (0, length - value.shape[1]), value=IGNORE_INDEX) for value in values]
-        joined[name] = torch.cat(values)
-    _, first = torch.unique(joined["index"], return_inverse=True)
-    rows = torch.zeros(int(first.max()) + 1, dtype=torch.int64).scatter_(0, first, torch.arange(len(first)))
-    return {name: value[rows] for name, value in joined.items()}
-
-
 def dgm4_metrics(predictions: Mapping[str, Tensor]) -> dict[str, float]:
-    """Percent, by flat name, of what :func:`join` gives; groups whose prediction is absent are left out.
+    """Percent, by flat name, of the rows of a split; groups whose prediction is absent are left out.
 
     Args:
         predictions: 'real_fake' (N, 2) and 'multi_label' (N, 4) logits, 'box' (N, 4), 'token' (N, T) predicted classes; the

@@ -47,6 +47,11 @@ def head_from_official(weights: dict[str, Tensor]) -> AlignmentHead | ShareLockH
     return head
 
 
+def import_head(weights: dict[str, Tensor], head: AlignmentHead) -> AlignmentHead | ShareLockHead:
+    """The importer of ``module=sail``; what ``head`` is built like follows from the weights alone."""
+    return head_from_official(weights)
+
+
 def _aligned(weights: dict[str, Tensor]) -> AlignmentHead:
     vision_dim = weights["vision_layer_norm.weight"].numel()
     has_text = any(key.startswith("text_") for key in weights)  # a head for a vision tower alone (LLaVA) has none

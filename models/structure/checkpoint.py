@@ -20,6 +20,11 @@ _LOW_RANK = {"direct.": "P.", "down.": "W1.", "up.": "W2.", "gate_logit": "logit
 _RELU = {"": "mlp."}
 
 
+def import_head(weights: dict[str, Tensor], head: AlignmentHead) -> AlignmentHead:
+    """The importer of ``module=structure``; the fixed temperature is that of ``head``."""
+    return head_from_official(weights, 1 / float(head.scale()))
+
+
 def head_from_official(weights: dict[str, Tensor], temperature: float = 0.05, dropout: float = 0.1) -> AlignmentHead:
     """The head that ``weights`` belong to.
 

@@ -76,7 +76,7 @@ def train_forward(case: Case) -> dict[str, Tensor]:
     model = _model(case).train()
     weights = {TERMS[name]: weight for name, weight in config["loss_weights"].items()}
     options = {"token_momentum": config["token_momentum"], "label_smoothing": config["label_smoothing"]}
-    module = HammerModule(model, loss_weights=weights, alpha=config["alpha"], **options)
+    module = HammerModule(lambda: model, loss_weights=weights, alpha=config["alpha"], **options)
     batch = {
         FAKE: torch.tensor([int(label != "orig") for label in config["labels"]]),
         MULTI_LABEL: inputs["multi_label"],

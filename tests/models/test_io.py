@@ -1,5 +1,7 @@
 import argparse
 import collections
+import errno
+import hashlib
 import os
 import pickle
 import types
@@ -8,7 +10,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.io import CheckpointError, atomic_directory, atomic_write, hash_tensors, load_strictly, read_tensors, stable_hash
+from models.io import (
+    CheckpointError,
+    WriteError,
+    atomic_directory,
+    atomic_write,
+    hash_file,
+    hash_tensors,
+    load_strictly,
+    read_tensors,
+    recover,
+    stable_hash,
+)
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2])}
 
@@ -169,6 +182,45 @@ def test_atomic_directory_replaces_or_leaves(tmp_path):
         raise RuntimeError
     assert os.listdir(tmp_path) == ["checkpoint"]
     assert os.listdir(path) == ["sub"] and (path / "sub" / "file").read_text() == "two"
+
+
+@pytest.mark.parametrize("writer", [atomic_write, atomic_directory])
+def test_a_full_disk_is_explained(tmp_path, writer):
+    with pytest.raises(WriteError, match=f"cannot write {tmp_path / 'x'} .*No space left"), writer(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError), writer(tmp_path / "x"):
+        open(tmp_path / "absent")
+    assert os.listdir(tmp_path) == []
+
+
+def test_recover_leaves_other_files_alone(tmp_path):
+    for name in (".hidden", ".x.tmp", "x.01234567-1-01234567.tmp"):
+        (tmp_path / name).touch()
+    before = sorted(os.listdir(tmp_path))
+    recover(tmp_path)
+    recover(tmp_path / "absent")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_writer_removes_what_dead_writers_of_its_directory_left(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with atomic_directory(tmp_path / "set") as temporary:
+            (temporary / "file").write_text("half")
+            os._exit(1)
+    os.waitpid(child, 0)
+    (leftover,) = os.listdir(tmp_path)
+    mine = leftover.replace(f"-{child}-", f"-{os.getpid()}-")
+    for kept in (mine, leftover.replace(".set.", ".other.")):
+        (tmp_path / kept).mkdir()
+    with atomic_directory(tmp_path / "set"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == sorted(["set", mine, leftover.replace(".set.", ".other.")])
+
+
+def test_hash_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert hash_file(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
 
 
 def test_stable_hash_ignores_key_order_only():

@@ -10,7 +10,14 @@ from experiments.config.validation import CONF, ConfigError, check
 from tests.experiments.tiny import RECIPES, choices_of
 
 DEMOS = [recipe for recipe in RECIPES if not recipe.startswith("paper/")]
-NOT_SWAPPED = {"experiment", "sweep", "debug", "pipeline", "paths", "hydra"}  # chosen with the recipe, or not a part of the method
+NOT_SWAPPED = {
+    "experiment",
+    "sweep",
+    "debug",
+    "pipeline",
+    "paths",
+    "hydra",
+}  # not parts of the method
 
 
 def options_of(group: str, chosen: str) -> list[str]:

@@ -57,9 +57,18 @@ def test_zero_shot_equals_scikit_learn():
         assert result.metrics[f"zeroshot/top{k}"] == pytest.approx(expected)
         assert result.baselines["chance"][f"zeroshot/top{k}"] == pytest.approx(100 * k / len(WORDS))
     assert result.metrics["zeroshot/balanced"] == pytest.approx(100 * balanced_accuracy_score(labels, scores.argmax(1)))
-    matrix, _names = result.pictures["confusion"].args
+    matrix, _names = result.figures["confusion"].args
     assert matrix.sum() == len(labels) and matrix.diagonal().sum() == (scores.argmax(1) == labels).sum()
     assert result.hashes["split"] == "abc" and result.hashes["prompts"] != zero_shot(split, ["a {}"]).hashes["prompts"]
+
+
+def test_most_frequent_class_stands_beside_zero_shot():
+    split = _split()
+    column = zero_shot(split, ["a {}"]).baselines["most frequent class"]
+    counts = torch.bincount(split.labels, minlength=len(WORDS)).double()
+    assert column["zeroshot/top1"] == pytest.approx(100 * float(counts.max() / counts.sum()))
+    assert column["zeroshot/top5"] == pytest.approx(100 * float(counts.sort(descending=True).values[:5].sum() / counts.sum()))
+    assert column["zeroshot/balanced"] == pytest.approx(100 / int((counts > 0).sum()))
 
 
 def test_zero_shot_leaves_out_what_has_no_label():
@@ -208,10 +217,10 @@ def test_retrieval_examples_name_the_right_answers():
     split.image = torch.eye(len(WORDS))
     split.owner, split.text = torch.arange(len(WORDS)), torch.eye(len(WORDS))
     split.captions, split.labels = WORDS, None
-    pictures = retrieval(split).pictures
-    for example in pictures["retrieved_images"].args[0]:
+    figures = retrieval(split).figures
+    for example in figures["retrieved_images"].args[0]:
         assert example["images"][0] == example["right"] == WORDS.index(example["caption"])
-    for example in pictures["retrieved_captions"].args[0]:
+    for example in figures["retrieved_captions"].args[0]:
         assert example["captions"][0] == WORDS[example["image"]]
         assert example["right"] == [True] + [False] * 4
 

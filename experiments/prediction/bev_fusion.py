@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -17,18 +16,18 @@ from datamodules.simulated.driving.scene import Scene, make_scene, occupancy
 from datamodules.simulated.driving.ultrasound import Acoustics, measured_traces
 from datamodules.transforms.driving import Sample
 from experiments.figures import bev_fusion
+from experiments.prediction.base import write
 from experiments.run import parts
 from experiments.run.directory import Run
 from models.batch import IMAGE, KEY, SKIPPED
 from models.errors import UserError
-from models.io import atomic_write
 
 log = logging.getLogger("run")
 
 
 @torch.inference_mode()
 def bev(run: Run, split: str = "test", count: int = 8) -> dict[str, Any]:
-    """Maps of ``count`` recordings spread over a split: a picture each, and ``predictions.json`` with the nearest obstacle."""
+    """Maps of ``count`` recordings spread over a split: an image each, and ``predictions.json`` with the nearest obstacle."""
     data = parts.datamodule(run)
     if split not in data.splits:
         raise UserError(f"predict.split: there is no split '{split}' in {data.root}; there are {', '.join(data.splits)}.")
@@ -44,18 +43,16 @@ def bev(run: Run, split: str = "test", count: int = 8) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     centres = data.grid.centres()
     ranges = np.hypot(centres[..., 0] - data.grid.x_bumper, centres[..., 1])
-    found = []
+    nearest = []
     for number, key in enumerate(batch[KEY]):
         heard = None if echoes is None else echoes[number, 0].cpu().numpy()
         image = batch[IMAGE][number].permute(1, 2, 0).cpu().numpy()
-        picture = bev_fusion.panels(image, heard, predicted[number], batch["bev_label"][number].cpu().numpy())
-        Image.fromarray(picture).save(folder / f"{key}.png")
+        panels = bev_fusion.panels(image, heard, predicted[number], batch["bev_label"][number].cpu().numpy())
+        Image.fromarray(panels).save(folder / f"{key}.png")
         occupied = ranges[predicted[number] > 0]
-        found.append({"id": key, "nearest_m": float(occupied.min()) if len(occupied) else None})
-    with atomic_write(run.dir / "predictions.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=1))
-    log.info("predictions are in %s", folder)
-    return {"recordings": len(found)}
+        nearest.append({"id": key, "nearest_m": float(occupied.min()) if len(occupied) else None})
+    write(run, nearest)
+    return {"recordings": len(nearest)}
 
 
 @torch.inference_mode()
@@ -81,22 +78,22 @@ def drive_in(
     rng = np.random.default_rng((seed, 1))
     target = make_scene(rng, data.grid.x_bumper)
     weather = make_weather(rng, light)
-    pictures = []
+    panels = []
     for left in np.linspace(1, 0, frames):
         scene = _seen_from(target, start * left, np.radians(turn) * left)
         image = render(scene, weather, lens, data.grid.x_bumper)
         if first.rig.pairs:
             traces = measured_traces(rng, scene, first.rig, 15.0, data.samples, Acoustics())
-        else:  # pictures alone, for modality=camera_only
+        else:  # images alone, for modality=camera_only
             traces = first.traces
         label = np.minimum(occupancy(scene, data.grid), data.classes - 1 if data.classes == 2 else 3)
         batch = data.batch_of([Sample(image, first.camera, traces, first.rig, 15.0, label)])
         batch = module.transfer_batch_to_device(batch, module.device, 0)
         predicted, echoes = module(batch).classes[0].argmax(0).cpu().numpy(), module.echoes(batch)
         heard = None if echoes is None else echoes[0, 0].cpu().numpy()
-        pictures.append(bev_fusion.panels(image / 255, heard, predicted, label))
+        panels.append(bev_fusion.panels(image / 255, heard, predicted, label))
     path = run.dir / f"drive_in_{light}.mp4"
-    write_mp4(path, np.stack(pictures), fps)
+    write_mp4(path, np.stack(panels), fps)
     log.info("the drive-in is in %s", path)
     return {"video": path.name, "frames": frames}
 

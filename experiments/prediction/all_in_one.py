@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from datamodules.readers.clips import Media, read_clip
 from datamodules.readers.video import VideoError
 from datamodules.transforms.video import TooShort, sample_frames
+from experiments.prediction.base import write
 from experiments.run import parts
 from experiments.run.directory import Run
 from models.all_in_one import objectives
 from models.all_in_one.text import trim
+from models.batch import TOKEN_IDS, TOKEN_MASK, VIDEO
 from models.errors import UserError
-from models.io import atomic_write
-
-log = logging.getLogger("run")
 
 
 @torch.inference_mode()
@@ -38,24 +34,23 @@ def video_text(run: Run, videos: Sequence[str] = (), texts: Sequence[str] = ()) 
     data = parts.datamodule(run)
     module = parts.trained_module(run, data.facts())
     ids, mask = trim(*(part.to(module.device) for part in data.words(list(texts))))
+    tokens = {TOKEN_IDS: ids, TOKEN_MASK: mask}
     table = Table("clip", *texts)
     predictions = []
     for name in videos:
-        patches = module.model.embed(_open(name, data)[None].to(module.device))
+        clip = {VIDEO: _open(name, data)[None].to(module.device)}
+        patches = module.embed(clip)
         if "answer" in module.tasks:
             cells = _answers(module, data, ids, mask, patches)
         elif "contrastive" in module.tasks:
-            cosines = objectives.similarity(module.embed_texts(ids, mask), module.embed_videos(patches))[:, 0]
+            cosines = objectives.similarity(module.embed_texts(tokens), module.embed_media(clip))[:, 0]
             cells = [round(value, 4) for value in cosines.tolist()]
         else:
             scores = _scores(module, ids, mask, patches)
             cells = [round(value, 4) for value in scores.softmax(dim=0).tolist()]
         table.add_row(name, *map(str, cells))
-        predictions.append({"video": name, "found": dict(zip(texts, cells, strict=True))})
-    Console().print(table)
-    with atomic_write(run.dir / "predictions.json") as temporary:
-        temporary.write_text(json.dumps(predictions, indent=1))
-    log.info("predictions are in %s", run.dir / "predictions.json")
+        predictions.append({"video": name, "texts": dict(zip(texts, cells, strict=True))})
+    write(run, predictions, table)
     return {"videos": len(videos), "texts": len(texts)}
 
 

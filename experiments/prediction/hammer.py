@@ -1,15 +1,12 @@
-"""Is this image-text pair manipulated, how, and where? The stage ``predict`` of HAMMER, and one pair for its pictures."""
+"""Is this image-text pair manipulated, how, and where? The stage ``predict`` of HAMMER, and one pair for its figures."""
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.text import Text
 from torchvision.ops import box_convert
 
@@ -18,14 +15,12 @@ from datamodules.tokenizers.captions import CaptionTokenizer, raw_words
 from datamodules.transforms.image_box import image_tensor
 from experiments.config.instantiation import build
 from experiments.figures import hammer
+from experiments.prediction.base import write
 from experiments.run import parts
 from experiments.run.directory import Run
 from models.errors import UserError
 from models.hammer.metrics import EMPTY
 from models.hammer.model import MANIPULATIONS, Hammer
-from models.io import atomic_write
-
-log = logging.getLogger("run")
 
 
 class Finding(NamedTuple):
@@ -42,33 +37,30 @@ class Finding(NamedTuple):
 
 
 def manipulation(run: Run, image: str | None = None, text: str | None = None) -> dict[str, Any]:
-    """The verdict on one ``image`` (file) and its ``text``: on screen, in ``prediction.json`` and ``prediction.png``."""
+    """The verdict on one ``image`` (file) and its ``text``: on screen, in ``predictions.json`` and ``prediction.png``."""
     if not image or not text:
-        raise UserError('predict needs a picture and its caption: predict.image=a.jpg predict.text="what it says"')
+        raise UserError('predict needs an image and its caption: predict.image=a.jpg predict.text="what it says"')
     try:
-        picture = read_image(Path(image))
+        opened = read_image(Path(image))
     except OSError as error:
         raise UserError(f"predict.image: {image}: {error}.") from error
     # The datamodule's settings without its data: a single pair needs no copy of DGM4.
     tokenizer, size = build(run.cfg.datamodule.tokenizer), run.cfg.datamodule.image_size
     module = parts.trained_module(run, {})
-    found = examine(module.model, tokenizer, picture, text, size)
-    with atomic_write(run.dir / "prediction.json") as temporary:
-        temporary.write_text(json.dumps({"image": image, "text": text, **found._asdict()}, indent=1))
-    hammer.findings([(picture, found, None)], run.dir / "prediction.png")
-    _show(found)
-    log.info("the verdict is in %s, as a picture in prediction.png", run.dir / "prediction.json")
-    return {"manipulated": found.manipulated}
+    finding = examine(module.model, tokenizer, opened, text, size)
+    hammer.findings([(opened, finding, None)], run.dir / "prediction.png")
+    write(run, [{"image": image, "text": text, **finding._asdict()}], *_lines(finding))
+    return {"manipulated": finding.manipulated}
 
 
 @torch.inference_mode()
-def examine(model: Hammer, tokenizer: CaptionTokenizer, picture: Image.Image, text: str, image_size: int) -> Finding:
-    """``model``, in eval mode, on one RGB picture and its raw caption."""
+def examine(model: Hammer, tokenizer: CaptionTokenizer, image: Image.Image, text: str, image_size: int) -> Finding:
+    """``model``, in eval mode, on one RGB image and its raw caption."""
     device = next(model.parameters()).device
     tokens = tokenizer([text])
     if tokens.input_ids.shape[1] < 2:
         raise UserError(f"the caption {text!r} has no word that the model can read.")
-    pixels = image_tensor(picture, image_size)[None].to(device)
+    pixels = image_tensor(image, image_size)[None].to(device)
     output = model(pixels, tokens.input_ids.to(device), tokens.mask.to(device))
     kinds = output.multi_label[0].float().sigmoid().tolist()
     words, box = [], None
@@ -84,19 +76,17 @@ def examine(model: Hammer, tokenizer: CaptionTokenizer, picture: Image.Image, te
         corners = box_convert(output.box.float(), "cxcywh", "xyxy")[0].clamp(0, 1)
         # A box that has all but vanished says that no region was manipulated; so does the head of the kinds.
         if not bool((corners < EMPTY).all()) and max(kinds[:2]) >= 0.5:
-            box = tuple((corners.cpu() * torch.tensor([*picture.size, *picture.size])).tolist())
+            box = tuple((corners.cpu() * torch.tensor([*image.size, *image.size])).tolist())
     verdict = output.real_fake[0].float().softmax(-1)[1].item()
     return Finding(verdict, dict(zip(MANIPULATIONS, kinds, strict=True)), box, words)
 
 
-def _show(found: Finding) -> None:
-    console = Console()
-    console.print(f"manipulated: {100 * found.manipulated:.1f} %", highlight=False)
-    for kind, chance in found.kinds.items():
-        console.print(f"  {kind:15} {100 * chance:5.1f} %", highlight=False)
-    where = "none" if found.box is None else ", ".join(f"{value:.0f}" for value in found.box)
-    console.print(f"region (x1, y1, x2, y2): {where}", highlight=False)
-    line = Text("words: ")
-    for word, chance in found.words:
-        line.append(word, style="bold red" if chance >= 0.5 else "").append(" ")
-    console.print(line)
+def _lines(finding: Finding) -> list[str | Text]:
+    """The verdict as lines for the screen."""
+    lines: list[str | Text] = [f"manipulated: {100 * finding.manipulated:.1f} %"]
+    lines += [f"  {kind:15} {100 * chance:5.1f} %" for kind, chance in finding.kinds.items()]
+    where = "none" if finding.box is None else ", ".join(f"{value:.0f}" for value in finding.box)
+    words = Text("words: ")
+    for word, chance in finding.words:
+        words.append(word, style="bold red" if chance >= 0.5 else "").append(" ")
+    return [*lines, f"region (x1, y1, x2, y2): {where}", words]

@@ -1,4 +1,4 @@
-"""Pictures are written, hold what was asked for, and survive odd input."""
+"""Figures are written, hold what was asked for, and survive odd input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of video-language runs: clips with questions, and clips found for texts."""
+"""Figures of clips and images with their texts: questions with answers, and what was retrieved for texts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.figures.canvas import RIGHT, _pyplot, _save
+from experiments.figures.canvas import RIGHT, figure, save
 
 WRONG = "#d7191c"
 LoadFrames = Callable[[int], NDArray[np.float32]]
 
 
-def answered_clips(examples: Sequence[dict], load_frames: LoadFrames, path: Path) -> Path:
-    """One row per clip: its frames in order, the question, the answer that was given and, where it differs, the right one.
+def answered(examples: Sequence[dict], load_frames: LoadFrames, path: Path) -> Path:
+    """One row per clip: its frames in order, the question, the predicted answer and, where it differs, the right one.
 
     Args:
-        examples: {'row', 'text', 'given', 'right'}.
+        examples: {'row', 'text', 'predicted', 'right'}.
     """
-    plt = _pyplot()
     clips = [load_frames(example["row"]) for example in examples]
     columns = len(clips[0])
-    figure, axes = plt.subplots(
-        len(clips), columns + 1, figsize=(1.5 * columns + 3, 1.6 * len(clips)), squeeze=False, layout="constrained"
-    )
+    drawing, axes = figure(len(clips), columns + 1, figsize=(1.5 * columns + 3, 1.6 * len(clips)), layout="constrained")
     for axis_row, clip, example in zip(axes, clips, examples, strict=True):
         for axis, frame in zip(axis_row, clip, strict=False):
             axis.imshow(frame)
@@ -34,35 +31,32 @@ def answered_clips(examples: Sequence[dict], load_frames: LoadFrames, path: Path
             axis.set_yticks([])
         note = axis_row[-1]
         note.axis("off")
-        good = example["given"] == example["right"]
+        good = example["predicted"] == example["right"]
         note.text(0, 0.7, textwrap.fill(example["text"], 30), fontsize=9, va="center", transform=note.transAxes)
         style = {"fontsize": 10, "weight": "bold", "transform": note.transAxes}
-        note.text(0, 0.35, example["given"], color=RIGHT if good else WRONG, **style)
+        note.text(0, 0.35, example["predicted"], color=RIGHT if good else WRONG, **style)
         if not good:
             note.text(0, 0.1, f"right: {example['right']}", fontsize=8, color="#333333", transform=note.transAxes)
-    return _save(plt, figure, path)
+    return save(drawing, path)
 
 
-def retrieved_clips(examples: Sequence[dict], load_frames: LoadFrames, path: Path) -> Path:
+def retrieved(examples: Sequence[dict], load_frames: LoadFrames, path: Path) -> Path:
     """One row per text: the clips that fit it best, each as a strip of frames, its own one framed in green.
 
     Args:
         examples: {'text', 'right': row, 'rows': best first}.
     """
-    plt = _pyplot()
     columns = max(len(example["rows"]) for example in examples)
-    figure, axes = plt.subplots(
-        len(examples), columns, figsize=(3.2 * columns, 1.5 * len(examples)), squeeze=False, layout="constrained"
-    )
+    drawing, axes = figure(len(examples), columns, figsize=(3.2 * columns, 1.5 * len(examples)), layout="constrained")
     for axis_row, example in zip(axes, examples, strict=True):
         axis_row[0].set_title(textwrap.shorten(example["text"], 110), loc="left", fontsize=9)
         for axis, row in zip(axis_row, example["rows"], strict=False):
             axis.imshow(np.concatenate(list(load_frames(row)), axis=1))
             axis.set_xticks([])
             axis.set_yticks([])
-            own = row == example["right"]
+            is_right = row == example["right"]
             for spine in axis.spines.values():
-                spine.set(visible=True, color=RIGHT if own else "#cccccc", linewidth=3 if own else 0.8)
+                spine.set(visible=True, color=RIGHT if is_right else "#cccccc", linewidth=3 if is_right else 0.8)
         for axis in axis_row[len(example["rows"]) :]:
             axis.axis("off")
-    return _save(plt, figure, path)
+    return save(drawing, path)

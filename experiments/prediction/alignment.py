@@ -1,9 +1,7 @@
-"""Which of your texts fits which of your pictures? The stage ``predict`` of dual encoders."""
+"""Which of your texts fits which of your images? The stage ``predict`` of dual encoders."""
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +9,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
-from rich.console import Console
 from rich.table import Table
 
 from experiments.alignment import pipeline
+from experiments.prediction.base import write
 from experiments.run import parts
 from experiments.run.directory import Run
 from models.alignment.dual_encoder import DualEncoder
 from models.errors import UserError
-from models.io import atomic_write
-
-log = logging.getLogger("run")
 
 
 @torch.inference_mode()
@@ -43,17 +38,14 @@ def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) 
     image = F.normalize(encoders.embed_images(_open(Path(file)) for file in files), dim=-1)
     text = F.normalize(encoders.embed_texts(texts), dim=-1)
     cosines = image @ text.T
-    table = Table("picture", *texts, title="cosine")
+    table = Table("image", *texts, title="cosine")
     predictions = []
     for file, row in zip(files, cosines, strict=True):
         table.add_row(file, *(f"{value:.3f}" for value in row.tolist()))
         predictions.append(
             {"image": file, "best": texts[int(row.argmax())], "cosine": dict(zip(texts, row.tolist(), strict=True))}
         )
-    Console().print(table)
-    with atomic_write(run.dir / "predictions.json") as temporary:
-        temporary.write_text(json.dumps(predictions, indent=1))
-    log.info("predictions are in %s", run.dir / "predictions.json")
+    write(run, predictions, table)
     return {"images": len(files), "texts": len(texts)}
 
 
@@ -63,4 +55,4 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"predict.images: {path} cannot be read as a picture ({error}).") from error
+        raise UserError(f"predict.images: {path} cannot be read as an image ({error}).") from error
