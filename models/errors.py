@@ -1,4 +1,4 @@
-"""The one base of errors that are the user's to mend: shown as a message without a traceback."""
+"""The one base of errors that the user can fix: shown as a message without a traceback."""
 
 
 class UserError(Exception):

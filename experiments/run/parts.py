@@ -17,7 +17,7 @@ from experiments.evaluation.base import TrainedSplit
 from experiments.run.checkpoint_io import read_weights
 from experiments.run.directory import Run
 from models.errors import UserError
-from models.io import read_tensors, stable_hash
+from models.io import CheckpointError, load_strictly, read_tensors, stable_hash
 
 if TYPE_CHECKING:
     from lightning_modules.base import BaseModule
@@ -86,22 +86,14 @@ def load_weights(module: BaseModule, checkpoint: Path, fine_tune: bool = False) 
         module.load_official(read_tensors(checkpoint))
         return
     weights = read_weights(checkpoint)
-    expected = module.state_dict()
-    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    wrong = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in weights and weights[key].shape != value.shape
-    ]
-    if missing or unexpected or wrong:
-        if fine_tune and module.load_pretrained(weights):
-            return
-        raise UserError(
-            f"{checkpoint} is of another architecture than this configuration: missing {missing[:4]}, unexpected "
-            f"{unexpected[:4]}, shapes {wrong[:4]}. Use the module, projector and encoders it was trained with "
-            "(config.yaml of its run)."
-        )
-    module.load_state_dict(weights)
+    try:
+        load_strictly(module, weights, source=checkpoint)
+    except CheckpointError as error:
+        if not (fine_tune and module.load_pretrained(weights)):
+            raise UserError(
+                f"{checkpoint} is of another architecture than this configuration: {error} Its run's config.yaml names the "
+                "module, projector and encoders."
+            ) from error
 
 
 def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:

@@ -47,7 +47,8 @@ class DualEncoder(nn.Module):
     """``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess`` as OpenCLIP and CLIP_benchmark use them.
 
     Args:
-        vision, text: frozen encoders with pooled features of the widths the head takes.
+        vision: frozen image encoder; its pooled features have the width that the head takes.
+        text: frozen text encoder, likewise.
         head: the trained projectors.
         layers: the layer of each encoder that the head takes, where it is not the pooled output.
     """
@@ -94,7 +95,7 @@ class DualEncoder(nn.Module):
         batch_size: int = 64,
         preprocess: Callable[[Image.Image], Tensor] | None = None,
     ) -> Tensor:
-        """Pictures to embeddings (N, D) on the CPU; an iterable is read batch by batch. ``preprocess``: other than its own."""
+        """Images to embeddings (N, D) on the CPU; an iterable is read batch by batch. ``preprocess``: other than its own."""
         parts, batch = [], []
         for image in images:
             batch.append((preprocess or self.preprocess)(image))
@@ -136,12 +137,12 @@ def save_dual_encoder(
             raise UserError(
                 f"an encoder of the class {type(encoder).__name__} cannot be exported; known: {', '.join(ENCODERS)}."
             )
-        given = dict(arguments[name])
+        encoder_arguments = dict(arguments[name])
         if copy_encoders:
-            given["weights"] = _copy(encoder.source, folder / name).relative_to(folder).as_posix()
+            encoder_arguments["weights"] = _copy(encoder.source, folder / name).relative_to(folder).as_posix()
         config[name] = {
             "class": type(encoder).__name__,
-            "arguments": given,
+            "arguments": encoder_arguments,
             "copied": copy_encoders,
             "identity": encoder.identity,
         }
@@ -154,11 +155,11 @@ def _copy(source: Path, folder: Path) -> Path:
         folder.mkdir()
         return Path(shutil.copy(source, folder))
     # Not what else a cache or a cloned repository holds: other formats of the same weights, histories.
-    kept = {".json", ".txt", ".model", ".py", ".safetensors"}
+    suffixes = {".json", ".txt", ".model", ".py", ".safetensors"}
     if not any(source.glob("*.safetensors")):
-        kept.add(".bin")
+        suffixes.add(".bin")
     shutil.copytree(
-        source, folder, ignore=lambda at, names: [n for n in names if Path(at, n).is_file() and Path(n).suffix not in kept]
+        source, folder, ignore=lambda at, names: [n for n in names if Path(at, n).is_file() and Path(n).suffix not in suffixes]
     )
     return folder
 

@@ -212,7 +212,7 @@ class ReLUProjector(nn.Sequential):
 class LowRankProjector(nn.Module):
     """A linear map and a gated low-rank branch, ``P x + sigmoid(gate) W2 Dropout(GELU(W1 x))``, without biases.
 
-    STRUCTURE's ResLowRankHead, the "MLP" of its tables (arXiv 2506.16895; specification, section 2.2).
+    STRUCTURE's ResLowRankHead, the "MLP" of its tables (arXiv 2506.16895).
     ``(..., in_dim) -> (..., out_dim)``.
 
     Args:

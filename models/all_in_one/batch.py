@@ -4,5 +4,5 @@ FALSE_VIDEO = "false_video"  # (n, T, 3, H, W): other clips, for the rows of MAT
 FALSE_ROWS = "false_rows"  # (n,) int64 rows of this batch whose clips take the place of FALSE_VIDEO
 PIXELS, FALSE_PIXELS = "pixels", "false_pixels"  # (B, 2) int64 real rows and columns of zero-padded VIDEO, FALSE_VIDEO
 REASON_IDS, REASON_MASK = "reason_ids", "reason_mask"  # (B, C, L): candidates of a second step (VCR)
-IMAGES = "images"  # a batch of still pictures beside one of clips: co-training
+IMAGES = "images"  # a batch of still images beside one of clips: co-training
 REASON = "reason"  # (B,) int64 candidate of the second step; -100 where unknown

@@ -41,9 +41,14 @@ class AllInOne(nn.Module):
     """The unified backbone and the heads of its tasks.
 
     Args:
-        width, depth, heads, mlp_ratio: of the transformer (Ti 192/12/3, S 384/12/6, B 768/12/12).
-        patch_size, image_size: in pixels; position vectors of other grids are interpolated.
-        vocab_size, text_length: of the word and position tables.
+        width: of the tokens (Ti 192, S 384, B 768).
+        depth: number of blocks.
+        heads: number of heads (Ti 3, S 6, B 12).
+        mlp_ratio: hidden width of the MLPs over ``width``.
+        patch_size: side of a patch, pixels.
+        image_size: side of a frame, pixels; position vectors of other grids are interpolated.
+        vocab_size: rows of the word table.
+        text_length: rows of the position table.
         frames: rows of the temporal embedding, the most frames a clip may have.
         distilled: DeiT's distilled class (S): a second leading token, no temporal vectors.
         tasks: which heads to build: ``match`` (video-text matching), ``mlm``, ``contrastive`` (projections of the dual
@@ -51,7 +56,8 @@ class AllInOne(nn.Module):
             (open-ended questions and actions), ``option`` (multiple choice with its own classifier).
         answers: classes of the head ``answer``.
         embed_dim: of the contrastive space.
-        drop_rate, drop_path_rate: dropout, and stochastic depth rising linearly to its rate in the last block.
+        drop_rate: dropout.
+        drop_path_rate: stochastic depth, rising linearly to this rate in the last block.
         answer_drop_rate: dropout in front of the classifier of ``answer``.
         roll_divisor: 1 / this share of the visual tokens rolls in each direction.
         mixing: ``roll`` is the paper's; ``none`` leaves the frames apart (same cost); ``joint`` attends over the tokens of

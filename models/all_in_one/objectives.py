@@ -1,4 +1,4 @@
-"""The losses of All-in-One (specification: section 3), as functions of the model and tensors."""
+"""The losses of All-in-One (arXiv 2203.07303, section 3), as functions of the model and tensors."""
 
 from __future__ import annotations
 

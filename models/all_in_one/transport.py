@@ -25,9 +25,12 @@ def word_patch_transport(
     """Distance of moving a caption's words onto a clip's patches, cost 1 - cosine; gradient through the cost alone.
 
     Args:
-        text: (B, N, D). visual: (B, M, D). Computed in float32 whatever they are.
-        text_valid, visual_valid: (B, N) and (B, M) bool, the tokens that take part.
-        beta: weight of the proximal term. iterations: of IPOT (Xie et al., arXiv 1802.04307), one inner step each.
+        text: (B, N, D).
+        visual: (B, M, D). Computed in float32 whatever they are.
+        text_valid: (B, N) bool, the tokens that take part.
+        visual_valid: (B, M) bool, likewise.
+        beta: weight of the proximal term.
+        iterations: of IPOT (Xie et al., arXiv 1802.04307), one inner step each.
     """
     with torch.autocast(text.device.type, enabled=False):
         x, y = (F.normalize(part.float(), dim=-1, eps=1e-5) for part in (text, visual))

@@ -16,7 +16,11 @@ class AESPA(PreNormBlock):
     """One pre-norm block over an audio token and the positions of the glance's feature map.
 
     Args:
-        visual_dim, audio_dim: widths of map and audio feature. dim, heads: of the block. positions: n*n of the map.
+        visual_dim: width of the map.
+        audio_dim: width of the audio feature.
+        dim: width of the block.
+        heads: number of heads.
+        positions: n*n of the map.
     """
 
     def __init__(self, visual_dim: int, audio_dim: int, dim: int = 256, heads: int = 4, positions: int = 49):
@@ -35,7 +39,7 @@ class AESPA(PreNormBlock):
     def audio_attention(self, maps: Tensor, audio: Tensor) -> Tensor:
         """(N, n, n): how much the audio token looks at each place, the mean over heads of its softmax over all tokens.
 
-        For pictures; the place of the audio token itself is left out, so a map sums to less than one.
+        For figures; the place of the audio token itself is left out, so a map sums to less than one.
         """
         tokens = self.norm1(self._tokens(maps, audio))
         weights = self.attn(tokens[:, :1], tokens, tokens)[1]  # (N, 1, 1 + n*n)

@@ -70,8 +70,15 @@ class LogMel(_FrontEnd):
     """Log-mel spectrograms (..., bands, frames), normalised by scalar statistics kept in the checkpoint (0 and 1 until set).
 
     Args:
-        sample_rate: Hz. clip_seconds: length of a snippet's sound. n_fft, win_length, hop_length: samples.
-        bands, f_min, f_max: of the mel filters, Hz. frames: the first that many are kept; null keeps all.
+        sample_rate: Hz.
+        clip_seconds: length of a snippet's sound.
+        n_fft: length of the Fourier transform, samples.
+        win_length: length of the window, samples.
+        hop_length: distance of windows, samples.
+        bands: number of mel filters.
+        f_min: lowest frequency of the filters, Hz.
+        f_max: highest frequency of the filters, Hz.
+        frames: the first that many are kept; null keeps all.
         eps: added to the power before the natural logarithm.
     """
 

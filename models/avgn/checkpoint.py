@@ -33,11 +33,11 @@ def canonical(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             steps[match[2]][int(match[1])] = value
         else:
             out[key] = value
-    for kind, found in steps.items():
-        if found and sorted(found) != list(range(len(found))):
-            raise CheckpointError(f"classifier.classifiers has the steps {sorted(found)}; they must be 0, 1, 2, ...")
-        if found:
-            out[f"classifier.heads.{kind}"] = torch.stack([found[step] for step in range(len(found))])
+    for kind, by_step in steps.items():
+        if by_step and sorted(by_step) != list(range(len(by_step))):
+            raise CheckpointError(f"classifier.classifiers has the steps {sorted(by_step)}; they must be 0, 1, 2, ...")
+        if by_step:
+            out[f"classifier.heads.{kind}"] = torch.stack([by_step[step] for step in range(len(by_step))])
     return out
 
 

@@ -30,8 +30,11 @@ class CumulativeClassifier(nn.Module):
     """Features of K moments to K predictions, the k-th from the running maximum over the first k.
 
     Args:
-        in_dim: width of a moment's features. classes: C. steps: the largest K, one linear head each.
-        width: of the MLP before the maximum. dropout: before each head.
+        in_dim: width of a moment's features.
+        classes: C.
+        steps: the largest K, one linear head each.
+        width: of the MLP before the maximum.
+        dropout: before each head.
     """
 
     def __init__(self, in_dim: int, classes: int, steps: int, width: int = 4096, dropout: float = 0.2):

@@ -67,7 +67,9 @@ class SmallConvNet(nn.Module):
     """Plain 3x3 convolutions with batch norm and ReLU, each of stride 2: for demonstrations on a CPU.
 
     Args:
-        channels: of the input. widths: output channels of each layer. pool: True gives the spatial mean (N, C), a vector.
+        channels: of the input.
+        widths: output channels of each layer.
+        pool: True gives the spatial mean (N, C), a vector.
         strides: of each layer, 2 by default.
     """
 

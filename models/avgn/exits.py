@@ -35,7 +35,8 @@ def exit_thresholds(confidence: Tensor, p: float) -> Tensor:
     """(K,) thresholds that let a share proportional to p^k of the videos leave at step k = 1..K.
 
     Args:
-        confidence: (K, N) of the training set. p: below 1 most leave early, above 1 late.
+        confidence: (K, N) of the training set.
+        p: below 1 most leave early, above 1 late.
     """
     steps, videos = confidence.shape
     # In float32 as the official code: the floor below depends on it.
@@ -56,15 +57,6 @@ def exit_thresholds(confidence: Tensor, p: float) -> Tensor:
 def apply_exit(logits: Tensor, thresholds: Tensor, criterion: Criterion) -> ExitResult:
     """Who leaves when: logits (K, N, C) of all steps, thresholds (K,)."""
     confident = exit_confidence(logits, criterion) >= thresholds[:, None].to(logits.device)
-    steps = confident.int().argmax(dim=0)  # the first True; the last threshold lets everybody go
+    steps = confident.int().argmax(dim=0)  # the first True; the last threshold accepts every sample
     chosen = logits[steps, torch.arange(logits.shape[1], device=logits.device)]
     return ExitResult(steps, chosen, torch.bincount(steps, minlength=len(thresholds)))
-
-
-def input_order(length: int) -> list[int]:
-    """AdaFocusV2's fixed order of visiting frames: the middle, first, last, then midpoints of ever shorter stretches."""
-    order = list(dict.fromkeys([(length - 1) // 2, 0, length - 1]))
-    while len(order) < length:
-        seen = sorted(order)
-        order += [(a + b) // 2 for a, b in zip(seen[:-1], seen[1:], strict=True) if b - a > 1]
-    return order

@@ -19,7 +19,8 @@ def snippet_confidence(teacher: Tensor, labels: Tensor) -> Tensor:
     """(B, T): mean over the true labels of softmax(teacher)[label].
 
     Args:
-        teacher: (B, T, C) logits. labels: (B, C) multi-hot, at least one class each.
+        teacher: (B, T, C) logits.
+        labels: (B, C) multi-hot, at least one class each.
     """
     true = labels.to(torch.float32)
     probability = teacher.float().softmax(dim=-1)

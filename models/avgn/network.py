@@ -55,19 +55,30 @@ class AVGN(nn.Module):
     """The network and the settings it looks with; settings may be changed on a trained network, and per call.
 
     Args:
-        global_CNN, audio_CNN: map encoders of frames and spectrograms. local_CNN: vector encoder of patches.
+        global_CNN: map encoder of frames.
+        audio_CNN: map encoder of spectrograms.
+        local_CNN: vector encoder of patches.
         front_end: sound (..., n) to spectrograms.
-        num_classes: C. image_size: S. patch_size: P; equal to S looks at whole frames, and then no policy runs.
-        num_selected: K; T looks at every snippet. max_steps: prediction heads, null for as many as ``num_selected``.
+        num_classes: C.
+        image_size: S.
+        patch_size: P; equal to S looks at whole frames, and then no policy runs.
+        num_selected: K; T looks at every snippet.
+        max_steps: prediction heads, null for as many as ``num_selected``.
         glance_size: frames are shrunk to this side before the glance; null glances at S (AdaFocusV2).
         select: who chooses: AV-TeST, AV-TeST without hearing or without seeing, equal distances, or chance.
         order: how the chosen snippets reach the classifier; training and use must agree.
         aespa: "none" gives the glance's own map to the policy (AdaFocusV2).
         policy: "network", or patches at "random" places or the "centre".
         modality: "visual" never listens: no audio encoder runs.
-        dim, layers, heads, max_snippets: of AV-TeST and AESPA. policy_hidden: H, policy_start: where it looks untrained
-            ("chance" is AdaFocusV2's). mlp_width: of the classifier.
-        dropout, aux_dropout: before the heads of the classifier and of the auxiliary classifiers.
+        dim: width of the tokens of AV-TeST and AESPA.
+        layers: of AV-TeST.
+        heads: of AV-TeST and AESPA.
+        max_snippets: length of AV-TeST's position table.
+        policy_hidden: H.
+        policy_start: where an untrained policy looks; "chance" is AdaFocusV2's.
+        mlp_width: of the classifier.
+        dropout: before the heads of the classifier.
+        aux_dropout: before the auxiliary classifiers.
         detach_inputs: the saliency loss does not reach the encoders.
 
     Raises UserError where the sizes do not fit together.
@@ -256,9 +267,9 @@ class AVGN(nn.Module):
             now = indices[live, step, None]
             patch = self.pixels_of_patch(crop_patches(frames[live, now[:, 0]], actions[live, step], self.patch_size), frames)
             features = [glance.visual[live, now[:, 0]], glance.audio[live, now[:, 0]], self.local_CNN(patch)]
-            found, state = self.classifier.step(torch.cat(features, dim=-1), step, state)
-            sure = exit_confidence(found, criterion) >= threshold
-            logits[live[sure]], steps[live[sure]] = found[sure].to(logits.dtype), step
+            step_logits, state = self.classifier.step(torch.cat(features, dim=-1), step, state)
+            sure = exit_confidence(step_logits, criterion) >= threshold
+            logits[live[sure]], steps[live[sure]] = step_logits[sure].to(logits.dtype), step
             live, state = live[~sure], state[~sure]
             if threshold == ALWAYS or not len(live):
                 break

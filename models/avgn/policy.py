@@ -12,7 +12,9 @@ class PolicyNetwork(nn.Module):
     """Maps of the chosen frames, in temporal order, to the places of their patches (AdaFocusV2's PolicySTN).
 
     Args:
-        in_dim: channels of the maps. positions: n*n of a map. hidden: width H; 2048 in AdaFocusV2, 512 here.
+        in_dim: channels of the maps.
+        positions: n*n of a map.
+        hidden: width H; 2048 in AdaFocusV2, 512 here.
         start: where an untrained policy looks: the middle of every frame, or, as in AdaFocusV2, places that chance gave it.
     """
 

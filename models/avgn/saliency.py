@@ -28,8 +28,12 @@ class AVTeST(nn.Module):
     """Scores every snippet from pooled visual (B, T, Cv) and audio (B, T, Ca) features.
 
     Args:
-        visual_dim, audio_dim: widths of the features. dim: width of the tokens.
-        layers, heads: of the transformer. dropout: after attention and MLP.
+        visual_dim: width of the visual features.
+        audio_dim: width of the audio features.
+        dim: width of the tokens.
+        layers: number of blocks.
+        heads: number of heads.
+        dropout: after attention and MLP.
         max_snippets: length of the position table; longer videos interpolate it.
     """
 

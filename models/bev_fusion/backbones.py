@@ -1,4 +1,4 @@
-"""Image encoders of the two branches: timm models, pretrained where weights are to be had."""
+"""Image encoders of the two branches: timm models, pretrained if weights are available."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Content-aware dilated convolution (specification: BEV fusion, 2.5).
+"""Content-aware dilated convolution: kernels and dilations chosen per cell.
 
-That the paper places such a convolution on the ultrasonic features, to absorb the misalignment of the sensors, is from its
-abstract; these equations are ours.
+The paper's abstract says that such a convolution on the ultrasonic features absorbs the misalignment of the sensors. The
+equations are ours and stand at :class:`CaDConv`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ TAPS = tuple((q // 3 - 1, q % 3 - 1) for q in range(9))
 
 
 class CaDConv(nn.Module):
-    """Each cell chooses its receptive field, and in ``dynamic`` mode its 3x3 kernels too; residual.
+    """Each cell p chooses its receptive field, and in ``dynamic`` mode its 3x3 kernels too.
+
+    With the content ``z = ReLU(BN(compress x))``, dilations ``d_r`` and offsets ``o_q`` of the 9 taps::
+
+        alpha(p) = softmax_r(dilation z)            taps_{r, g}(p) = softmax_q(kernel z)
+        y_c(p) = sum_r alpha_r(p) sum_q taps_{r, g(c), q}(p) (value x)_c(p + d_r o_q)
+        out = ReLU(x + BN(W_out y))
 
     Args:
-        channels: C, in and out. dilations: the R fields to choose from. groups: G sets of kernels over the channels.
+        channels: C, in and out.
+        dilations: the R fields to choose from.
+        groups: G sets of kernels over the channels.
         mid: channels in which the content is judged; null is C / 4.
         mode: 'dynamic' predicts a kernel per cell, group and dilation; 'select' shares one kernel and predicts which
             dilation it is used with.
@@ -87,7 +95,9 @@ def gather_taps(value: Tensor, alpha: Tensor, taps: Tensor, dilations: Sequence[
     """``y_c(p) = sum_r alpha_r(p) sum_q taps_{r, g(c), q}(p) value_c(p + d_r o_q)``, zeros outside.
 
     Args:
-        value: (B, C, H, W). alpha: (B, R, H, W). taps: (B, R, G, 9, H, W), one set for each of G groups of channels.
+        value: (B, C, H, W).
+        alpha: (B, R, H, W).
+        taps: (B, R, G, 9, H, W), one set for each of G groups of channels.
 
     Half precision is summed in float32: 9 R terms, one after the other, would lose what bf16 keeps.
     """
@@ -133,7 +143,7 @@ class _GatherTaps(torch.autograd.Function):
         into = torch.empty_like(work.padded)
         into_middle, into_values = work.shifts(into)
         by_tap = torch.empty_like(work.by_tap)
-        into_weights, by_tap_inner = work.kept(by_tap), work.crop(by_tap)
+        into_weights, by_tap_inner = work.weights_of_taps(by_tap), work.crop(by_tap)
         g_inner, into_inner, weights_inner = work.crop(g), work.crop(into_middle), work.crop(work.by_tap)
         for chunk in work.chunks():
             samples, groups = chunk
@@ -182,15 +192,15 @@ class _Workspace:
         self.padded = value.new_zeros(self.samples, self.together, self.width, self.length + 2 * self.lead)
         self.by_tap = value.new_zeros(self.samples, fields, self.together, 9, self.length)
         self.middle, self.values = self.shifts(self.padded)
-        self.weights = self.kept(self.by_tap)
+        self.weights = self.weights_of_taps(self.by_tap)
         self._values_inner, self._weights_inner = self.crop(self.middle), self.crop(self.by_tap)
 
     def shifts(self, padded: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What lies between the leads, and the same shifted to each tap that is left."""
-        found = [padded[..., start : start + self.length] for start in self._starts]
-        return found[0], found
+        shifted = [padded[..., start : start + self.length] for start in self._starts]
+        return shifted[0], shifted
 
-    def kept(self, by_tap: Tensor) -> list[Tensor]:
+    def weights_of_taps(self, by_tap: Tensor) -> list[Tensor]:
         """Of (s, R, t, 9, length) each tap that is left, (s, t, 1, length)."""
         return [by_tap[:, r, :, q, None] for r, q in self._taps]
 

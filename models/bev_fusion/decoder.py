@@ -1,4 +1,4 @@
-"""Fusing the two branches and reading occupancy from them in two stages (specification: BEV fusion, 2.6).
+"""Fusing the two branches and reading occupancy from them in two stages.
 
 Concatenation and a two-stage semantic occupancy decoder are the paper's; their form, and the other fusions, are ours.
 """
@@ -59,7 +59,9 @@ class Decoder(nn.Module):
     """Stage 1 finds what is occupied on the coarse grid; stage 2 looks twice at those cells and names classes on the fine one.
 
     Args:
-        in_channels: of the fused map. channels: C inside stage 1, half of it in stage 2. classes: K, free space included.
+        in_channels: of the fused map.
+        channels: C inside stage 1, half of it in stage 2.
+        classes: K, free space included.
     """
 
     def __init__(self, in_channels: int, channels: int, classes: int):

@@ -1,4 +1,4 @@
-"""Ultrasonic echoes as bird's-eye maps (specification: BEV fusion, 2.4; our definition, the paper's is not established).
+"""Ultrasonic echoes as bird's-eye maps (our definition; the paper's is not established).
 
 An echo tells a range, not a direction: each trace is laid out as arcs (ellipses for cross echoes) and the overlap of
 several pairs narrows the place down.
@@ -84,7 +84,9 @@ def read_traces(
     """The amplitude each pair heard from each cell: linear interpolation of its trace at the echo's arrival.
 
     Args:
-        traces: (B, P, N). distance: (P, rows, cols) path lengths in metres. speed: (B,) of sound.
+        traces: (B, P, N).
+        distance: (P, rows, cols) path lengths in metres.
+        speed: (B,) of sound.
         range_gain: gamma of the factor (D/2)^gamma; 0 for none.
 
     Returns (B, P, rows, cols); 0 where the arrival is not among the samples.
@@ -131,7 +133,8 @@ class EchoMap(nn.Module):
     """Traces to maps on the device of the traces; path lengths and sensitivities are kept for each rig.
 
     Args:
-        grid: of the map. range_gain: see :func:`read_traces`.
+        grid: of the map.
+        range_gain: see :func:`read_traces`.
     """
 
     KEPT = 64  # rigs
@@ -146,7 +149,7 @@ class EchoMap(nn.Module):
         if not rig.pairs:
             raise UserError(
                 "there is nothing to hear: the calibration has no 'ultrasonic' part, or the recording no pairs. "
-                "For pictures alone set module.model.modality=camera_only."
+                "To use the camera alone, set module.model.modality=camera_only."
             )
         key = (rig, str(device))
         if key not in self._kept:

@@ -1,4 +1,4 @@
-"""Frames, the bird's-eye grid and fisheye cameras (specification: BEV fusion, 2.0 and 2.2).
+"""Frames, the bird's-eye grid and fisheye cameras.
 
 Vehicle frame (ISO 8855): origin on the ground below the rear axle's middle, x forward, y left, z up, metres. Camera frame:
 x right, y down, z along the optical axis. Pixel (0, 0) is the centre of the top-left pixel. Everything here depends on the
@@ -29,7 +29,10 @@ class BevGrid:
     """Cells behind the bumper: row 0 touches it, column 0 is the vehicle's left.
 
     Args:
-        rows, cols: number of cells. cell: their side in metres. x_bumper: x of the bumper in the vehicle frame.
+        rows: number of cells along x.
+        cols: number of cells along y.
+        cell: their side in metres.
+        x_bumper: x of the bumper in the vehicle frame.
     """
 
     rows: int
@@ -59,8 +62,12 @@ class Camera:
     ``kannala_brandt`` t + k1 t^3 + k2 t^5 + k3 t^7 + k4 t^9. Hashable, so that what depends on it can be cached.
 
     Args:
-        scale: (1, aspect ratio) or (fx, fy). centre: principal point in pixels. width, height: of the image.
-        quaternion: rotation camera to vehicle, scalar last, any length. translation: of the camera, metres.
+        scale: (1, aspect ratio) or (fx, fy).
+        centre: principal point in pixels.
+        width: of the image, pixels.
+        height: of the image, pixels.
+        quaternion: rotation camera to vehicle, scalar last, any length.
+        translation: of the camera, metres.
         fov: full field of view in radians; beyond half of it, or where the radius stops growing, nothing is seen.
     """
 
@@ -274,7 +281,7 @@ def _horner(coefficients: Array, x: Array) -> Array:
 
 
 def sampling_grid(camera: Camera, grid: BevGrid, heights: tuple[float, ...]) -> tuple[NDArray, NDArray]:
-    """Where every cell, raised to each height, appears in the image (specification 2.3).
+    """Where every cell, raised to each height, appears in the image.
 
     Returns:
         (Z, rows, cols, 2) float32 normalised (gx, gy) for bilinear sampling with align_corners=False, and (Z, rows, cols)

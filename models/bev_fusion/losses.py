@@ -1,4 +1,4 @@
-"""Losses of a two-stage occupancy decoder (specification: BEV fusion, 3; the paper's losses are not established)."""
+"""Losses of a two-stage occupancy decoder (ours; the paper's losses are not established)."""
 
 from __future__ import annotations
 

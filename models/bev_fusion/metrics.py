@@ -1,5 +1,4 @@
-"""How well a bird's-eye map names cells and finds objects (specification: BEV fusion, 6; the paper's metrics are not
-established)."""
+"""Metrics of bird's-eye maps by cells and by objects (ours; the paper's metrics are not established)."""
 
 from __future__ import annotations
 
@@ -29,10 +28,10 @@ def confusion(label: NDArray, predicted: NDArray, classes: int) -> NDArray[np.in
 def cell_scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """IoU, precision, recall and F1 of each class (K,) in [0, 1]; 0 where there is nothing to divide by."""
     true = np.diag(matrix).astype(np.float64)
-    wanted, given = matrix.sum(1).astype(np.float64), matrix.sum(0).astype(np.float64)
-    precision, recall = _ratio(true, given), _ratio(true, wanted)
+    wanted, predicted = matrix.sum(1).astype(np.float64), matrix.sum(0).astype(np.float64)
+    precision, recall = _ratio(true, predicted), _ratio(true, wanted)
     return {
-        "iou": _ratio(true, wanted + given - true),
+        "iou": _ratio(true, wanted + predicted - true),
         "precision": precision,
         "recall": recall,
         "f1": _ratio(2 * precision * recall, precision + recall),
@@ -49,7 +48,7 @@ class ObjectScores(NamedTuple):
     """``table`` (objects, 6), one row for each labelled object with the columns of ``TABLE``, -1 where it was missed.
 
     ``recall`` and ``precision`` are shares in [0, 1]; the errors are means over the matched objects, in metres but for
-    ``normalized``, a share of the distance; 0 without any. ``kept`` and ``right`` count the predicted objects.
+    ``normalized``, a share of the distance; 0 without any. ``num_predicted`` and ``right`` count the predicted objects.
     """
 
     table: NDArray[np.float64]
@@ -58,7 +57,7 @@ class ObjectScores(NamedTuple):
     euclidean: float
     absolute: float
     normalized: float
-    kept: int
+    num_predicted: int
     right: int
 
 
@@ -76,43 +75,43 @@ def object_scores(
     centres = grid.centres()
     ranges = np.hypot(centres[..., 0] - grid.x_bumper, centres[..., 1])
     rows: list[tuple] = []
-    kept = right = 0
+    num_predicted = right = 0
     for image, (truth, guess) in enumerate(zip(label, predicted, strict=True)):
         known = truth != VOID_LABEL
         wanted, wanted_count = ndimage.label((truth > 0) & known, EIGHT)
-        given, given_count = ndimage.label((guess > 0) & known, EIGHT)
-        sizes = np.bincount(given.ravel(), minlength=given_count + 1)
-        given[sizes[given] < min_cells] = 0
-        left = [number for number in range(1, given_count + 1) if sizes[number] >= min_cells]
-        kept += len(left)
+        parts, part_count = ndimage.label((guess > 0) & known, EIGHT)
+        sizes = np.bincount(parts.ravel(), minlength=part_count + 1)
+        parts[sizes[parts] < min_cells] = 0
+        left = [number for number in range(1, part_count + 1) if sizes[number] >= min_cells]
+        num_predicted += len(left)
         near_label = _within((truth > 0) & known, grid.cell, match_radius)
-        right += sum(bool(near_label[given == number].any()) for number in left)
+        right += sum(bool(near_label[parts == number].any()) for number in left)
         for number in range(1, wanted_count + 1):
             cells = wanted == number
             nearest = _nearest(cells, ranges)
-            candidates = (given > 0) & _within(cells, grid.cell, match_radius)
+            candidates = (parts > 0) & _within(cells, grid.cell, match_radius)
             distance = ranges[nearest]
             if not candidates.any():
                 rows.append((image, 0, distance, -1, -1, -1))
                 continue
-            found = _nearest(candidates, ranges)
-            euclidean = np.hypot(*(centres[found] - centres[nearest]))
-            absolute = abs(ranges[found] - distance)
+            match = _nearest(candidates, ranges)
+            euclidean = np.hypot(*(centres[match] - centres[nearest]))
+            absolute = abs(ranges[match] - distance)
             rows.append((image, 1, distance, euclidean, absolute, absolute / distance))
     table = np.array(rows, dtype=np.float64).reshape(-1, len(TABLE))
-    return summarise(table, kept, right)
+    return summarise(table, num_predicted, right)
 
 
-def summarise(table: NDArray[np.float64], kept: int, right: int) -> ObjectScores:
+def summarise(table: NDArray[np.float64], num_predicted: int, right: int) -> ObjectScores:
     """Scores of the rows of a table, of which there may be a part only."""
     matched = table[table[:, 1] == 1]
     means = matched[:, 3:].mean(0) if len(matched) else np.zeros(3)
     return ObjectScores(
         table,
         len(matched) / len(table) if len(table) else 0.0,
-        right / kept if kept else 0.0,
+        right / num_predicted if num_predicted else 0.0,
         *(float(value) for value in means),
-        kept,
+        num_predicted,
         right,
     )
 

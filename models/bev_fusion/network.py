@@ -1,5 +1,5 @@
-"""The network: two encoders, the camera's features moved into bird's-eye view, fusion and the occupancy decoder
-(specification: BEV fusion, 2.1 and 2.6).
+"""The network: two encoders, the camera's features moved into bird's-eye view, fusion and the occupancy
+decoder.
 
 From the paper's abstract: ResNeXt-50 encoders, camera features moved to bird's-eye view, a content-aware dilated convolution on
 the ultrasonic features, concatenation, a two-stage semantic occupancy decoder. How, is ours.
@@ -45,7 +45,9 @@ class BEVFusion(nn.Module):
 
     Args:
         camera_backbone, ultrasonic_backbone: factories ``(in_chans) -> timm model`` that gives the maps of its stages.
-        channels: C of both branches. classes: K, free space included. heights: Z of the sampling grid.
+        channels: C of both branches.
+        classes: K, free space included.
+        heights: Z of the sampling grid.
         modality: 'fusion', 'camera_only' or 'ultrasonic_only'.
         align: factory ``(channels) -> module`` of what the branch named by ``align_at`` goes through (CaDConv); null: nothing.
         align_at: 'ultrasonic' (the paper's place), 'camera' or 'fused'.
@@ -53,7 +55,8 @@ class BEVFusion(nn.Module):
         place: 'mid' fuses features. 'early' lays the image itself on the ground (heights 0 alone) and gives it with the
             ultrasonic map to one encoder. 'late' decodes each branch and averages the logits.
         pooling: of the heights, see :class:`~models.bev_fusion.view.ViewTransform`.
-        camera_stride, ultrasonic_stride: of the encoders' finest level.
+        camera_stride: of the camera encoder's finest level.
+        ultrasonic_stride: of the ultrasonic encoder's finest level.
     """
 
     def __init__(

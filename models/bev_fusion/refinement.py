@@ -1,4 +1,4 @@
-"""What CaDConv is compared with: convolutions in its place and in its residual form (specification: BEV fusion, 2.5)."""
+"""Convolutions that CaDConv is compared with: they take its place and have its residual form."""
 
 from __future__ import annotations
 

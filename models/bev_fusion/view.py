@@ -1,5 +1,5 @@
-"""Camera features from the image plane into bird's-eye view (specification: BEV fusion, 2.3; the paper moves them there, how is
-not established)."""
+"""Camera features from the image plane into bird's-eye view (how the paper does it is not
+established)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class ViewTransform(nn.Module):
     """Every cell looks at its place in the image at several heights above the ground.
 
     Args:
-        channels: C. heights: Z, how many heights the sampling grid has.
+        channels: C.
+        heights: Z, how many heights the sampling grid has.
         pooling: 'concat' of the heights before the 1x1 convolution; 'mean' over those the image shows; 'softmax', one learnt
             score a height and cell.
     """

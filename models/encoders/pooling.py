@@ -39,7 +39,7 @@ def pool_tokens(tokens: Tensor, mode: Pooling, prefix: int = 1) -> Tensor:
 
 
 def pool_text_tokens(tokens: Tensor, mask: Tensor, mode: TextPooling) -> Tensor:
-    """Token states (B, L, D) with mask (B, L) to text vectors (B, D) (SAIL, spec of its language models). Not normalised.
+    """Token states (B, L, D) with mask (B, L) to text vectors (B, D) (SAIL). Not normalised.
 
     ``mean``: weighted by the mask, denominator clamped at 1e-9. ``cls``: first position. ``last``: last real token, in
     left- and right-padded batches alike. Raises ValueError for another mode.

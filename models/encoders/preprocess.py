@@ -91,7 +91,7 @@ def from_timm_config(config: dict) -> ImagePreprocess:
 def from_processor_config(config: dict | None) -> ImagePreprocess:
     """Read the values of a checkpoint's preprocessor_config.json.
 
-    None (no such file): shorter side 256 bicubic, crop 224, ImageNet mean and std (SAIL, spec section 2.1). Raises
+    None (no such file): shorter side 256 bicubic, crop 224, ImageNet mean and std (SAIL). Raises
     ValueError for steps we do not reproduce.
     """
     if config is None:

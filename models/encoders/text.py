@@ -37,7 +37,7 @@ class Tokenize:
         """What ``ids`` gives, as one batch, padded to its longest or to ``max_length``."""
         padded = dict(self.tokenizer.pad(ids, padding=self.padding, max_length=self.max_length, return_tensors="pt"))
         if self.padding == "max_length":
-            padded.pop("attention_mask", None)  # the network shall see the padding
+            padded.pop("attention_mask", None)  # the network must see the padding
         return padded
 
     def identity(self) -> dict:

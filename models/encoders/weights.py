@@ -80,11 +80,11 @@ def tensor_file(path: Path) -> Path:
     if path.is_file():
         return path
     for pattern in _TENSOR_FILES:
-        found = sorted(path.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise WeightsUnavailable(f"{path} holds several files of weights ({found[0].name}, …); name one of them")
+        files = sorted(path.glob(pattern))
+        if len(files) == 1:
+            return files[0]
+        if files:
+            raise WeightsUnavailable(f"{path} holds several files of weights ({files[0].name}, …); name one of them")
     raise WeightsUnavailable(f"{path} holds no file of weights ({', '.join(_TENSOR_FILES)})")
 
 

@@ -15,7 +15,7 @@ Projector = Callable[[int, int], nn.Module]
 
 
 class TokenAlignmentHead(nn.Module):
-    """Maps frozen tokens of images and texts into one space (arXiv 2409.19425, section 3; specification, section 2).
+    """Maps frozen tokens of images and texts into one space (arXiv 2409.19425, section 3).
 
     An image is the pooled patches, each through ``local_vision``, plus the frozen CLS token through ``cls_vision``. A text
     is the mean of its tokens, each through ``local_text``, through ``text``. A projector left null is not there: an
@@ -23,7 +23,8 @@ class TokenAlignmentHead(nn.Module):
     Embeddings are not normalised; similarity is the cosine divided by the temperature.
 
     Args:
-        vision_dim, text_dim: widths of the frozen tokens.
+        vision_dim: width of the frozen image tokens.
+        text_dim: width of the frozen text tokens.
         embed_dim: width of the shared space.
         local_vision, cls_vision, local_text, text: factories ``(in_dim, out_dim) -> Module``.
         vision_pooling: of the projected patches.

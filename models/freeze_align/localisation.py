@@ -19,7 +19,7 @@ class LocalisationIoU(NamedTuple):
 
 
 class LocalisationMeter:
-    """Collects images one by one (freeze-align's Pascal VOC protocol; evaluation protocols, section 5.2).
+    """Collects images one by one (freeze-align's Pascal VOC protocol).
 
     Args:
         threshold: a class is where its map, scaled to [0, 1] over the image, exceeds this.
@@ -37,15 +37,15 @@ class LocalisationMeter:
         """
         self._judge(labels, lambda label: outline(similarity[label], labels.shape, self.threshold))
 
-    def add_mask(self, found: Tensor, labels: Tensor) -> None:
+    def add_mask(self, predicted: Tensor, labels: Tensor) -> None:
         """One image, where the same (H, W) bool is the answer for every class: baselines that see no name."""
-        self._judge(labels, lambda label: found)
+        self._judge(labels, lambda label: predicted)
 
     def _judge(self, labels: Tensor, found_of: Callable[[int], Tensor]) -> None:
         own = []
         for label in classes_in(labels):
-            found, wanted = found_of(label), labels == label
-            own.append(100 * int((found & wanted).sum()) / int((found | wanted).sum()))
+            predicted, wanted = found_of(label), labels == label
+            own.append(100 * int((predicted & wanted).sum()) / int((predicted | wanted).sum()))
             self.classes.setdefault(label, []).append(own[-1])
         if own:
             self.images.append(sum(own) / len(own))

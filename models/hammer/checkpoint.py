@@ -13,7 +13,7 @@ from models.hammer.model import TOWERS, Hammer
 from models.io import CheckpointError, load_strictly
 
 QUEUES = ("image_queue", "text_queue", "queue_ptr")
-NEW_IN_HAMMER = (  # what ALBEF has not: they keep their initial values
+NEW_IN_HAMMER = (  # absent from ALBEF: these keep their initial values
     "text_encoder.classifier.",
     "text_encoder_m.classifier.",
     "itm_head.",

@@ -144,8 +144,8 @@ def token_metrics(predicted: Tensor, labels: Tensor) -> TokenMetrics:
 
     Precision without a positive prediction, recall without a positive label and F1 without either are NaN.
     """
-    kept = labels != IGNORE_INDEX
-    predicted, labels = predicted[kept] == 1, labels[kept] == 1
+    labelled = labels != IGNORE_INDEX
+    predicted, labels = predicted[labelled] == 1, labels[labelled] == 1
     correct, said, true = (int(x.sum()) for x in (predicted & labels, predicted, labels))
     precision, recall = _ratio(correct, said), _ratio(correct, true)
     accuracy = _ratio(int((predicted == labels).sum()), len(labels))

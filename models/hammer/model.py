@@ -56,16 +56,23 @@ class Hammer(nn.Module):
     the official code runs the text layers a second time for the tokens, with the same result when dropout is off.
 
     Args:
-        image_size, patch_size: in pixels.
+        image_size: side of an image, pixels.
+        patch_size: side of a patch, pixels.
         width: D, of both encoders.
-        vision_layers, vision_heads, text_heads, text_intermediate: of the encoders.
-        text_layers, fusion_layer: BERT layers in all, and the first one that attends to the image.
-        vocab_size, max_positions: of BERT.
+        vision_layers: blocks of the image encoder.
+        vision_heads: heads of the image encoder.
+        text_layers: BERT layers in all.
+        fusion_layer: index of the first BERT layer that attends to the image.
+        text_heads: heads of BERT.
+        text_intermediate: hidden width of BERT's MLPs.
+        vocab_size: rows of BERT's word table.
+        max_positions: rows of BERT's position table.
         grounding_heads: of the two attention modules of the grounding branch.
         embed_dim: E.
         queue_size: Q.
         temperature: initial value of the learnt temperature.
         momentum: of the momentum towers.
+        mlp_ratio: hidden width of the image encoder's MLPs over D.
         dropout: of BERT and before the token head.
         modality: 'image' keeps the image encoder and boxes alone, 'text' the text encoder and tokens alone (the official
             single-modality rows; their code is not released).

@@ -1,7 +1,7 @@
 """Contrastive losses between images and texts, as functions of un-normalised embeddings.
 
-The matrix of logits is never whole in memory: it is made tile by tile, rows of images against all texts. Between forward
-and backward pass nothing is kept that a gradient or an input is not, but for a bounded part of InfoNCE's tiles.
+The full logit matrix is never materialised; it is computed in row tiles, images against all texts. Between forward and
+backward only inputs and gradients are kept, and a bounded part of InfoNCE's tiles.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def sigmoid_terms(
     Exact, but only ``tile_entries`` of a matrix are in memory at once.
 
     Args:
-        image: embeddings (B, D), not normalised. texts: K of (N, D), one matrix each.
+        image: embeddings (B, D), not normalised.
+        texts: K of (N, D), one matrix each.
         logit_scale: the scale itself, not its log (1,).
         logit_bias: (1,).
     """
@@ -166,7 +167,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         ctx.dtype, ctx.first_text, ctx.tile_entries = dtype, first_text, tile_entries
         y = _unit(text)[0].to(dtype)
         row_lse, column_lse = y.new_empty(size, dtype=exact), y.new_full((columns,), -torch.inf, dtype=exact)
-        positive, kept = row_lse.new_zeros(()), []
+        positive, tiles = row_lse.new_zeros(()), []
         keeps = any(ctx.needs_input_grad[:3])
         with torch.autocast(image.device.type, enabled=False):
             for rows in _tiles(size, columns, tile_entries):
@@ -175,16 +176,16 @@ class _TiledInfoNCE(torch.autograd.Function):
                 row_lse[rows] = tile.logsumexp(dim=1)
                 column_lse = torch.logaddexp(column_lse, tile.logsumexp(dim=0))
                 if keeps and rows.stop * columns <= kept_entries and rows.stop <= KEPT_SHARE * size:
-                    kept.append(tile)
+                    tiles.append(tile)
         if columns != size:  # other ranks have the other rows
             column_lse = logsumexp_over_ranks(column_lse)
-        ctx.save_for_backward(image, text, logit_scale, row_lse, column_lse, *kept)
+        ctx.save_for_backward(image, text, logit_scale, row_lse, column_lse, *tiles)
         return (row_lse.sum() + column_lse[first_text : first_text + size].sum() - 2 * positive) / (2 * size)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss):
-        image, text, logit_scale, row_lse, column_lse, *kept = ctx.saved_tensors
+        image, text, logit_scale, row_lse, column_lse, *tiles = ctx.saved_tensors
         factor = grad_loss / (2 * len(image))
         y, y_norm = _unit(text)
         y_low = y.to(ctx.dtype)
@@ -193,7 +194,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         for position, rows in enumerate(_tiles(len(image), len(y), ctx.tile_entries)):
             x, x_norm = _unit(image[rows])
             scaled = (x * logit_scale).to(ctx.dtype)
-            tile = kept[position] if position < len(kept) else torch.mm(scaled, y_low.T).to(x.dtype)
+            tile = tiles[position] if position < len(tiles) else torch.mm(scaled, y_low.T).to(x.dtype)
             by_column = (tile - column_lse).exp_()
             tile = torch.sub(tile, row_lse[rows, None]).exp_().add_(by_column)
             _own(tile, ctx.first_text + rows.start).sub_(2)
@@ -223,7 +224,7 @@ class InfoNCELoss(nn.Module):
 
 
 def _constant_without_grad(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under ``no_grad`` a parameter still asks for a gradient, which nobody would fetch."""
+    """Under no_grad, parameters still have requires_grad=True; detach so that no gradient is computed."""
     return tensors if torch.is_grad_enabled() else tuple(tensor.detach() for tensor in tensors)
 
 

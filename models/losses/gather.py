@@ -25,7 +25,7 @@ class GradientScope(Enum):
 
 
 def gather_texts(text: Tensor, scope: GradientScope) -> tuple[Tensor, int]:
-    """This rank's texts (B, D) to those of all ranks (N, D) in rank order, and the row where this rank's begin.
+    """This rank's embeddings (B, D) to those of all ranks (N, D) in rank order, and the row where this rank's begin.
 
     Every rank must come with the same B. Without a process group, or with scope RANK, ``text`` itself and 0.
     """

@@ -161,7 +161,7 @@ class RegulariserOutput(NamedTuple):
 
 
 class StructureRegulariser(nn.Module):
-    """The regulariser of both modalities, with its weight's warm-up (arXiv 2506.16895; specification, section 3.2).
+    """The regulariser of both modalities, with its weight's warm-up (arXiv 2506.16895, section 3).
 
     Args:
         weight: lambda (official: 10).

@@ -2,7 +2,7 @@
 
 Neighbours are found once per layer, tile by tile (the n x n similarities are never whole); a pair of layers then costs
 n x k. Linear CKA of a pair is made from covariances; only the two metrics over hops hold n x n matrices. (STRUCTURE, arXiv
-2506.16895, section 3.1; Platonic representations, arXiv 2405.07987; specification of STRUCTURE, section 5.2.)
+2506.16895, section 3.1; Platonic representations, arXiv 2405.07987.)
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def neighbour_count(rule: int | Literal["rice", "sqrt", "sturges"], samples: int
 
 def nearest_neighbours(x: Tensor, k: int, tile_entries: int = TILE_ENTRIES) -> Tensor:
     """(n, k) int64: rows with the largest inner product with each row of ``x`` (n, D), without itself, best first."""
-    found = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    neighbours = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     step = max(1, tile_entries // len(x))
     for first in range(0, len(x), step):
         scores = x[first : first + step] @ x.T
         scores.diagonal(first).fill_(-1e8)
-        found[first : first + step] = scores.topk(k, dim=1).indices
-    return found
+        neighbours[first : first + step] = scores.topk(k, dim=1).indices
+    return neighbours
 
 
 def mutual_knn(a: Tensor, b: Tensor) -> float:
@@ -115,7 +115,7 @@ def hop_similarity(x: Tensor, y: Tensor, levels: int = 3, temperature: float = 0
 def hop_cka(x: Tensor, y: Tensor, levels: int = 3, temperature: float = 0.05) -> float:
     """Mean over the hops of the CKA between the rows of the random walks' powers, for features (n, D).
 
-    The specification names a metric ``l_hop_cka`` of STRUCTURE's code and does not define it: this is our reading.
+    STRUCTURE's code has a metric ``l_hop_cka`` whose definition is not published: this is our reading.
     """
     return sum(cka(p, q) for p, q in _hops(x, y, levels, temperature)) / levels
 
@@ -137,7 +137,8 @@ class LayerPairs:
     """Scores of all pairs of the layers of two encoders on the same samples.
 
     Args:
-        vision, text: features (n, layers, D), pooled; or lists of (n, D).
+        vision: pooled features (n, layers, D), or a list of (n, D).
+        text: likewise, of the same samples.
         k: neighbours, see :func:`neighbour_count`.
         normalise: rows to unit length first (official).
     """

@@ -16,9 +16,11 @@ class AlignmentProbe:
     need no learning rate, so that every pair of layers can be probed.
 
     Args:
-        vision, text: lists of layers (n, D) of the same samples in random order; the last ones are held out.
+        vision: list of layers (n, D) of the samples in random order; the last ones are held out.
+        text: list of layers (n, D) of the same samples.
         held_out: their share.
-        components: principal components kept of a layer. dim: directions kept of a pair.
+        components: principal components kept of a layer.
+        dim: directions kept of a pair.
         shrinkage: share of the mean variance of the components added to each: with few pairs the plain solution fits noise.
     """
 
@@ -48,7 +50,7 @@ class AlignmentProbe:
         """(n, at most components); a layer that is the same for every sample becomes zeros, which retrieve nothing."""
         x = layer.double() - layer[: self.train].double().mean(dim=0)
         _, singular, directions = torch.linalg.svd(x[: self.train], full_matrices=False)
-        kept = slice(0, min(components, len(singular)))
-        variance = singular[kept].square()
+        leading = slice(0, min(components, len(singular)))
+        variance = singular[leading].square()
         scale = variance + shrinkage * variance.mean()
-        return (x @ directions[kept].T) / scale.sqrt() if float(variance[0]) > 1e-12 else torch.zeros_like(x[:, :1])
+        return (x @ directions[leading].T) / scale.sqrt() if float(variance[0]) > 1e-12 else torch.zeros_like(x[:, :1])

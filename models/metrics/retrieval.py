@@ -130,13 +130,13 @@ def _sign_accuracies(image: Tensor, text: Tensor, tile: int = 1024) -> dict[str,
 def grouped_retrieval(image: Tensor, text: Tensor, group: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Recall, precision and mean average precision at ``ks`` in percent of pairs whose items may occur several times.
 
-    STRUCTURE's protocol (specification, section 6): rows (N, D) on both sides, one per caption, so that an image stands
+    STRUCTURE's protocol: rows (N, D) on both sides, one per caption, so that an image stands
     among the candidates once for each of its captions; a candidate is right if it has the query's ``group`` (N,). R@k: any
     right one among the first k; P@k: right ones / k; MAP@k divides by the number of right ones, at most k.
     """
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     wanted = torch.bincount(group)[group].double()
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, queries, pool in (("i2t", image, text), ("t2i", text, image)):
         hits = []
         for rows in torch.arange(len(group), device=group.device).split(max(1, 2**22 // len(group))):
@@ -146,7 +146,7 @@ def grouped_retrieval(image: Tensor, text: Tensor, group: Tensor, ks: Sequence[i
         precision = right.cumsum(dim=1) / torch.arange(1, right.shape[1] + 1, device=right.device)
         for k in ks:
             average = (precision * right)[:, :k].sum(dim=1) / wanted.clamp(max=k)
-            found[f"{name}.R@{k}"] = right[:, :k].amax(dim=1).mean().item() * 100
-            found[f"{name}.P@{k}"] = (right[:, :k].sum(dim=1) / k).mean().item() * 100
-            found[f"{name}.MAP@{k}"] = average.mean().item() * 100
-    return found
+            metrics[f"{name}.R@{k}"] = right[:, :k].amax(dim=1).mean().item() * 100
+            metrics[f"{name}.P@{k}"] = (right[:, :k].sum(dim=1) / k).mean().item() * 100
+            metrics[f"{name}.MAP@{k}"] = average.mean().item() * 100
+    return metrics

@@ -12,7 +12,8 @@ def text_to_video_ranks(scores: Tensor, owner: Tensor) -> Tensor:
     """(n,) rank from 0 of each text's own video: the number of videos with a strictly larger score (ties in its favour).
 
     Args:
-        scores: (n, m). owner: (n,) int64, the video of each text.
+        scores: (n, m).
+        owner: (n,) int64, the video of each text.
 
     A score that is not finite ranks last.
     """
@@ -39,8 +40,8 @@ def rank_summary(ranks: Tensor, ks: Sequence[int] = (1, 5, 10, 50)) -> dict[str,
     R@1 counts only a rank of exactly 0: a half rank, shared with another text, is no hit there but is below 5 (official).
     """
     ranks = ranks.double()
-    found = {f"recall@{k}": ((ranks < k) if k > 1 else (ranks == 0)).double().mean().item() * 100 for k in ks}
-    return found | {"median_rank": ranks.quantile(0.5).item() + 1, "mean_rank": ranks.mean().item() + 1}
+    metrics = {f"recall@{k}": ((ranks < k) if k > 1 else (ranks == 0)).double().mean().item() * 100 for k in ks}
+    return metrics | {"median_rank": ranks.quantile(0.5).item() + 1, "mean_rank": ranks.mean().item() + 1}
 
 
 def pair_ranks(scores: Tensor, owner: Tensor, ks: Sequence[int] = (1, 5, 10), letter: str = "v") -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""The learning-rate range test: raise the rate until the loss explodes, and take one from where it fell fastest.
+"""The learning-rate range test: raise the rate until the loss explodes, and take the rate where it fell fastest.
 
-(Smith, arXiv 1506.01186; the rules are STRUCTURE's, specification section 5.1.)
+Smith, arXiv 1506.01186; smoothing, stop and choice are those of STRUCTURE's code.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def range_test(
 
     Raises ValueError when already the first loss is not finite.
     """
-    kept = copy.deepcopy(module.state_dict())
+    initial_state = copy.deepcopy(module.state_dict())
     parameters = [p for p in module.parameters() if p.requires_grad]
     trial = optimizer(parameters)
     factor, rate, best = (end / start) ** (1 / iterations), start, math.inf
@@ -72,7 +72,7 @@ def range_test(
         trial.step()
         rate *= factor
     trial.zero_grad(set_to_none=True)
-    module.load_state_dict(kept)
+    module.load_state_dict(initial_state)
     if not math.isfinite(losses[0]):
         raise ValueError("the loss is not finite before the first step")
     if not math.isfinite(losses[-1]):

@@ -96,8 +96,8 @@ def _kind(weights: dict[str, Tensor], modality: str) -> str:
     for kind, probe in (("star", "g.weight"), ("mlp", "proj.2.weight"), ("linear", "weight")):
         if prefix + probe in weights:
             return kind
-    found = sorted(key for key in weights if key.startswith(prefix))
-    raise CheckpointError(f"unknown {modality} projector in this SAIL head; it has {found or 'no such keys'}.")
+    names = sorted(key for key in weights if key.startswith(prefix))
+    raise CheckpointError(f"unknown {modality} projector in this SAIL head; it has {names or 'no such keys'}.")
 
 
 def _out_dim(weights: dict[str, Tensor], modality: str) -> int:

@@ -1,6 +1,7 @@
 """The aligned vision encoder as the visual stream of a causal language model: LLaVA-1.5's wiring (SAIL, section 5).
 
-Visual tokens are ``mlp2x_gelu(head([CLS; patch]))``, one per patch.
+Visual tokens are ``mlp2x_gelu(head([CLS; patch]))``, one per patch. Library only: for a training script of LLaVA, which hands
+its model to :func:`llava_with_aligned_vision`.
 """
 
 from __future__ import annotations

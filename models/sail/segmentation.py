@@ -68,10 +68,13 @@ def sliding_window_logits(
     stride: int,
     size: tuple[int, int],
 ) -> Tensor:
-    """Cosines of patches with queries, averaged over overlapping windows (SAIL, evaluation protocol 5.1).
+    """Cosines of patches with queries, averaged over overlapping windows (SAIL's segmentation code).
 
     Args:
-        pixel_values: (B, 3, H, W). queries: class vectors (Q, D). crop, stride: of the window, pixels.
+        pixel_values: (B, 3, H, W).
+        queries: class vectors (Q, D).
+        crop: side of the window, pixels.
+        stride: of the window, pixels.
         size: (height, width) of the result, the image's original size.
 
     Returns:

@@ -12,7 +12,8 @@ class ShareLockHead(nn.Module):
     """Image features pass untouched; text goes through LayerNorm and four layers to the width of the image features.
 
     Args:
-        vision_dim, text_dim: widths of the frozen features.
+        vision_dim: width of the frozen image features.
+        text_dim: width of the frozen text features.
         hidden_dim: width of the three hidden layers (official: 4096).
         dropout: after each hidden layer (official: 0.2).
     """

@@ -29,7 +29,8 @@ def head_from_official(weights: dict[str, Tensor], temperature: float = 0.05, dr
     """The head that ``weights`` belong to.
 
     Args:
-        temperature: fixed, of the loss; not among the weights. dropout: of the low-rank branch, likewise.
+        temperature: fixed, of the loss; not among the weights.
+        dropout: of the low-rank branch, likewise.
 
     Raises CheckpointError for weights of something else.
     """

@@ -1,5 +1,5 @@
-"""CSA, canonical similarity analysis: alignment by canonical correlations in closed form (arXiv 2410.07610; STRUCTURE's
-base method, specification section 3.3), optionally refined with STRUCTURE's regulariser.
+"""CSA, canonical similarity analysis: alignment by canonical correlations in closed form (arXiv 2410.07610; a base
+method of STRUCTURE, arXiv 2506.16895), optionally refined with STRUCTURE's regulariser.
 
 Everything comes from D x D covariances that are accumulated in one pass over the features.
 """
@@ -70,29 +70,29 @@ def covariances(chunks: Iterable[tuple[Tensor, Tensor]]) -> Covariances:
     return Covariances(count, means[0] + shift[0], means[1] + shift[1], *products)
 
 
-def csa(found: Covariances, dim: int = 512, tolerance: float = 1e-6) -> CSAMaps:
+def csa(statistics: Covariances, dim: int = 512, tolerance: float = 1e-6) -> CSAMaps:
     """The ``dim`` pairs of directions with the highest correlations.
 
     Args:
         tolerance: directions whose singular value is below this share of the largest are left out. The official code
-            keeps them, so that with fewer pairs than dimensions a direction without variance dominates (specification,
-            pitfall 10); the result is the same where there is none.
+            keeps them, so that with fewer pairs than dimensions a direction without variance dominates; the result is the same
+            where there is none.
 
     Raises UserError where fewer than ``dim`` directions remain.
     """
-    white_image, white_text = _whitening(found.image, tolerance), _whitening(found.text, tolerance)
+    white_image, white_text = _whitening(statistics.image, tolerance), _whitening(statistics.text, tolerance)
     rank = min(white_image.shape[1], white_text.shape[1])
     if dim > rank:
         raise UserError(
-            f"CSA to {dim} dimensions, but only {rank} directions of these {found.count} pairs have variance on both sides. "
+            f"CSA to {dim} dimensions, but only {rank} directions of these {statistics.count} pairs vary on both sides. "
             f"Lower module.embed_dim to at most {rank}, or use more pairs."
         )
-    left, correlations, right = torch.linalg.svd(white_image.T @ found.cross @ white_text, full_matrices=False)
-    scale = found.count**0.5
+    left, correlations, right = torch.linalg.svd(white_image.T @ statistics.cross @ white_text, full_matrices=False)
+    scale = statistics.count**0.5
     image_map = scale * white_image @ left[:, :dim]
     # The factor N / (N - 1) is that of the library the official code uses; it cancels when rows are normalised.
-    text_map = scale * found.count / (found.count - 1) * white_text @ right[:dim].T
-    maps = (found.mean_image, found.mean_text, image_map, text_map, correlations[:dim])
+    text_map = scale * statistics.count / (statistics.count - 1) * white_text @ right[:dim].T
+    maps = (statistics.mean_image, statistics.mean_text, image_map, text_map, correlations[:dim])
     return CSAMaps(*(value.float() for value in maps))
 
 
@@ -111,13 +111,15 @@ def refine(
     whiten: bool = False,
     generator: torch.Generator | None = None,
 ) -> CSAMaps:
-    """Gradient steps from the closed form that trade correlation for STRUCTURE's regulariser.
+    """Gradient steps from the closed form that trade correlation for STRUCTURE's regulariser. Library only: no recipe runs it.
 
     Args:
-        image, text: the training features (N, Dx), (N, Dt).
+        start: maps in closed form.
+        image: training features (N, Dx).
+        text: training features (N, Dt).
         divergence: see :func:`~models.losses.structure.structure_loss`.
-        whiten: multiply each map by the inverse root of its outputs' covariance afterwards, as the specification says; the
-            vectors made by the official code are not whitened.
+        whiten: multiply each map by the inverse root of its outputs' covariance afterwards, as the paper says; the
+            official code does not.
         generator: draws the order of each epoch.
     """
     image, text = image - start.mean_image, text - start.mean_text
@@ -129,8 +131,8 @@ def refine(
             for rows in order.split(batch_size):
                 x, t = image[rows], text[rows]
                 a, b = F.normalize(x @ maps[0], dim=-1), F.normalize(t @ maps[1], dim=-1)
-                kept = sum(structure_loss(raw, z, levels, temperature, "inverse", divergence) for raw, z in ((x, a), (t, b)))
-                loss = structure_weight * kept / 2 - correlation_weight * (a * b).sum() / a.shape[1]
+                penalty = sum(structure_loss(raw, z, levels, temperature, "inverse", divergence) for raw, z in ((x, a), (t, b)))
+                loss = structure_weight * penalty / 2 - correlation_weight * (a * b).sum() / a.shape[1]
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -140,21 +142,12 @@ def refine(
     return start._replace(image_map=maps[0], text_map=maps[1])
 
 
-def similarity_weights(maps: CSAMaps, image: Tensor, text: Tensor) -> Tensor:
-    """(k,): mean absolute product of each dimension of the unit-length embeddings of the training pairs.
-
-    The weights of CSA's own similarity; the official code stores but never uses them.
-    """
-    a, b = F.normalize(maps.image(image), dim=-1), F.normalize(maps.text(text), dim=-1)
-    return (a * b).sum(dim=0).abs() / len(a)
-
-
 def _whitening(covariance: Tensor, tolerance: float) -> Tensor:
     """(D, r): columns V_i / s_i of the centred features' singular vectors and values, largest first."""
     values, vectors = torch.linalg.eigh(covariance)
     singular = values.clamp(min=0).sqrt().flip(0)
-    kept = singular > tolerance * singular[0]
-    return vectors.flip(1)[:, kept] / singular[kept]
+    used = singular > tolerance * singular[0]
+    return vectors.flip(1)[:, used] / singular[used]
 
 
 def _whiten_outputs(features: Tensor, mapping: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Runs All-in-One's reference files through our implementation and importer (specification: All-in-One, section 10)."""
+"""Runs All-in-One's reference files through our implementation and importer."""
 
 from __future__ import annotations
 

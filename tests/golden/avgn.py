@@ -1,4 +1,4 @@
-"""Runs AVGN's reference files through our implementation and importer (specification: AVGN, section 10)."""
+"""Runs AVGN's reference files through our implementation and importer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.avgn import losses
 from models.avgn.audio import LogMel, LogSTFT, cut_clip, mel_filters
 from models.avgn.checkpoint import canonical, load_into
 from models.avgn.classifier import CumulativeClassifier
-from models.avgn.exits import apply_exit, exit_confidence, exit_thresholds, input_order
+from models.avgn.exits import apply_exit, exit_confidence, exit_thresholds
 from models.avgn.network import AVGN, Glance, take
 from models.avgn.policy import PolicyNetwork, crop_patches
 from models.avgn.saliency import top_snippets
@@ -185,6 +185,15 @@ def metrics_exit(case: Case) -> dict[str, Tensor]:
             out |= {f"{name}.thresholds": thresholds, f"{name}.counts": left.counts, f"{name}.expected_cost": cost}
             out[f"{name}.map"] = mean_average_precision(left.logits.softmax(dim=-1), targets, "zero")
     return {name: torch.as_tensor(value) for name, value in out.items()}
+
+
+def input_order(length: int) -> list[int]:
+    """AdaFocusV2's fixed order of visiting frames: the middle, first, last, then midpoints of ever shorter stretches."""
+    order = list(dict.fromkeys([(length - 1) // 2, 0, length - 1]))
+    while len(order) < length:
+        seen = sorted(order)
+        order += [(a + b) // 2 for a, b in zip(seen[:-1], seen[1:], strict=True) if b - a > 1]
+    return order
 
 
 RUNNERS = {

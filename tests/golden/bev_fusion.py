@@ -1,4 +1,4 @@
-"""Runs the reference files of the fisheye + ultrasonic fusion (specification: BEV fusion, section 10).
+"""Runs the reference files of the fisheye + ultrasonic fusion.
 
 The method's code is private: these are float64 references of our own definitions, the fisheye projection also checked
 against WoodScape's calibration code.

@@ -1,4 +1,4 @@
-"""Runs freeze-align's reference files through our implementation and importer (specification: freeze_align, section 10)."""
+"""Runs freeze-align's reference files through our implementation and importer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs HAMMER's reference files through our implementation and importer (specification: HAMMER, section 10)."""
+"""Runs HAMMER's reference files through our implementation and importer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs SAIL's reference files through our implementation and importer (specification: SAIL, section 10)."""
+"""Runs SAIL's reference files through our implementation and importer."""
 
 from __future__ import annotations
 

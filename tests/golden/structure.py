@@ -1,4 +1,4 @@
-"""Runs STRUCTURE's reference files through our implementation and importer (specification: structure, section 10)."""
+"""Runs STRUCTURE's reference files through our implementation and importer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from models.optim.clipping import clip_each_
 from models.optim.lr_range import range_test
 from models.optim.schedules import repeating_cosine
 from models.structure.checkpoint import head_from_official, to_official
-from models.structure.csa import covariances, csa, refine, similarity_weights
+from models.structure.csa import CSAMaps, covariances, csa, refine
 from tests.golden.harness import Case
 
 _OPTIONS = {"distance_type": "distance", "centering_type": "centring"}  # official argument -> ours
-_CLASSIC = "specification 3.3.5: an unused class that mixes up u and its transpose, so that it is no CCA; not exposed"
+_CLASSIC = "an unused class that mixes up u and its transpose, so that it is no CCA; not exposed"
 NOT_REPRODUCED = {
     ("csa", f"cca_classic.{name}"): _CLASSIC for name in ("abs_image_test", "abs_text_test", "corr_coeff", "sim_test")
 }
@@ -216,6 +216,15 @@ def csa_maps(case: Case) -> dict[str, Tensor]:
     )
     out |= _csa_outputs("cca_rs", refined, case)
     return out | {"cca_rs.W_image": refined.image_map, "cca_rs.W_text": refined.text_map}
+
+
+def similarity_weights(maps: CSAMaps, image: Tensor, text: Tensor) -> Tensor:
+    """(k,): mean absolute product of each dimension of the unit-length embeddings of the training pairs.
+
+    The weights of CSA's own similarity; the official code stores but never uses them.
+    """
+    a, b = F.normalize(maps.image(image), dim=-1), F.normalize(maps.text(text), dim=-1)
+    return (a * b).sum(dim=0).abs() / len(a)
 
 
 def _csa_outputs(name: str, maps, case: Case) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from experiments.benchmarks.reference import avgn as plain
 from models.avgn import losses
 from models.avgn.audio import LogMel, LogSTFT, cut_clip
 from models.avgn.classifier import CumulativeClassifier
-from models.avgn.exits import NEVER, apply_exit, exit_confidence, exit_thresholds, input_order
+from models.avgn.exits import NEVER, apply_exit, exit_confidence, exit_thresholds
 from models.avgn.policy import crop_patches
 from models.avgn.saliency import AVTeST, gumbel, top_snippets, uniform_snippets
 
@@ -63,11 +63,6 @@ def test_exit_takes_the_first_step_that_is_sure():
     assert left.steps.tolist() == [1, 0] and left.counts.tolist() == [1, 1]
     assert left.logits.tolist() == [[3.0, 0.0], [0.0, 5.0]]
     assert apply_exit(logits, torch.tensor([NEVER, -1e8]), "entropy").steps.tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 16, 21])
-def test_input_order_visits_every_frame_once(length):
-    assert sorted(input_order(length)) == list(range(length))
 
 
 def test_snippets_are_chosen_in_the_order_asked_for_and_ties_by_index():

@@ -9,11 +9,16 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from experiments.benchmarks.reference import contrastive as reference
+from models.losses.barlow import BarlowTwinsLoss
 from models.losses.contrastive import InfoNCELoss, SigmoidLoss
 from models.losses.gather import GradientScope, gather_texts
 
 RANKS, SIZE, DIM = 2, 5, 4
 KINDS = {
+    "barlow": (
+        lambda scope: BarlowTwinsLoss(scope=scope),
+        lambda image, texts, _scale, _bias: reference.barlow_twins(image, texts[0], 0.0051),
+    ),
     "sigmoid": (lambda scope: SigmoidLoss(scope=scope), reference.sigmoid_loss),
     "sigmoid_batch": (
         lambda scope: SigmoidLoss("batch", scope),
@@ -36,7 +41,7 @@ def _rank(rank: int, store: str, queue) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     for kind, (make, _) in KINDS.items():
-        for scope in ("rank", "own", "all"):
+        for scope in ("rank", "all") if kind == "barlow" else ("rank", "own", "all"):
             image, text, extra, scale, bias = _inputs()
             mine = [x[rank * SIZE : (rank + 1) * SIZE] for x in (image, text, extra)]
             leaves = [x.clone().requires_grad_() for x in (*mine, scale, bias)]
@@ -90,7 +95,7 @@ def test_rank_is_the_loss_of_each_part(found, kind):
             torch.testing.assert_close(torch.from_numpy(got), torch.autograd.grad(dense, leaf, retain_graph=True)[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "barlow"])
 def test_own_keeps_the_gradients_of_a_ranks_rows_to_its_embeddings(found, kind):
     """One process, where everything but the rank's rows of the matrix, and others' texts in them, is constant."""
     for rank in range(RANKS):
