@@ -56,6 +56,11 @@ class BaseDataModule(pl.LightningDataModule):
         root = Path(self.root)
         return root if self.simulate is None or self.holds_data(root) else Path(self.simulate(self.root))
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the data is what ``simulate`` writes."""
+        return self.simulate is not None and not self.holds_data(Path(self.root))
+
     def prepare_data(self) -> None:
         """Write the simulated set where it is wanted and missing; runs in one process per machine."""
         if self.simulate is not None:
@@ -120,8 +125,16 @@ class BaseDataModule(pl.LightningDataModule):
         """Loader of whole batches, ``dataset[BatchRequest] -> batch``, in the resumable order.
 
         On a resumed run it goes on with the first batch that was not yet trained on, whatever workers had read ahead.
+
+        Raises UserError where the dataset does not fill one batch.
         """
-        self._check_position(len(dataset), batch_size * self._world_size())
+        together = batch_size * self._world_size()
+        if drop_last and len(dataset) < together:
+            raise UserError(
+                f"the training split has {len(dataset)} samples, fewer than a batch of {together} (batch_size={batch_size} on "
+                f"{self._world_size()} devices): nothing would be trained. Lower the batch size, or take more data."
+            )
+        self._check_position(len(dataset), together)
         sampler = OrderedBatches(
             len(dataset),
             batch_size,

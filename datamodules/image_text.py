@@ -55,6 +55,9 @@ class ImageTextDataModule(BaseDataModule):
         root = self.folder()
         if (root / "train").is_dir():
             places = {split: {"split": split} for split in SPLITS if (root / split).is_dir()}
+            others = sorted(folder.name for folder in root.iterdir() if folder.name not in SPLITS and any(folder.glob("*.tar")))
+            if others:
+                self.notes.append(f"FOLDERS NOT READ: {', '.join(others)} in {root}; splits are named train, val and test.")
         else:
             places = {split: {"part": part} for split, part in _shares(self.val_fraction, self.test_fraction).items()}
         shared = {"caption_fields": self.caption_fields, "index_dir": self.index_dir}
@@ -99,6 +102,10 @@ class ReaderDataModule(BaseDataModule):
         self.root = root
         # A split that has a reader of its own is not drawn.
         self.val_fraction, self.test_fraction = (0.0 if val else val_fraction), (0.0 if test else test_fraction)
+
+    @property
+    def simulated(self) -> bool:
+        return any(getattr(dataset, "simulated", False) for dataset in self.splits.values())
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

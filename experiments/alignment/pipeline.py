@@ -211,6 +211,7 @@ def embedded_split(run: Run, split: str) -> EmbeddedSplit:
         load_encoders=encoders,
         labelled_features=labelled_features if dataset.class_names else None,
         frozen=None if module.head.takes_tokens else frozen,
+        simulated=parts.datamodule(run).simulated,
         hashes={
             "split": stable_hash([dataset.fingerprint, len(rows)]),
             "preprocessing": stable_hash(manifests["vision"]["encoder"].get("preprocessing")),

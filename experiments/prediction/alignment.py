@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.alignment import pipeline
 from experiments.prediction.base import write
@@ -38,7 +38,7 @@ def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) 
     image = F.normalize(encoders.embed_images(_open(Path(file)) for file in files), dim=-1)
     text = F.normalize(encoders.embed_texts(texts), dim=-1)
     cosines = image @ text.T
-    table = Table("image", *texts, title="cosine")
+    table = Table(Column("image", overflow="fold"), *texts, title="cosine")  # a cut path would look like its neighbours
     predictions = []
     for file, row in zip(files, cosines, strict=True):
         table.add_row(file, *(f"{value:.3f}" for value in row.tolist()))

@@ -52,9 +52,11 @@ class Run:
         return self.record["notes"]
 
     def note(self, text: str) -> None:
-        """Say something loudly, once, in the log, the table and result.json."""
+        """Say something in the table and result.json, and once in the log, also where compared variants say it again."""
         if text not in self.notes:
-            log.warning(text)
+            if text not in self.shared.setdefault("logged notes", []):
+                log.warning(text)
+                self.shared["logged notes"].append(text)
             self.notes.append(text)
             self.save()
 

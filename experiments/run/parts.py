@@ -38,7 +38,7 @@ def device(run: Run) -> torch.device:
 
 
 def datamodule(run: Run) -> pl.LightningDataModule:
-    """The configured datamodule, prepared and set up."""
+    """The configured datamodule, prepared and set up. What the reader of a result must know of it becomes notes."""
 
     def make() -> pl.LightningDataModule:
         data = build(run.cfg.datamodule)
@@ -46,7 +46,12 @@ def datamodule(run: Run) -> pl.LightningDataModule:
         data.setup()
         return data
 
-    return shared(run, "datamodule", run.cfg.datamodule, make)
+    data = shared(run, "datamodule", run.cfg.datamodule, make)
+    if data.simulated:
+        run.note("SIMULATED DATA: written by this code, not measured on anything real.")
+    for note in data.notes:
+        run.note(note)
+    return data
 
 
 def note_skipped(run: Run) -> None:
