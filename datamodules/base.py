@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class BaseDataModule(pl.LightningDataModule):
 
     root: str = ""  # set by families that read a folder
     provides: tuple[str, ...] = ()  # keys of every training batch; a property where they follow from the settings
+    preprocessing: tuple[str, ...] = ()  # arguments that decide how the model sees a sample: those of training hold later
+    label_names: Sequence[str] = ()  # classes or answers that a model of this data gives by number
     simulate: Callable[[str], Path] | None = None  # ``root -> folder``, of families whose data can be simulated
 
     def __init__(self, seed: int = 0, num_workers: int = 0, max_skipped: float = 0.05):

@@ -166,6 +166,8 @@ class DGM4DataModule(BaseDataModule):
         seed, num_workers, max_skipped: see :class:`BaseDataModule`.
     """
 
+    preprocessing = ("tokenizer", "image_size")
+
     def __init__(
         self,
         root: str,

@@ -262,10 +262,15 @@ def _slug(overrides: list[str]) -> str:
 
 def _differences(folder: Path, cfg: DictConfig) -> str:
     configs = OmegaConf.load(folder / "config.yaml"), cfg
-    left, right = (_flat(_lasting(OmegaConf.to_container(config, resolve=True))) for config in configs)
+    lines = differences(*(_lasting(OmegaConf.to_container(config, resolve=True)) for config in configs))
+    return "\n".join(f"  {line}" for line in lines[:10])
+
+
+def differences(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each dotted key in which two nested dicts differ, with both values."""
+    left, right = _flat(there), _flat(now)
     keys = sorted(left.keys() | right.keys())
-    lines = [f"  {k}: {left.get(k, 'absent')} there, {right.get(k, 'absent')} now" for k in keys if left.get(k) != right.get(k)]
-    return "\n".join(lines[:10])
+    return [f"{k}: {left.get(k, 'absent')} there, {right.get(k, 'absent')} now" for k in keys if left.get(k) != right.get(k)]
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -65,7 +65,13 @@ def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodu
         trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
     parts.note_skipped(run)
     data.trainer = None  # later stages see whole splits, not one rank's share
-    return {"steps": trainer.global_step, "epochs": trainer.current_epoch, "trainable_parameters": count}
+    return {
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "trainable_parameters": count,
+        "label_names": list(parts.datamodule(run).label_names),
+        "trained_on": parts.description_of_data(run),
+    }
 
 
 def _recipe_asks_for_weights(run: Run) -> bool:
