@@ -184,7 +184,7 @@ def _enter(cfg: DictConfig, folder: Path, name: str, identity: str, overrides: l
         unlock(folder)
         raise UserError(
             f"{folder} holds a run of another configuration:\n{_differences(folder, cfg)}\n"
-            "Repeat its overrides (see its config.yaml), or start a fresh run without resume."
+            "Repeat its overrides (see its config.yaml), or start a fresh run: without resume, a sweep with another sweep_name."
         )
     if not run.record:
         run.record = {"experiment": name, "identity": identity, "created": _now(), "notes": [], "stages": {}}
