@@ -15,6 +15,7 @@ from experiments.run.directory import Run, differences, read_record
 from models.errors import UserError
 
 OF_TRAINING = ("optimizer", "scheduler", "loss", "loss_weights", "regulariser", "importer")  # arguments of a module
+REQUIRED = "required"  # value of ``checkpoint`` in recipes; a missing value (???) would not outlive the default null
 PLAIN = (str, int, float, tuple, list, type(None))
 PLACES = ("weights", "vocabulary", "fallback")  # files that may lie elsewhere; what is in them is checked by its content
 
@@ -42,8 +43,13 @@ def origin_facts(run: Run, stage: str) -> dict[str, Any]:
 def check_configuration(run: Run) -> None:
     """Compare the two configurations in all that decides what the weights mean: method, encoders, layers, preprocessing.
 
-    Raises UserError with both values of every difference.
+    Raises UserError with both values of every difference, and where the recipe starts from weights and there are none.
     """
+    if run.cfg.checkpoint == REQUIRED:
+        raise UserError(
+            "this recipe starts from trained weights: give checkpoint=<run dir or file>. With checkpoint=null the model starts "
+            "from random weights."
+        )
     origin = origin_of(run)
     if origin is None:
         return

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from hydra import compose
-from omegaconf import OmegaConf
 
 from experiments.config.conflicts import batch_key_conflicts
 from experiments.config.instantiation import build
@@ -75,9 +74,11 @@ def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodu
 
 
 def _recipe_asks_for_weights(run: Run) -> bool:
-    """Whether ``checkpoint=null`` on the command line takes the place of a value that the recipe leaves to the user."""
+    """Whether ``checkpoint=null`` on the command line takes the place of weights that the recipe starts from."""
     others = [override for override in run.overrides if key_of(override) != "checkpoint"]
-    return len(others) < len(run.overrides) and OmegaConf.is_missing(compose("config", overrides=others), "checkpoint")
+    if len(others) == len(run.overrides):
+        return False
+    return compose("config", overrides=others).checkpoint is not None
 
 
 def _waits_for_validation(callback: pl.Callback) -> bool:
