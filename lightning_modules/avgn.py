@@ -15,7 +15,7 @@ from models.avgn.audio import LogMel
 from models.avgn.checkpoint import load_into
 from models.avgn.network import AVGN, Glance
 from models.avgn.saliency import gumbel, top_snippets, uniform_snippets
-from models.batch import AUDIO, AUDIO_VALID, FRAMES, LABEL, LABELS
+from models.batch import AUDIO, AUDIO_VALID, LABEL, LABELS, VIDEO
 from models.errors import UserError
 from models.metrics.average_precision import mean_average_precision, multi_hot
 from models.metrics.classification import top_k_accuracy
@@ -88,7 +88,7 @@ class AVGNModule(BaseModule):
             return self._evaluation_step(batch)
         if self.current_epoch >= self.whole_until_epoch:
             return self._train_step(batch)
-        with self.network.using(patch_size=self.network.image_size, num_selected=batch[FRAMES].shape[1]):
+        with self.network.using(patch_size=self.network.image_size, num_selected=batch[VIDEO].shape[1]):
             return self._train_step(batch)
 
     def _audio_step(self, batch: dict) -> StepOutput:
@@ -99,11 +99,11 @@ class AVGNModule(BaseModule):
         return StepOutput({"audio": losses.row_cross_entropy(logits, batch[LABEL])}, {}, {"logits": logits.mean(dim=1)})
 
     def _evaluation_step(self, batch: dict) -> StepOutput:
-        logits = self.network(batch[FRAMES], batch[AUDIO], batch[AUDIO_VALID]).logits
+        logits = self.network(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID]).logits
         return StepOutput({"cat": losses.row_cross_entropy(logits, batch[LABEL])}, {}, {"logits": logits[:, -1]})
 
     def _train_step(self, batch: dict) -> StepOutput:
-        net, frames, label = self.network, batch[FRAMES], batch[LABEL]
+        net, frames, label = self.network, batch[VIDEO], batch[LABEL]
         glance = net.glance(frames, batch[AUDIO], batch[AUDIO_VALID])
         select = net.select if net.select.startswith("saliency") else "saliency"
         scores = net.saliency(self._partly_deaf(glance), select=select).logits

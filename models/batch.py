@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+IGNORE_INDEX = -100  # label of what has no target
 INDEX = "index"  # (B,) int64
 KEY = "key"  # list of B str: the sample's name on disk
 IMAGE = "image"  # (B, 3, H, W) float32 after the encoder's preprocessing
@@ -15,14 +16,13 @@ TOKENS = "tokens"  # dict of (B, L) int64: what a text encoder takes
 CAPTIONS = "captions"  # list of B lists of str, the first one the raw caption
 LABEL = "label"  # (B,) int64 class index
 SKIPPED = "skipped"  # list of Skipped: rows of this batch that could not be read and are not in it
-FRAMES = "frames"  # (B, T, 3, H, W) uint8 RGB of a video's snippets
 TIMES = "times"  # (B, T) float32 seconds of the frames
 AUDIO = "audio"  # (B, T, n) float32 in [-1, 1]: the sound around each frame
 AUDIO_VALID = "audio_valid"  # (B,) bool: whether the video has sound; where not, AUDIO is 0
 LABELS = "labels"  # (B, L) int64: all labels of a sample, padded with -1
 TOKEN_IDS = "token_ids"  # (B, L) int64, 0 at padding
 TOKEN_MASK = "token_mask"  # (B, L) int64, 1 at tokens
-VIDEO = "video"  # (B, T, 3, H, W) float32
+VIDEO = "video"  # (B, T, 3, H, W) RGB frames: uint8, or float32 after a transform
 MATCHED = "matched"  # (B,) int64: 1 where text and clip belong together
 MASKED_IDS, MASKED_LABELS = "masked_ids", "masked_labels"  # (B, L) int64; labels are -100 where nothing is masked
 CANDIDATE_IDS, CANDIDATE_MASK = "candidate_ids", "candidate_mask"  # (B, C, L): texts to choose from

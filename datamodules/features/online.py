@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.base import BaseDataModule
 from datamodules.features.pairs import (
@@ -27,14 +27,15 @@ from datamodules.features.pairs import (
     usable_batch_size,
 )
 from datamodules.order import BatchRequest
+from datamodules.readers.base import ImageTextDataset
+from datamodules.rows import RowDataset
 from datamodules.transforms.augment import AugmentedCrop
-from models.batch import IMAGE, INDEX, SKIPPED, TOKENS, Skipped
+from models.batch import IMAGE, INDEX, TOKENS, Skipped
 from models.encoders.base import Features, FrozenEncoder
 from models.encoders.preprocess import ImagePreprocess
 from models.errors import UserError
 
 CHANCE = "chance"  # of a batch: the seed of what its forward pass draws
-TRIES = 100  # rows that may follow an unreadable one before the data is given up
 
 
 class OnlineFeatureDataModule(BaseDataModule):
@@ -79,8 +80,8 @@ class OnlineFeatureDataModule(BaseDataModule):
     ):
         super().__init__(seed=seed, num_workers=num_workers)
         dataset = source.splits["train"]
-        if not hasattr(dataset, "image_or_skipped"):
-            raise UserError("features=online encodes pictures, but this data comes as features: take features=pairs.")
+        if dataset.pre_encoded:
+            raise UserError("features=online encodes images, but this data comes as features: take features=pairs.")
         self.source, self.vision, self.text, self.keep, self.text_dropout = source, vision, text, keep, text_dropout
         self.drop_last = drop_last
         self.splits = {"train": AugmentedPairs(dataset, augment, vision.preprocess, text.tokenize, positives, extra_caption)}
@@ -124,7 +125,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         return out
 
 
-class AugmentedPairs(Dataset):
+class AugmentedPairs(RowDataset):
     """``dataset[BatchRequest] -> batch`` of IMAGE (B, 3, H, W), augmented, and TOKENS of the B first captions and, with two
     positives, of the B extra ones behind them.
 
@@ -137,7 +138,7 @@ class AugmentedPairs(Dataset):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: ImageTextDataset,
         augment: AugmentedCrop,
         preprocess: ImagePreprocess,
         tokenize: Callable,
@@ -148,41 +149,35 @@ class AugmentedPairs(Dataset):
         self.positives, self.extra_caption = positives, extra_caption
         self.rows = np.flatnonzero(np.asarray(dataset.caption_counts) > 0)
         if not len(self.rows):
-            raise UserError("the training split has no picture with a caption.")
+            raise UserError("the training split has no image with a caption.")
+
+    training = True
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def key(self, row: int) -> str:
+        return self.dataset.key(int(self.rows[row]))
+
+    def read(self, row: int, rng: np.random.Generator) -> Tensor:
+        return self.augment(self.dataset.image(int(self.rows[row])), self.preprocess, rng)
+
     def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
-        skipped: list[Skipped] = []
-        found = [self._image(int(place), request, skipped) for place in np.sort(request.rows)]
-        rows = np.array([row for row, _ in found], np.int64)
-        captions = [self.dataset.captions(int(row)) for row in rows]
-        counts = np.array([len(own) for own in captions])
-        picks = caption_picks(self.positives, self.extra_caption, rows, counts, request)
+        """The disk is read in one direction; the order within a batch means nothing. INDEX counts the data set's samples."""
+        batch = super().__getitem__(request._replace(rows=np.sort(request.rows)))
+        return {**batch, INDEX: torch.from_numpy(self.rows[batch[INDEX].numpy()])}
+
+    def collate(self, rows: list[int], samples: list[Tensor], request: BatchRequest) -> dict[str, Any]:
+        indices = self.rows[rows]
+        captions = [self.dataset.captions(index) for index in indices.tolist()]
+        counts = np.array([len(texts) for texts in captions])
+        picks = caption_picks(self.positives, self.extra_caption, indices, counts, request)
         texts = [own[pick] for chosen in picks for own, pick in zip(captions, (chosen % counts).tolist(), strict=True)]
         return {
-            INDEX: torch.from_numpy(rows),
-            IMAGE: torch.stack([image for _, image in found]),
+            IMAGE: torch.stack(samples),
             TOKENS: self.tokenize(texts),
-            CHANCE: int(np.random.SeedSequence((request.seed, request.epoch, *rows.tolist())).generate_state(1)[0]),
-            SKIPPED: skipped,
+            CHANCE: int(np.random.SeedSequence((request.seed, request.epoch, *indices.tolist())).generate_state(1)[0]),
         }
-
-    def _image(self, place: int, request: BatchRequest, skipped: list[Skipped]) -> tuple[int, Tensor]:
-        """The row and the augmented picture at ``place``, or of the first readable place behind it."""
-        for step in range(min(TRIES, len(self))):
-            row = int(self.rows[(place + step) % len(self)])
-            image = self.dataset.image_or_skipped(row)
-            if not isinstance(image, Skipped):
-                rng = np.random.default_rng((request.seed, request.epoch, row))
-                return row, self.augment(image, self.preprocess, rng)
-            skipped.append(image)
-        last = skipped[-1]
-        raise UserError(
-            f"{step + 1} training pictures in a row cannot be read, the last one {last.key}: {last.reason}. Mend the data (is "
-            "it a complete copy?)."
-        )
 
 
 def _width(encoder: FrozenEncoder, kind: Kind) -> int:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.readers.tar_index import key_hash
 from models.batch import Skipped
@@ -21,7 +20,7 @@ from models.io import stable_hash
 Modality = Literal["vision", "text"]
 
 
-class SailChunks(Dataset):
+class SailChunks:
     """Image-text pairs that someone else has encoded: there are neither images nor captions, only their features.
 
     Sample i is the pair of text i, image ``i mod images`` and, where ``extra`` is given, extra text i as its second
@@ -35,6 +34,8 @@ class SailChunks(Dataset):
     Raises:
         UserError: a folder lacks chunks, or images, texts and extra texts are not of the same samples.
     """
+
+    pre_encoded = True
 
     def __init__(self, image: Sequence[str], text: Sequence[str], extra: Sequence[str] = ()):
         self._images, self._texts, self._extra = (_Chunks(folders) for folders in (image, text, extra))
@@ -105,11 +106,8 @@ class SailChunks(Dataset):
         return [f"text {self.key(i)}", f"extra text {self.key(i)}"][: 2 if len(self._extra) else 1]
 
     def image(self, i: int) -> Image.Image:
-        """A grey square: the picture is not in the chunks."""
+        """A grey square: the image is not in the chunks."""
         return Image.new("RGB", (64, 64), (128, 128, 128))
-
-    def image_or_skipped(self, i: int) -> Image.Image:
-        return self.image(i)
 
 
 class _Chunks:
@@ -135,7 +133,9 @@ class _Chunks:
                 )
             self.files += files
             sizes += lengths
-            self.stamp += [[str(file), n, file.stat().st_mtime_ns] for file, n in zip(files, lengths, strict=True)]
+            self.stamp += [
+                [str(file), n, file.stat().st_size, file.stat().st_mtime_ns] for file, n in zip(files, lengths, strict=True)
+            ]
         self.offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._open: tuple[int, Tensor] | None = None
 

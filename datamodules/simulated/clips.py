@@ -22,10 +22,10 @@ from PIL import Image, ImageDraw
 
 from datamodules.readers.video import write_mp4
 from datamodules.simulated.shapes import COLOURS, SHAPES, draw_shape
+from datamodules.simulated.worlds import SPLIT_STARTS
 from models.io import atomic_directory, stable_hash
 
-WORLD = 1  # raise it when the same arguments would give other clips or words
-STARTS = {"train": 0, "val": 10**7, "test": 2 * 10**7}  # clip indices: splits stay apart whatever their sizes
+WORLD = 2  # raise it when the same arguments would give other clips or words
 WAYS = {"closer": "away", "away": "closer"}  # each with its opposite
 ANSWERS = (*COLOURS, *WAYS)
 ACTS = 3  # before, after, and dark
@@ -120,7 +120,7 @@ def write_clips(
         stills: dict[str, Image.Image] = {}
         for split, count in sizes.items():
             clips[split] = {}
-            for number in range(STARTS[split], STARTS[split] + count):
+            for number in range(SPLIT_STARTS[split], SPLIT_STARTS[split] + count):
                 clip, pictures = make_clip(seed, number, frames, size)
                 write_mp4(videos / f"video{number}.mp4", pictures, fps)
                 clips[split][f"video{number}"] = clip

@@ -8,6 +8,7 @@ function of (seed, index), however many there are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from datamodules.readers.base import BadSample
 from datamodules.readers.tar_shards import TarShards
 from datamodules.simulated.scenes import GROUNDS, PATTERNS, Scene, make_scene, render
 from datamodules.simulated.shapes import COLOURS, SHAPES
-from datamodules.simulated.shards import SPLIT_STARTS
+from datamodules.simulated.worlds import SPLIT_STARTS
 from models.errors import UserError
 from models.io import atomic_directory, stable_hash
 
@@ -282,7 +284,14 @@ def manipulated_pairs(root: str, pairs: str, shares: Mapping[str, float] | None 
     if not folder.is_dir():
         with atomic_directory(folder, sync=False) as temporary:
             for split, data in splits.items():
-                rows = [i for i in range(len(data)) if isinstance(data.image_or_skipped(i), Image.Image)]
-                read = lambda i, d=data, r=rows: CaptionedImage(d.image_or_skipped(r[i]), d.captions(r[i])[0])  # noqa: E731
+                rows = [i for i in range(len(data)) if _is_readable(data, i)]
+                read = lambda i, d=data, r=rows: CaptionedImage(d.image(r[i]), d.captions(r[i])[0])  # noqa: E731
                 write_split(temporary, split, len(rows), read, shares, seed, "pairs", trace)
     return folder
+
+
+def _is_readable(data: TarShards, row: int) -> bool:
+    with contextlib.suppress(BadSample):
+        data.image(row)
+        return True
+    return False

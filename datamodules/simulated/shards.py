@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from datamodules.simulated.scenes import CLASS_NAMES, captions, make_scene, render
+from datamodules.simulated.worlds import SPLIT_STARTS
 from models.io import atomic_directory, stable_hash
 
 WORLD = 1  # raise it when the same arguments would give other scenes, pictures or words
-SPLIT_STARTS = {"train": 0, "val": 10**9, "test": 2 * 10**9}  # scene indices: splits stay apart whatever their sizes
 
 
 def write_scene_shards(

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from datamodules.readers.annotations import AnnotatedImages
+from datamodules.readers.base import BadSample
 from datamodules.readers.formats import class_folders
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
-from models.batch import Skipped
 from models.errors import UserError
 from models.io import stable_hash
 
@@ -98,10 +98,10 @@ def _own_prompts(prompts: Mapping[str, Any], file: str, name: str, data: Annotat
 def _as_split(split: EmbeddedSplit, data: AnnotatedImages, judge: Callable, names: list[str]) -> EmbeddedSplit:
 
     def load(row: int) -> Image.Image:
-        image = data.image_or_skipped(row)
-        if isinstance(image, Skipped):
-            raise UserError(f"{data.folder / image.key} cannot be read as a picture ({image.reason}).")
-        return image
+        try:
+            return data.image(row)
+        except BadSample as error:
+            raise UserError(f"{data.folder / data.key(row)} cannot be read as an image ({error}).") from error
 
     if isinstance(judge, partial) and judge.keywords.get("statistics", "own") != "own":
         image = torch.empty(len(data), 0)  # the suite will encode them itself, with other pixel statistics

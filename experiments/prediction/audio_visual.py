@@ -15,12 +15,11 @@ from rich.table import Table
 from datamodules.audio_visual import Snippets
 from datamodules.order import BatchRequest
 from datamodules.readers.video_lists import LAYOUTS, VideoRow
-from datamodules.readers.video_media import Media
 from experiments.alignment import parts
 from experiments.evaluation.avgn import glanced
 from experiments.figures import avgn
 from experiments.run.directory import Run
-from models.batch import AUDIO, AUDIO_VALID, FRAMES, SKIPPED, TIMES
+from models.batch import AUDIO, AUDIO_VALID, SKIPPED, TIMES, VIDEO
 from models.errors import UserError
 from models.io import atomic_write
 
@@ -35,12 +34,12 @@ def audio_visual(run: Run, videos: Sequence[str] = ()) -> dict[str, Any]:
     data = parts.datamodule(run)
     module = parts.trained_module(run, data.facts())
     rows = [VideoRow(str(Path(name).expanduser().resolve()), 1, 3, (0,)) for name in videos]
-    media = Media(Path("/"), LAYOUTS[data.layout], data.frame_rate)
-    batch = Snippets(rows, media, data.class_names, **data.reading).batch(BatchRequest(range(len(rows)), 0, 0), training=False)
+    snippets = Snippets(rows, Path("/"), LAYOUTS[data.layout], data.class_names, **data.reading)
+    batch = snippets[BatchRequest(range(len(rows)), 0, 0)]
     if batch[SKIPPED]:
         raise UserError("\n".join(f"predict.videos: {skipped.key}: {skipped.reason}" for skipped in batch[SKIPPED]))
     batch = {key: value.to(module.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
-    found = module.network(batch[FRAMES], batch[AUDIO], batch[AUDIO_VALID])
+    found = module.network(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID])
     table, predictions = Table("video", "class", "probability", "looked at (s)"), []
     for number, name in enumerate(videos):
         probability, best = found.logits[number, -1].softmax(dim=0).topk(min(3, len(data.class_names)))

@@ -12,8 +12,9 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from datamodules.dgm4 import read_image
-from datamodules.tokenizers.captions import CaptionTokenizer, raw_words
+from datamodules.readers.base import BadSample
+from datamodules.readers.images import open_rgb
+from datamodules.tokenizers.word_labels import CaptionTokenizer, raw_words
 from datamodules.transforms.image_box import image_tensor
 from experiments.alignment import parts
 from experiments.config.instantiation import build
@@ -46,8 +47,8 @@ def manipulation(run: Run, image: str | None = None, text: str | None = None) ->
     if not image or not text:
         raise UserError('predict needs a picture and its caption: predict.image=a.jpg predict.text="what it says"')
     try:
-        picture = read_image(Path(image))
-    except OSError as error:
+        picture = open_rgb(Path(image), official=True, truncated=True)
+    except BadSample as error:
         raise UserError(f"predict.image: {image}: {error}.") from error
     # The datamodule's settings without its data: a single pair needs no copy of DGM4.
     tokenizer, size = build(run.cfg.datamodule.tokenizer), run.cfg.datamodule.image_size

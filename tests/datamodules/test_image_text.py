@@ -54,7 +54,17 @@ def test_too_many_samples_without_caption_stop_the_run(tmp_path):
 
 def test_simulated_only_where_there_is_no_dataset(tmp_path):
     simulate = partial(write_scene_shards, train=5, val=2, test=2, image_size=16)
-    data = ready(tmp_path / "new", simulate=simulate)
+    with pytest.raises(UserError, match="Check the path"):  # misspelt
+        ready(tmp_path / "new", simulate=simulate)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "1.jpg").touch()
+    with pytest.raises(UserError, match="Check the path"):
+        ready(tmp_path / "pictures", simulate=simulate)
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):  # once more, where there is a simulated set already
+        assert len(ready(tmp_path / "empty", simulate=simulate).splits["train"]) == 5
+    data = ready(tmp_path / "new" / "simulated", simulate=simulate)
     assert {split: len(dataset) for split, dataset in data.splits.items()} == {"train": 5, "val": 2, "test": 2}
     write_shards(tmp_path / "own", split="train")
     assert len(ready(tmp_path / "own", simulate=simulate).splits["train"]) == 12

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.transforms.frame_sampling import evaluation_frames
+from datamodules.transforms.frame_sampling import sample_frames
+from datamodules.transforms.sound import cut_clip
 from models.avgn import losses
-from models.avgn.audio import LogMel, LogSTFT, cut_clip, mel_filters
+from models.avgn.audio import LogMel, LogSTFT, mel_filters
 from models.avgn.checkpoint import load_into, parts_from_weights
 from models.avgn.exits import apply_exit, exit_confidence, exit_thresholds, input_order
 from models.avgn.network import AVGN, Glance, take
@@ -157,7 +158,12 @@ def metrics_exit(case: Case) -> dict[str, Tensor]:
         "map_missing_class_official": mean_average_precision(scores[kept], absent[kept], "official"),
         "map_missing_class_present_only": mean_average_precision(scores[kept], absent[kept], "leave_out"),
         "frame_indices": torch.from_numpy(
-            np.stack([evaluation_frames(count, config["segments"]) for count in case.inputs["num_frames"].tolist()])
+            np.stack(
+                [
+                    sample_frames(config["segments"], count, official="adafocus") + 1
+                    for count in case.inputs["num_frames"].tolist()
+                ]
+            )
         ),
     }
     for length in (int(name.rpartition("_")[2]) for name in case.wanted if name.startswith("input_order_")):

@@ -21,12 +21,12 @@ from datamodules.readers.driving import META_FIELDS, rig_to_json
 from datamodules.simulated.driving.camera import LIGHTS, Lens, Weather, make_camera, make_lens, make_weather, render
 from datamodules.simulated.driving.scene import Scene, make_scene, occupancy, visible_only
 from datamodules.simulated.driving.ultrasound import Acoustics, make_rig, measured_traces
+from datamodules.simulated.worlds import SPLIT_STARTS
 from models.bev_fusion.echoes import UltrasonicRig
 from models.bev_fusion.geometry import BevGrid, Camera
 from models.io import atomic_directory, stable_hash
 
 WORLD = 1  # raise it when the same arguments would give other recordings
-SPLIT_STARTS = {"train": 0, "val": 10**9, "test": 2 * 10**9}  # indices: splits stay apart whatever their sizes
 COLDEST, HOTTEST = -15.0, 40.0  # air, degrees Celsius
 THERMOMETER = 2.0  # standard deviation of what the car takes the air for
 
