@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 from experiments.config import validation  # noqa: E402
+from experiments.config.overrides import creating  # noqa: E402
 from experiments.config.resolvers import register_resolvers  # noqa: E402
 
 
@@ -48,7 +49,8 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     register_resolvers()
+    sys.argv[1:] = creating(sys.argv[1:])
     try:
         main()
-    except BaseException as error:  # every exit takes one road: explained, with its exit code
+    except BaseException as error:  # explained, with its exit code
         sys.exit(validation.explain(error))

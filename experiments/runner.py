@@ -32,12 +32,11 @@ def run(cfg: DictConfig) -> float | None:
     log.info("%s in %s", current.record["experiment"], current.dir)
     with interruption.listening():
         try:
-            run_stages(current)
+            if not run_stages(current):
+                return None  # the main process goes on alone
         except interruption.Interrupted:
             current.set_status("interrupted")
             loggers.finish_wandb(succeeded=False)
-            raise
-        except SystemExit:  # a child of DDP that has done its part
             raise
         except BaseException as error:
             current.set_status("failed")
@@ -53,30 +52,22 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def check_imported(cfg: DictConfig) -> None:
-    """What needs the libraries imported: arguments of third-party targets, and rules across parts. Before any data."""
-    from experiments.alignment import parts
+    """What needs the libraries imported: third-party arguments, types of parts, and rules across parts. Before any data.
 
-    problems: list[str] = []
+    A target may have a static method ``conflicts(config) -> list of problems`` for what it cannot be combined with.
+    """
     sources = validation.Sources()
     config = OmegaConf.to_container(cfg, resolve=True)
+    problems: list[str] = []
     for path, node in _target_nodes(OmegaConf.to_container(cfg, resolve=False), ""):
         if not is_ours(node["_target_"]):
             problems += _third_party(node, path, sources)
-    module = config["module"]["_target_"] if config.get("module") else None
-    accumulate = (config.get("trainer") or {}).get("accumulate_grad_batches", 1)
-    if module and accumulate and accumulate > 1 and getattr(get_object(module), "needs_whole_batch", False):
-        problems.append(
-            f"trainer.accumulate_grad_batches: {accumulate} would shrink the negatives of a contrastive loss to one "
-            "piece of the batch, which is another objective. Raise the batch size instead (the cached features and "
-            "the small head leave room), or use more devices."
-        )
-    if parts.is_online(config):
-        for group in ("subset", "layers", "unpaired"):
-            if config.get(group):
-                problems.append(
-                    f"{group}: it chooses by stored features of the training pairs, and features=online stores none. Take "
-                    f"features=pairs, or {group}=null."
-                )
+        elif hasattr(target := get_object(node["_target_"]), "conflicts"):
+            problems += target.conflicts(config)
+    trains = "fit" in config["stages"] or config["checkpoint"] or config["resume"]
+    for name in config["stages"]:
+        if getattr(get_object(config["pipeline"][name]["_target_"]), "needs_weights", False) and not trains:
+            problems.append(f"stages: {name} without fit needs checkpoint=<run dir or file> or resume=<run dir>")
     if problems:
         raise validation.ConfigError("\n".join(["The configuration cannot run:", *(f"  - {p}" for p in problems)]))
 

@@ -82,7 +82,7 @@ class AlignmentModule(BaseModule):
         self.decay_all, self.decay_temperature, self.clip_each = decay_all, decay_temperature, clip_each
         self._validation: list[Mapping[str, Tensor]] = []
         if fine_grained is not None and not self.head.takes_tokens:
-            raise UserError("module.fine_grained needs a head that projects tokens (module=freeze_align).")
+            raise UserError("module.fine_grained needs a head that projects tokens (module=alignment/freeze_align).")
 
     # ---- from a batch to embeddings -----------------------------------------------------------------------------
 

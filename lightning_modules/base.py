@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -52,6 +52,17 @@ class BaseModule(pl.LightningModule):
         self.optimizer_factory = optimizer
         self.scheduler_factory = scheduler
         self.loss_weights = dict(loss_weights or {})
+
+    @classmethod
+    def conflicts(cls, config: Mapping[str, Any]) -> list[str]:
+        """Problems of a whole configuration that this method cannot be trained with."""
+        pieces = config["trainer"].get("accumulate_grad_batches") or 1
+        if not cls.needs_whole_batch or pieces == 1:
+            return []
+        return [
+            f"trainer.accumulate_grad_batches: {pieces} would shrink the negatives of a contrastive loss to one piece of the "
+            "batch, which is another objective. Raise the batch size instead, or use more devices."
+        ]
 
     # ---- what a family implements -------------------------------------------------------------------------------
 

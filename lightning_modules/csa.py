@@ -46,14 +46,16 @@ class CSAModule(AlignmentModule):
         self.correlation_weight = correlation_weight
         for projector in (self.head.vision_projector, self.head.text_projector):
             if not isinstance(projector, CentredProjector):
-                raise UserError("module=csa needs projector=centred: its maps are the directions of canonical correlation.")
+                raise UserError(
+                    "module=alignment/csa needs projector=centred: its maps are the directions of canonical correlation."
+                )
 
     def on_train_start(self) -> None:
         if self.trainer.global_step:
             return  # a resumed run has its maps
         loader = self.trainer.train_dataloader
         if self.trainer.world_size > 1:
-            raise UserError("module=csa: the closed form needs all pairs on one device; set trainer.devices=1.")
+            raise UserError("module=alignment/csa: the closed form needs all pairs on one device; set trainer.devices=1.")
         maps = csa(covariances((b[IMAGE_FEATURES], b[TEXT_FEATURES]) for b in loader), self.head.vision_projector.out_dim)
         self.head.vision_projector.set_map(maps.mean_image, maps.image_map)
         self.head.text_projector.set_map(maps.mean_text, maps.text_map)

@@ -62,6 +62,16 @@ class OnlineFeatureDataModule(BaseDataModule):
 
     online = True  # the stage encode leaves the training split alone
 
+    @staticmethod
+    def conflicts(config: Mapping[str, Any]) -> list[str]:
+        """Groups that choose by stored features of the training pairs, of which there are none."""
+        return [
+            f"{group}: it chooses by stored features of the training pairs, and features=online stores none. Take "
+            f"features=pairs, or {group}=none."
+            for group in ("subset", "layers", "unpaired")
+            if config[group]
+        ]
+
     def __init__(
         self,
         source: BaseDataModule,

@@ -21,11 +21,12 @@ from rich.table import Table
 from torch import Tensor
 
 from datamodules.features.encoding import ImageBatches, encoding_loader
-from experiments.alignment import parts
 from experiments.config.instantiation import build
 from experiments.figures import alignment
+from experiments.run import parts
 from experiments.run.directory import Run
 from experiments.run.progress import Progress
+from experiments.stages import Facts, stage
 from models.batch import IMAGE, INDEX, SKIPPED
 from models.encoders.base import FrozenEncoder
 from models.encoders.weights import WeightsUnavailable
@@ -39,11 +40,10 @@ Encoded = tuple[list[Tensor], np.ndarray]  # layers (n, D), and the rows of the 
 SCORES = ("cka", "mutual_knn", "probe")
 
 
-def assess(run: Run) -> dict[str, Any]:
+@stage()
+def assess(run: Run) -> Facts:
     """Score all pairs of ``assess.vision`` and ``assess.text``; what has no weights at hand is noted and left out."""
-    config = run.cfg.get("assess")
-    if not config:
-        raise UserError("stage assess: choose the encoders with experiment=assess_encoders or the group assess.")
+    config = run.cfg.assess
     dataset = parts.datamodule(run).splits[config.split]
     count = min(config.samples, len(dataset))
     rows = np.sort(np.random.default_rng(run.cfg.seed).choice(len(dataset), count, replace=False))
@@ -80,7 +80,7 @@ def _encode_all(run: Run, modality: str, nodes: Any, encode: Any) -> dict[str, t
         except WeightsUnavailable as error:
             run.note(f"NOT ASSESSED: {modality} encoder {name}: {str(error).splitlines()[0]}")
             continue
-        encoder = encoder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        encoder = encoder.to(parts.device(run)).eval()
         found[name] = encode(name, encoder)
         del encoder
         gc.collect()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,11 +12,13 @@ import torch
 
 from datamodules.features.encoding import CaptionBatches, ImageBatches, encoding_loader, token_counts
 from datamodules.features.store import PENDING, FeatureStore
-from experiments.alignment import parts
+from experiments.alignment import pipeline
 from experiments.alignment.encoding import EncodingModule
 from experiments.config.instantiation import build
-from experiments.run.directory import Run
+from experiments.run import parts
+from experiments.run.directory import Run, is_main_process
 from experiments.run.progress import Progress
+from experiments.stages import Facts, stage
 from models.batch import Skipped
 from models.errors import UserError
 
@@ -25,21 +26,20 @@ log = logging.getLogger("run")
 COPIED = 8192  # rows of pre-encoded features that are copied at a time
 
 
-def encode(run: Run) -> dict[str, Any]:
-    """Encode what is not in the stores yet; a run that was killed goes on where it stopped. Nothing without ``features``, and
-    nothing of the training split where it is encoded at every step anew.
+@stage(every_rank=True)
+def encode(run: Run) -> Facts:
+    """Encode what is not in the stores yet; a run that was killed goes on where it stopped. The training split is left out
+    where it is encoded at every step anew.
 
     With several ``trainer.devices`` or nodes each process takes its share of the batches.
     """
-    if not run.cfg.get("features"):
-        return {}
     data = parts.datamodule(run)
-    if all(map(parts.is_encoded, data.splits.values())):
+    if all(map(pipeline.is_encoded, data.splits.values())):
         return _copy(run)
-    vision, text = parts.encoder(run, "vision"), parts.encoder(run, "text")
+    vision, text = pipeline.encoder(run, "vision"), pipeline.encoder(run, "text")
     batch_size = run.cfg.encoder.batch_size
     for split, dataset in data.splits.items():
-        if split == "train" and parts.is_online(run.cfg):
+        if split == "train" and pipeline.is_online(run.cfg):
             continue
         stores = _stores(run, split, "vision", len(dataset), vision)
         batches = partial(ImageBatches, dataset, vision.preprocess, batch_size)
@@ -49,9 +49,7 @@ def encode(run: Run) -> dict[str, Any]:
         batches = partial(CaptionBatches, dataset, offsets, text.tokenize, batch_size)
         _fill(run, f"{split} captions", split, stores, text, batches)
     parts.note_skipped(run)
-    if not parts.is_first_process() and "fit" not in run.cfg.stages:
-        sys.exit(0)  # a child of DDP has done its part
-    return {"encoders": {"vision": vision.identity, "text": text.identity}}
+    return {"result": {"encoders": {"vision": vision.identity, "text": text.identity}}}
 
 
 def _copy(run: Run) -> dict[str, Any]:
@@ -59,10 +57,10 @@ def _copy(run: Run) -> dict[str, Any]:
     for split, dataset in parts.datamodule(run).splits.items():
         offsets = np.concatenate([[0], np.cumsum(dataset.caption_counts)])
         for modality, owned in (("vision", None), ("text", offsets)):
-            (manifest,) = parts.manifests_of(run, split, modality).values()
+            (manifest,) = pipeline.manifests_of(run, split, modality).values()
             rows = len(dataset) if owned is None else int(owned[-1])
             shape = {"rows": rows, "dim": dataset.encoded_dim(modality), "dtype": manifest["dtype"], "offsets": owned}
-            store = FeatureStore.create_or_resume(parts.store_path(run, split, manifest), manifest, **shape)
+            store = FeatureStore.create_or_resume(pipeline.store_path(run, split, manifest), manifest, **shape)
             pending = store.pending()
             with Progress(f"copy {split} {manifest['of']} features", rows, start=rows - len(pending)) as progress:
                 for start in range(0, len(pending), COPIED):
@@ -70,7 +68,7 @@ def _copy(run: Run) -> dict[str, Any]:
                     store.write(chosen, dataset.encoded(modality, chosen))
                     progress.advance(len(chosen))
             store.finish()
-    return {"encoders": {modality: dataset.encoder_identity(modality) for modality in ("vision", "text")}}
+    return {"result": {"encoders": {modality: dataset.encoder_identity(modality) for modality in ("vision", "text")}}}
 
 
 def _stores(
@@ -78,8 +76,8 @@ def _stores(
 ) -> dict[str, FeatureStore]:
     """The stores of every kind that the recipe keeps, begun where they are not there yet."""
     found = {}
-    for kind, manifest in parts.manifests_of(run, split, modality).items():
-        path = parts.store_path(run, split, manifest)
+    for kind, manifest in pipeline.manifests_of(run, split, modality).items():
+        path = pipeline.store_path(run, split, manifest)
         store = FeatureStore.resume(path, manifest)
         if store is None:
             dim = encoder.feature_dim if kind != "tokens" else encoder.token_dim
@@ -121,7 +119,7 @@ def _fill(
 
             def done(rows: int, skipped: list[Skipped]) -> None:
                 data.report_skipped(split, skipped)
-                if parts.is_first_process():  # where several devices work, an estimate from this one's share
+                if is_main_process():  # where several devices work, an estimate from this one's share
                     progress.advance(min(rows, progress.total - progress.done))
 
             def read(rank: int, world_size: int) -> Any:
@@ -144,6 +142,5 @@ def _predict(run: Run, module: EncodingModule) -> None:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    parts.join_children(run)
     trainer.predict(module, return_predictions=False)
     module.encoder.to(device)  # Lightning leaves it on the CPU

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
 
-from experiments.alignment import parts
+from experiments.alignment import pipeline
+from experiments.run import parts
 from experiments.run.directory import Run
+from experiments.stages import Facts, stage
 from models.alignment.dual_encoder import save_dual_encoder
 from models.errors import UserError
 from models.io import atomic_directory
@@ -15,17 +16,16 @@ from models.io import atomic_directory
 log = logging.getLogger("run")
 
 
-def export(run: Run) -> dict[str, Any]:
+@stage(repeat=True, needs_weights=True)
+def export(run: Run, copy_encoders: bool = True) -> Facts:
     """Write ``<run>/export``; an older one is replaced whole. The card's numbers are those of this run's ``evaluate``."""
-    if not run.cfg.features or not run.cfg.encoder.get("vision") or not run.cfg.encoder.get("text"):
-        raise UserError("stages: export writes dual encoders of frozen features; this recipe has none (features, encoder).")
-    vision, text = parts.encoder(run, "vision"), parts.encoder(run, "text")
+    vision, text = pipeline.encoder(run, "vision"), pipeline.encoder(run, "text")
     module = parts.trained_module(run, {"vision_dim": vision.feature_dim, "text_dim": text.feature_dim})
     if module.head.takes_tokens or run.cfg.get("layers") or not hasattr(module.head.vision_norm, "weight"):
         raise UserError("stages: export writes heads of SAIL's form, on pooled features; this head is of another form.")
-    arguments = {modality: parts.encoder_arguments(run, modality) for modality in ("vision", "text")}
+    arguments = {modality: pipeline.encoder_arguments(run, modality) for modality in ("vision", "text")}
     with atomic_directory(run.dir / "export") as folder:
-        save_dual_encoder(folder, vision, text, module.head, arguments, run.cfg.export.copy_encoders)
+        save_dual_encoder(folder, vision, text, module.head, arguments, copy_encoders)
         (folder / "README.md").write_text(_card(run, vision.identity, text.identity))
     log.info("export: %s", run.dir / "export")
     return {"folder": str(run.dir / "export")}
@@ -34,7 +34,7 @@ def export(run: Run) -> dict[str, Any]:
 def _card(run: Run, vision: dict, text: dict) -> str:
     evaluated = run.facts("evaluate")
     metrics, others = evaluated.get("metrics", {}), evaluated.get("baselines", {})
-    others = {name: facts.get("metrics", {}) for name, facts in evaluated.get("compare", {}).items()} | others
+    others = {name: facts.get("metrics", {}) for name, facts in run.facts("compare").get("columns", {}).items()} | others
     lines = [
         "---", "pipeline_tag: zero-shot-image-classification", "tags: [image-text, dual-encoder, projector-alignment]", "---",
         f"# {run.record['experiment']}", "",

@@ -11,7 +11,8 @@ import torch
 
 from datamodules.features.curation import best_captions, select_balanced
 from datamodules.features.pairs import PairedFeatures
-from experiments.alignment import parts
+from experiments.alignment import pipeline
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.errors import UserError
 
@@ -44,7 +45,7 @@ def concept_balanced(
             image features: :func:`datamodules.features.curation.prototypes_from_images`.)
     """
     names = _concepts(run, concepts, concepts_file)
-    encoder = parts.encoder(run, "text")
+    encoder = pipeline.encoder(run, "text")
     device = next(encoder.parameters()).device
     store = features.text_stores.get("pooled")
     if store is None:

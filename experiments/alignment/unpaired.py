@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from datamodules.features.pairs import PairedFeatures
-from experiments.alignment import parts
+from experiments.alignment import pipeline
 from experiments.run.directory import Run
 from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
 from models.errors import UserError
@@ -30,8 +30,8 @@ def left_out(
 
     Raises UserError where every pair is trained on.
     """
-    chosen = parts.features(run, "train")
-    every = parts.all_features(run, "train").rows
+    chosen = pipeline.features(run, "train")
+    every = pipeline.all_features(run, "train").rows
     inside = every[(every >= first) & (every < (last if last is not None else np.inf))]
     free = np.setdiff1d(inside, chosen.rows)
     if not len(free):

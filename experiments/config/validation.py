@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.config.overrides import key_of
 from experiments.config.signatures import UnknownTarget, is_ours, mismatch, signature_of
 from experiments.run.interruption import Interrupted
 from models.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-STAGES = ("assess", "encode", "evaluate", "export", "fit", "predict", "prepare", "report", "video")
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
-# The whole vocabulary of the top level; a group is a node, the rest are plain values of these types.
-NODES = {
-    "paths", "trainer", "callbacks", "logger", "datamodule", "encoder", "features", "module", "projector", "loss",
-    "optimizer", "scheduler", "evaluation", "predict", "video", "compare", "export", "subset", "layers", "regulariser",
-    "assess", "unpaired",
-}  # fmt: skip
+# Plain values of the root and their types; every other key of the root is a node.
 VALUES: dict[str, tuple[type, ...]] = {
     "name": (str,), "description": (str,), "seed": (int,), "stages": (list,), "resume": (str, type(None)),
     "checkpoint": (str, type(None)), "sweep_name": (str, type(None)), "select": (str,),
@@ -52,7 +48,7 @@ def check(cfg: DictConfig) -> None:
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         raise ConfigError(f"{key}: {str(error).splitlines()[0]} [{sources.of(key)}]") from None
-    problems = list(_top_level(config, sources))
+    problems = [*_top_level(config, sources), *_added(config, sources)]
     for key in sorted(OmegaConf.missing_keys(cfg)):
         problems.append(f"{key}: a value is required. Give it on the command line: {key}=<value> [{sources.of(key)}]")
     problems += _targets(config, OmegaConf.to_container(cfg, resolve=False), "", sources)
@@ -69,28 +65,50 @@ def nearest(name: str, choices: Any) -> str:
     return f" Choices: {', '.join(choices)}." if choices else ""
 
 
+def _known_keys() -> set[str]:
+    """The vocabulary of the root: its own keys, the groups, and what pipelines add."""
+    files = [CONF / "config.yaml", *(file for file in (CONF / "pipeline").glob("*.yaml") if _is_global(file))]
+    keys = {key for file in files for key in _tree(file)} - {"defaults", "hydra"}
+    return keys | {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"experiment", "sweep", "debug", "hydra"}
+
+
 def _top_level(config: dict, sources: Sources) -> Iterator[str]:
-    if not config.get("module") and not config.get("assess"):
+    stages = config["stages"] if isinstance(config.get("stages"), list) else []
+    if not config.get("module") and (config["pipeline"].get("fit") or not stages):
         yield f"no experiment chosen. Run `make list`, then: python run.py experiment=<name>.{nearest('', _experiments())}"
         return
+    known = _known_keys()
     for key, value in config.items():
-        if key in NODES:
+        if key not in known:
+            yield f"{key}: unknown key.{nearest(key, known)} [{sources.of(key)}]"
+        elif key not in VALUES:
             if value is not None and not isinstance(value, dict):
                 yield f"{key}: expected a group or mapping, got {value!r} [{sources.of(key)}]"
-        elif key not in VALUES:
-            yield f"{key}: unknown key.{nearest(key, NODES | VALUES.keys())} [{sources.of(key)}]"
         elif not isinstance(value, VALUES[key]) or (isinstance(value, bool) and bool not in VALUES[key]):
             wanted = " or ".join("null" if t is type(None) else t.__name__ for t in VALUES[key])
             yield f"{key}: expected {wanted}, got {value!r} [{sources.of(key)}]"
-    if isinstance(config.get("stages"), list):
-        for stage in config["stages"]:
-            if stage not in STAGES:
-                yield f"stages: unknown stage '{stage}'.{nearest(str(stage), STAGES)} [{sources.of('stages')}]"
-        if "fit" not in config["stages"] and {"evaluate", "predict", "export"} & set(config["stages"]):
-            if not config.get("checkpoint") and not config.get("resume"):
-                yield "stages: evaluate, predict and export without fit need checkpoint=<run dir or file> or resume=<run dir>"
+    choices = [name for name, function in config["pipeline"].items() if function]
+    for stage in stages:
+        if stage not in choices:
+            yield f"stages: unknown stage '{stage}'.{nearest(str(stage), choices)} [{sources.of('stages')}]"
     if config.get("select") not in ("best", "last"):
         yield f"select: expected 'best' or 'last', got {config.get('select')!r} [{sources.of('select')}]"
+
+
+def _added(config: dict, sources: Sources) -> Iterator[str]:
+    """Problems of dotted overrides that set a key which neither a file mentions nor a constructor takes."""
+    for override in sources.overrides:
+        key = key_of(override)
+        if not override.startswith("++") or sources.file_of(key):
+            continue
+        *ancestors, _ = key.split(".")
+        node: Any = config
+        for part in ancestors:
+            node = node.get(part) if isinstance(node, dict) else None
+            if isinstance(node, dict) and "_target_" in node:
+                break  # an argument, or within one: checked where the target is
+        else:
+            yield f"unknown key '{key}' [command line].{nearest(key.rpartition('.')[2], _siblings(key))}"
 
 
 def _targets(node: Any, written: Any, path: str, sources: Sources) -> Iterator[str]:
@@ -155,34 +173,46 @@ class Sources:
     def of(self, key: str) -> str:
         key = re.sub(r"\[\d+\]", "", key)
         for override in self.overrides:
-            name = override.split("=", 1)[0].lstrip("+~")
+            name = key_of(override)
             if name == key or key.startswith(name + ".") and "." in name:
                 return "command line"
-        for file, prefix in self._files():
-            if _has(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, key, prefix):
-                return f"conf/{file.relative_to(CONF).as_posix()}"
+        file = self.file_of(key)
+        if file:
+            return f"conf/{file.relative_to(CONF).as_posix()}"
         return f"conf/{key.split('.')[0]}/" if (CONF / key.split(".")[0]).is_dir() else "conf/config.yaml"
 
+    def file_of(self, key: str) -> Path | None:
+        """The file that writes ``key``; the nearest one, where files inherit."""
+        return next((file for file, prefix in self._files() if _has(_tree(file), key, prefix)), None)
+
     def _files(self) -> Iterator[tuple[Path, str]]:
-        for group in ("debug", "sweep", "experiment"):
-            if self.choices.get(group):
-                yield from ((file, "") for file in _recipe_files(CONF / group / f"{self.choices[group]}.yaml"))
-        for group, choice in self.choices.items():
-            file = CONF / group / f"{choice}.yaml"
-            if choice and file.is_file() and group not in ("debug", "sweep", "experiment"):
-                yield file, group.replace("/", ".")
+        first = ("debug", "sweep", "experiment", "pipeline")  # what they write counts more than the options they name
+        for group in sorted(self.choices, key=lambda name: first.index(name) if name in first else len(first)):
+            if self.choices[group] and (CONF / group).is_dir():
+                for file in _with_bases(CONF / group / f"{self.choices[group]}.yaml"):
+                    yield file, "" if _is_global(file) else group.replace("/", ".")
         yield CONF / "config.yaml", ""
 
 
-def _recipe_files(file: Path) -> Iterator[Path]:
-    """A recipe and the recipes it inherits, nearest first."""
+@cache
+def _tree(file: Path) -> dict:
+    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+
+
+def _is_global(file: Path) -> bool:
+    return file.read_text(encoding="utf-8").startswith("# @package _global_")
+
+
+def _with_bases(file: Path) -> Iterator[Path]:
+    """A file and those it inherits from, nearest first."""
     if not file.is_file():
         return
     yield file
-    for entry in (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("defaults", []):
-        if isinstance(entry, str) and entry != "_self_":
-            base = CONF / f"{entry.lstrip('/')}.yaml" if entry.startswith("/") else file.parent / f"{entry}.yaml"
-            yield from _recipe_files(base)
+    for entry in _tree(file).get("defaults", []):
+        if isinstance(entry, str) and entry.startswith("/"):
+            yield from _with_bases(CONF / f"{entry.split('@')[0].lstrip('/')}.yaml")
+        elif isinstance(entry, str) and entry != "_self_":
+            yield from _with_bases(file.parent / f"{entry.split('@')[0]}.yaml")
 
 
 def _has(tree: Any, key: str, prefix: str) -> bool:
@@ -227,13 +257,13 @@ def _explain_hydra(error: BaseException) -> str:
             group, _, rest = group.rpartition("/")
             choice = f"{rest}/{choice}"
         folder = CONF / group
-        choices = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml")]
+        choices = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("[!_]*.yaml")]
         return f"there is no {group}={choice}.{nearest(choice, choices)}"
     unknown = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"Could not override '([^']+)'", text)
     if unknown:
         full = re.search(r"full_key: (\S+)", text)
         key = full.group(1) if full else unknown.group(1)
-        known = NODES | VALUES.keys() if "." not in key else _siblings(key)
+        known = _known_keys() if "." not in key else _siblings(key)
         return f"unknown key '{key}' [command line].{nearest(key.rpartition('.')[2], known)}"
     return text
 
@@ -244,7 +274,7 @@ def _siblings(key: str) -> set[str]:
     found: set[str] = set()
     files = [*(CONF / group).rglob("*.yaml"), *(CONF / "experiment").rglob("*.yaml"), CONF / "config.yaml"]
     for file in files:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        tree = _tree(file)
         inside = tree.get(group, {}) if file.parent.name == "experiment" or file.name == "config.yaml" else tree
         for part in rest[:-1]:
             inside = inside.get(part, {}) if isinstance(inside, dict) else {}

@@ -15,9 +15,9 @@ from rich.table import Table
 from datamodules.audio_visual import Snippets
 from datamodules.order import BatchRequest
 from datamodules.readers.video_lists import LAYOUTS, VideoRow
-from experiments.alignment import parts
 from experiments.evaluation.avgn import glanced
 from experiments.figures import avgn
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.batch import AUDIO, AUDIO_VALID, SKIPPED, TIMES, VIDEO
 from models.errors import UserError

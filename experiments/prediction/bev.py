@@ -16,8 +16,8 @@ from datamodules.simulated.driving.camera import LIGHTS, make_lens, make_weather
 from datamodules.simulated.driving.scene import Scene, make_scene, occupancy
 from datamodules.simulated.driving.ultrasound import Acoustics, measured_traces
 from datamodules.transforms.driving import Sample
-from experiments.alignment import parts
 from experiments.figures import bev_fusion
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.batch import IMAGE, KEY, SKIPPED
 from models.errors import UserError

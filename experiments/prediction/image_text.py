@@ -16,7 +16,8 @@ from rich.table import Table
 
 from datamodules.readers.base import BadSample
 from datamodules.readers.images import open_rgb
-from experiments.alignment import parts
+from experiments.alignment import pipeline
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.alignment.dual_encoder import DualEncoder
 from models.errors import UserError
@@ -31,7 +32,7 @@ def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) 
     files, texts = list(images), list(texts)
     if not files or not texts:
         raise UserError('predict needs files and texts: predict.images=[a.jpg,b.png] predict.texts=["a dog","a cat"]')
-    vision, text_encoder = parts.encoder(run, "vision"), parts.encoder(run, "text")
+    vision, text_encoder = pipeline.encoder(run, "vision"), pipeline.encoder(run, "text")
     tokens = {name: "tokens" in run.cfg.encoder.keep[name] for name in ("vision", "text")}
     module = parts.trained_module(
         run,
@@ -40,7 +41,7 @@ def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) 
             "text_dim": text_encoder.token_dim if tokens["text"] else text_encoder.feature_dim,
         },
     )
-    encoders = DualEncoder(vision, text_encoder, module.head, parts.layer_pair(run))
+    encoders = DualEncoder(vision, text_encoder, module.head, pipeline.layer_pair(run))
     image = F.normalize(encoders.embed_images(_open(Path(file)) for file in files), dim=-1)
     text = F.normalize(encoders.embed_texts(texts), dim=-1)
     cosines = image @ text.T

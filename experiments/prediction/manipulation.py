@@ -16,9 +16,9 @@ from datamodules.readers.base import BadSample
 from datamodules.readers.images import open_rgb
 from datamodules.tokenizers.word_labels import CaptionTokenizer, raw_words
 from datamodules.transforms.image_box import image_tensor
-from experiments.alignment import parts
 from experiments.config.instantiation import build
 from experiments.figures import hammer
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.errors import UserError
 from models.hammer.boxes import to_corners

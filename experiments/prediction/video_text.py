@@ -16,7 +16,7 @@ from torch import Tensor
 from datamodules.readers.base import BadSample
 from datamodules.readers.clip import ClipSource, read_clip
 from datamodules.transforms.frame_sampling import sample_frames
-from experiments.alignment import parts
+from experiments.run import parts
 from experiments.run.directory import Run
 from models.all_in_one import objectives
 from models.all_in_one.text import trim

@@ -18,13 +18,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.config.overrides import key_of
 from models.errors import UserError
 from models.io import atomic_write, stable_hash
 
 log = logging.getLogger("run")
 
 # What may differ between two starts of the same run.
-VOLATILE = ("paths", "resume", "logger", "stages", "description", "export")
+VOLATILE = ("paths", "resume", "logger", "stages", "description", "compare", "pipeline", "predict")
 
 
 class Run:
@@ -34,6 +35,8 @@ class Run:
         self.cfg, self.dir, self.overrides = cfg, folder, overrides
         self.path = folder / "run.json"
         self.memory: dict[str, Any] = {}  # what stages share within this process
+        self.shared: dict[str, Any] = {}  # data and encoders, shared with the variants of this run
+        self.stage = ""  # the one that is running
         self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     @property
@@ -120,7 +123,9 @@ def _enter(cfg: DictConfig, folder: Path, name: str, identity: str, overrides: l
 def variant_of(run: Run, name: str, cfg: DictConfig, overrides: list[str]) -> Run:
     """The run of a compared variant, in a subdirectory of its parent."""
     folder = run.dir / "compare" / name
-    return _enter(cfg, folder, f"{run.record['experiment']}:{name}", identity_of(cfg), overrides)
+    variant = _enter(cfg, folder, f"{run.record['experiment']}:{name}", identity_of(cfg), overrides)
+    variant.shared = run.shared
+    return variant
 
 
 def _newest_unfinished(home: Path, identity: str) -> Path | None:
@@ -170,7 +175,11 @@ def _slug(overrides: list[str]) -> str:
     """A readable, stable directory name for one job of a sweep: what the sweep varies, not what stands on the command line."""
     if not _COMMAND_LINE:  # as it was typed: fit rewrites sys.argv for the children of DDP, and jobs share the process
         _COMMAND_LINE.extend(sys.argv)
-    parts = [o for o in overrides if o not in _COMMAND_LINE and o.split("=")[0].lstrip("+~") not in ("experiment", "sweep")]
+    parts = [
+        override.lstrip("+")
+        for override in overrides
+        if override not in _COMMAND_LINE and key_of(override) not in ("experiment", "sweep")
+    ]
     text = ",".join(part.replace("/", "-") for part in parts) or "defaults"
     return text if len(text) <= 100 else f"{text[:83]}-{stable_hash(parts)}"
 
@@ -188,6 +197,12 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(container, dict):
         return {prefix: container}
     return {k: v for key, value in container.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def quoted(value: str) -> str:
+    """A value of a Hydra override, safe whatever characters it holds."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _now() -> str:

@@ -1,32 +1,66 @@
-"""The stages of a run: one module and one plain function each, named after the stage."""
+"""The stages of a run: plain functions ``(run) -> facts``, named in ``conf/pipeline/*.yaml`` with their settings."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from experiments.run.directory import Run
 
 log = logging.getLogger("run")
-FOLDER = dict.fromkeys(("encode", "assess", "export"), "alignment")
+Facts = dict[str, Any]
 
 
-def run_stages(run: Run) -> None:
-    """Run the configured stages that the run's record does not show as done."""
+def stage(every_rank: bool = False, repeat: bool = False, needs_weights: bool = False) -> Callable[[Callable], Callable]:
+    """Marks a stage function.
+
+    Args:
+        every_rank: all processes of a distributed run take part; without it the main process works alone.
+        repeat: runs again after a stage that was not done, and where it is asked for alone.
+        needs_weights: works with trained weights, from the stage ``fit`` or from ``checkpoint``.
+    """
+
+    def mark(function: Callable) -> Callable:
+        function.every_rank, function.repeat, function.needs_weights = every_rank, repeat, needs_weights
+        return function
+
+    return mark
+
+
+def run_stages(run: Run) -> bool:
+    """Run the configured stages that the run's record does not show as done.
+
+    Returns:
+        False for a process of a distributed run whose share of the work is done: the main process goes on alone.
+    """
     import pytorch_lightning as pl
     import torch
+
+    from experiments.config.instantiation import build
+    from experiments.run import distributed
+    from experiments.run.directory import is_main_process
 
     pl.seed_everything(run.cfg.seed, workers=True, verbose=False)
     if run.cfg.threads:
         torch.set_num_threads(run.cfg.threads)
-    for stage in run.cfg.stages:
-        if run.is_done(stage):
-            log.info("%s: done before", stage)
+    functions = {name: build(run.cfg.pipeline[name]) for name in run.cfg.stages}
+    repeats = any(not run.is_done(name) for name in functions) or all(each.func.repeat for each in functions.values())
+    for position, (name, function) in enumerate(functions.items()):
+        later = list(functions.values())[position:]
+        if not is_main_process() and not any(each.func.every_rank for each in later):
+            return False
+        if run.is_done(name) and not (function.func.repeat and repeats):
+            log.info("%s: done before", name)
             continue
-        function = getattr(importlib.import_module(f"experiments.{FOLDER.get(stage, 'stages')}.{stage}"), stage)
+        run.stage = name
         began = time.monotonic()
+        if function.func.every_rank:
+            distributed.children_repeat(run)
         facts = function(run)
-        run.finish_stage(stage, time.monotonic() - began, facts)
+        if function.func.every_rank:
+            distributed.leave_group()
+        run.finish_stage(name, time.monotonic() - began, facts)
+    return is_main_process()

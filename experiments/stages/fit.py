@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
-from experiments.alignment import parts
 from experiments.config.instantiation import build
-from experiments.run import interruption, loggers
+from experiments.run import interruption, loggers, parts
 from experiments.run.checkpoint_io import META, DirectoryCheckpointIO
 from experiments.run.directory import Run
+from experiments.stages import Facts, stage
 
 log = logging.getLogger("run")
 
 
-def fit(run: Run) -> dict[str, Any]:
-    """Train from scratch, from ``checkpoint`` (fine-tuning), or from this run's own last checkpoint (resume)."""
-    data = parts.training_data(run)
+@stage(every_rank=True)
+def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodule) -> Facts:
+    """Train from scratch, from ``checkpoint`` (fine-tuning), or from this run's own last checkpoint (resume).
+
+    Args:
+        run: the run.
+        data: ``(run) -> datamodule`` that is trained on.
+    """
+    data = data(run)
     for note in getattr(data, "notes", []):
         run.note(note)
     torch.manual_seed(run.cfg.seed)  # the weights start alike, whether the features were encoded now or before
@@ -42,14 +48,12 @@ def fit(run: Run) -> dict[str, Any]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    parts.join_children(run)
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info("fit: %.2f M trainable parameters, %s", count / 1e6, f"from step {resume_step}" if resume else "from step 0")
     with interruption.deferred():
         trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
     parts.note_skipped(run)
-    if trainer.global_rank != 0:
-        sys.exit(0)  # a child of DDP has done its part; evaluation runs once
+    data.trainer = None  # later stages see whole splits, not one rank's share
     return {"steps": trainer.global_step, "epochs": trainer.current_epoch, "trainable_parameters": count}
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from experiments.alignment import parts
+from experiments.run import parts
 from experiments.run.directory import Run
+from experiments.stages import Facts, stage
 
 log = logging.getLogger("run")
 
 
-def prepare(run: Run) -> dict[str, Any]:
+@stage()
+def prepare(run: Run) -> Facts:
     """Build the datamodule, which writes simulated data where the recipe asks for it, and report each split's size."""
     splits = {name: len(dataset) for name, dataset in parts.datamodule(run).splits.items()}
     log.info("prepare: %s", ", ".join(f"{size} {name}" for name, size in splits.items()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,42 +12,53 @@ from rich.table import Table
 from experiments.figures import canvas
 from experiments.run import loggers
 from experiments.run.directory import Run, environment
+from experiments.stages import Facts, stage
 from models.io import atomic_write
 
 log = logging.getLogger("run")
 
 
-def report(run: Run) -> dict[str, Any]:
-    """Put everything the run found where a person looks for it."""
-    evaluated = run.facts("evaluate") or run.facts("assess")
-    metrics = evaluated.get("metrics", {})
-    baselines = {name: facts.get("metrics", {}) for name, facts in evaluated.get("compare", {}).items()}
-    baselines |= evaluated.get("baselines", {})
+@stage(repeat=True)
+def report(run: Run) -> Facts:
+    """Write ``result.json``, draw the loss curves and print the table.
+
+    A stage adds to the report by its facts: ``metrics``, ``baselines`` (columns), ``hashes``, ``pictures``, and ``result``,
+    further entries of ``result.json``.
+    """
+    facts = {name: stage["facts"] for name, stage in run.record["stages"].items()}
+    metrics = _merged(facts, "metrics")
+    baselines = {name: column.get("metrics", {}) for name, column in _merged(facts, "columns").items()}
+    baselines |= _merged(facts, "baselines")
     durations = {name: stage.get("seconds") for name, stage in run.record["stages"].items()}
     result = {
         "experiment": run.record["experiment"],
         "metrics": metrics,
         "baselines": baselines,
         "notes": run.notes,
-        "hashes": evaluated.get("hashes", {}),
-        "encoders": run.facts("encode").get("encoders", {}),
+        "hashes": _merged(facts, "hashes"),
+        **_merged(facts, "result"),
         "skipped": run.record.get("skipped", {}),
         "durations": durations,
         "environment": environment(),
     }
     with atomic_write(run.dir / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1, default=str))
-    drawn = _draw(run)
+    drawn = _draw(run, _merged(facts, "pictures"))
     loggers.log_wandb_pictures(drawn, metrics)
     _print_table(run, metrics, baselines, durations)
-    return {"pictures": [str(path) for path in drawn.values()]}
+    return {}
 
 
-def _draw(run: Run) -> dict[str, Path]:
+def _merged(facts: dict[str, Facts], key: str) -> dict:
+    """One dict of what the stages left under ``key``."""
+    return {name: value for of_stage in facts.values() for name, value in of_stage.get(key, {}).items()}
+
+
+def _draw(run: Run, pictures: dict[str, str]) -> dict[str, Path]:
     folder, drawn = run.dir / "pictures", {}
     if (run.dir / "metrics.csv").is_file():
         drawn["loss"] = canvas.loss_curves(loggers.read_metrics(run.dir / "metrics.csv"), folder / "loss.png")
-    drawn |= {name: folder / file for name, file in (run.facts("evaluate") or run.facts("assess")).get("pictures", {}).items()}
+    drawn |= {name: folder / file for name, file in pictures.items()}
     return {name: path for name, path in drawn.items() if path is not None}
 
 

@@ -10,17 +10,18 @@ from datamodules.readers.video import VideoReader
 from experiments.prediction.bev import drive_in
 from models.errors import UserError
 from tests.experiments.launch import launch, runs
-from tests.experiments.stand_ins import TINY, stand_ins_of
 
 RECIPE = "bev_fusion_small"
-FAST = (f"experiment={RECIPE}", *TINY, *stand_ins_of(RECIPE).small)
+FAST = (f"experiment={RECIPE}", "debug=tiny/bev_fusion/default")
 
 
-def test_predict_and_video_follow_training(tmp_path):
-    stages = "stages=[prepare,fit,predict,video]"
-    done = launch(tmp_path, *FAST, stages, "predict.count=3", "video.frames=4", "video.light=day")
+def test_predictions_and_a_film_follow_training(tmp_path):
+    done = launch(tmp_path, *FAST, "stages=[prepare,fit,predict]", "predict.count=3")
     assert done.returncode == 0, done.stderr
     (run,) = runs(tmp_path, RECIPE)
+    film = ("predict=bev_fusion/drive_in", "predict.frames=4", "predict.light=day")
+    done = launch(tmp_path, *FAST, "stages=[predict]", f"resume={run}", *film)
+    assert done.returncode == 0, done.stderr
     found = json.loads((run / "predictions.json").read_text())
     assert len(found) == 3
     assert all((run / "predictions" / f"{entry['id']}.png").is_file() for entry in found)
@@ -33,7 +34,7 @@ def test_predict_and_video_follow_training(tmp_path):
 
 def test_the_sweep_misaligns_the_sensors_of_both_convolutions(tmp_path):
     level = "datamodule.simulate={offset:0.0,tilt:0.0},{offset:0.15,tilt:9.0}"
-    done = launch(tmp_path, *FAST, "sweep=bev_misalignment", level, "module/align@module.model.align=plain", "seed=1")
+    done = launch(tmp_path, *FAST, "sweep=bev_fusion/misalignment", level, "refinement=plain", "seed=1")
     assert done.returncode == 0, done.stderr
     jobs = sorted((tmp_path / "outputs" / "sweeps" / RECIPE / "bev_misalignment").glob("*/config.yaml"))
     worlds = [OmegaConf.load(job).datamodule.simulate for job in jobs]
@@ -42,10 +43,10 @@ def test_the_sweep_misaligns_the_sensors_of_both_convolutions(tmp_path):
     assert "test/bev/robust/sensors_10_cm/iou mean" in table
 
 
-def test_a_recipe_without_a_film_says_so(tmp_path):
-    done = launch(tmp_path, "experiment=sail_dinov2", "stages=[video]", "checkpoint=x")
+def test_a_recipe_that_predicts_nothing_says_so(tmp_path):
+    done = launch(tmp_path, "experiment=sail_dinov2", "stages=[predict]", "checkpoint=x", "predict=none")
     assert done.returncode == 2
-    assert "nothing to film" in done.stderr
+    assert "predicts nothing" in done.stderr
 
 
 @pytest.mark.parametrize(("settings", "said"), [({"light": "fog"}, "day, dusk, night, glare"), ({"frames": 0}, "at least 1")])

@@ -3,15 +3,14 @@
 import json
 
 from tests.experiments.launch import launch_cold, result, runs
-from tests.experiments.stand_ins import SMALL_SCENES, stand_ins_of
 
 
 def test_two_ranks_train_one_run(tmp_path):
     done = launch_cold(
         tmp_path,
-        "experiment=sail_dinov2", *SMALL_SCENES, "datamodule.num_workers=0", "features.batch_size=8", "compare=null",
-        "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu", "trainer.devices=2",
-        "+trainer.strategy=ddp",
+        "experiment=sail_dinov2", "debug=tiny/alignment/default", "features.batch_size=8", "trainer=ddp",
+        "trainer.max_steps=-1", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", 
+        "trainer.accelerator=cpu", "trainer.devices=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (run,) = runs(tmp_path, "sail_dinov2")
@@ -26,15 +25,14 @@ def test_two_ranks_train_one_run(tmp_path):
 
 def test_two_ranks_encode_as_they_train(tmp_path):
     """Each rank runs the frozen encoders on its own share of augmented pictures."""
-    small, stand_ins = stand_ins_of("paper/freeze_align_dinov2")
     done = launch_cold(
         tmp_path,
-        "experiment=paper/freeze_align_dinov2", *stand_ins, *small, "datamodule.num_workers=0", "features.batch_size=8",
-        "loss.scope=all", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu", "trainer.devices=2",
-        "+trainer.strategy=ddp",
+        "experiment=paper/alignment/freeze_align_dinov2", "debug=tiny/alignment/freeze_align", "features.batch_size=8", "trainer=ddp",
+        "loss.scope=all", "trainer.max_steps=-1", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", 
+        "trainer.accelerator=cpu", "trainer.devices=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (run,) = runs(tmp_path, "paper/freeze_align_dinov2")
+    (run,) = runs(tmp_path, "paper/alignment/freeze_align_dinov2")
     assert json.loads((run / "run.json").read_text())["stages"]["fit"]["facts"]["steps"] == 6
     stored = {path.name.split("-")[0] for path in (tmp_path / "data" / "features").iterdir()}
     assert stored == {"val", "test"}

@@ -16,7 +16,7 @@ MISTAKES = [
     (("experiment=sail_dinov2", "stages=[fitt]"), ["fitt", "'fit'"]),
     (("experiment=sail_dinov2", "stages=[evaluate]"), ["checkpoint="]),
     (("experiment=sail_dinov2", "seed=many"), ["seed", "int"]),
-    (("experiment=paper/sail_dinov2",), ["datamodule.root", "image_text_shards.yaml"]),
+    (("experiment=paper/alignment/sail_dinov2",), ["datamodule.root", "image_text_shards.yaml"]),
     (
         ("experiment=sail_dinov2", "module._target_=lightning_modules.alignment.AlignModule"),
         ["'AlignModule'", "AlignmentModule"],
@@ -24,8 +24,8 @@ MISTAKES = [
     (("experiment=sail_dinov2", "trainer.accumulate_grad_batches=4"), ["accumulate_grad_batches", "negatives"]),
     (
         (
-            "experiment=paper/freeze_align_dinov2",
-            "datamodule=simulated_scenes",
+            "experiment=paper/alignment/freeze_align_dinov2",
+            "datamodule=image_text/simulated",
             "subset=concept_balanced",
             "layers=last",
             "unpaired=left_out",
@@ -34,7 +34,7 @@ MISTAKES = [
     ),
     (("experiment=sail_dinov2", "+trainer.max_epoch=4"), ["trainer.max_epoch", "'max_epochs'"]),
     (("experiment=sail_dinov2", "resume=/no/such/run"), ["/no/such/run", "run.json"]),
-    (("experiment=paper/sail_dinov2", "datamodule.root=/no/such/data"), ["/no/such/data", "KEY.jpg"]),
+    (("experiment=paper/alignment/sail_dinov2", "datamodule.root=/no/such/data"), ["/no/such/data", "KEY.jpg"]),
 ]
 
 

@@ -19,7 +19,7 @@ def test_own_shards_with_faults(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])  # the last tar is cut short
     done = launch(
         tmp_path,
-        "experiment=sail_dinov2", "datamodule=image_text_shards", f"datamodule.root={root}", "datamodule.num_workers=0",
+        "experiment=sail_dinov2", "datamodule=image_text/shards", f"datamodule.root={root}", "datamodule.num_workers=0",
         "datamodule.val_fraction=0.2", "datamodule.test_fraction=0.2", "debug=two_steps",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

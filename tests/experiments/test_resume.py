@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.experiments.launch import command, environment, launch, result, runs
-from tests.experiments.stand_ins import SMALL_SCENES
 
 SHORT = (
-    "experiment=sail_dinov2", *SMALL_SCENES, "datamodule.num_workers=0", "features.batch_size=8", "compare=null",
-    "trainer.check_val_every_n_epoch=2", "module.head.embed_dim=16", "projector.width_factor=1",
+    "experiment=sail_dinov2", "debug=tiny/alignment/default", "trainer.max_steps=-1", "features.batch_size=8", "compare=null",
+    "trainer.check_val_every_n_epoch=2", "module.head.embed_dim=16", "projector=gated", "projector.width_factor=1",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from tests.datamodules.readers.layouts import sail_chunks
 from tests.experiments.launch import launch, result, runs
 
 TINY = ("datamodule.num_workers=0", "datamodule.simulate.train=70", "datamodule.simulate.val=8", "datamodule.simulate.test=8")
-KEEP = ("encoder.keep.vision=[tokens,pooled]", "encoder.keep.text=[pooled,tokens,layers]", "+encoder.text.layers=true")
+KEEP = ("encoder.keep.vision=[tokens,pooled]", "encoder.keep.text=[pooled,tokens,layers]", "encoder.text.layers=true")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,8 @@ def test_two_processes_write_what_one_writes(written):
 def test_pre_encoded_chunks_are_trained_on_as_they_are(tmp_path):
     sail_chunks(tmp_path / "chunks")
     done = launch(
-        tmp_path, "experiment=sail_dinov2", "datamodule=sail_chunks", f"datamodule.root={tmp_path}/chunks", "debug=two_steps",
+        tmp_path, "experiment=sail_dinov2", "datamodule=features/sail_chunks", f"datamodule.root={tmp_path}/chunks",
+        "debug=two_steps",
         "datamodule.val_fraction=0.1", "datamodule.test_fraction=0.1", "features.batch_size=64", "features.extra_caption=next",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -7,13 +7,11 @@ from models.alignment.dual_encoder import load_dual_encoder
 from models.io import read_tensors
 from models.sail.checkpoint import to_official
 from tests.experiments.launch import launch, result, runs
-from tests.experiments.stand_ins import TINY, stand_ins_of
 
 
 def test_a_run_is_exported_and_evaluated_by_every_suite(tmp_path):
-    small, _ = stand_ins_of("sail_dinov2")
     stages = "stages=[prepare,encode,fit,evaluate,report,export]"
-    done = launch(tmp_path, "experiment=sail_dinov2", "evaluation=dual_encoder_full", *small, *TINY, stages)
+    done = launch(tmp_path, "experiment=sail_dinov2", "evaluation=alignment/full", "debug=tiny/alignment/default", stages)
     assert done.returncode == 0, done.stderr
     (run,) = runs(tmp_path, "sail_dinov2")
     found = result(run)

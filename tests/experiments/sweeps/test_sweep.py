@@ -3,11 +3,17 @@
 import json
 
 from tests.experiments.launch import launch_cold as launch
-from tests.experiments.stand_ins import SMALL_SCENES, TINY
 
 
 def test_named_sweep_is_continued(tmp_path):
-    sweep = ("--multirun", "experiment=sail_dinov2", "sweep_name=seeds", *TINY, *SMALL_SCENES, "seed=1,2", "logger=wandb")
+    sweep = (
+        "--multirun",
+        "experiment=sail_dinov2",
+        "sweep_name=seeds",
+        "debug=tiny/alignment/default",
+        "seed=1,2",
+        "logger=wandb",
+    )
     objective = "optimize=test/zeroshot/top1"
     first = launch(tmp_path, *sweep, objective)
     assert first.returncode == 0, first.stderr
