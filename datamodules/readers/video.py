@@ -119,7 +119,9 @@ class VideoReader:
         base = float(self._stream.time_base or 0)
         self._pts = self._constant_rate()
         self._keys = None
-        if self._pts is None:
+        # AVI knows the order of decoding alone, which B frames make another one than that of showing.
+        by_order = self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
+        if self._pts is None and not by_order:
             packets = [p for p in self._container.demux(self._stream) if p.size and not p.is_discard]
             first = next((i for i, packet in enumerate(packets) if packet.is_keyframe), 0)
             packets = packets[first:]  # what comes before a key frame cannot be decoded
@@ -130,7 +132,7 @@ class VideoReader:
         if self._pts is not None:
             self._start = float(self._pts[0]) * base
             self.times = (self._pts - self._pts[0]) * base
-        else:  # AVI: frames without times
+        else:
             count = sum(1 for _ in self._container.decode(self._stream))
             self._start = 0.0
             self.times = np.arange(count) / float(self._stream.average_rate or 25)
