@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,19 +113,23 @@ class ClipReader:
         sample_rate: int | None = None,
         shrink: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
     ):
-        self.room, self.sample_rate, self.shrink = keep_megabytes * 2**20, sample_rate, shrink
+        self.limit, self.sample_rate, self.shrink = keep_megabytes * 2**20, sample_rate, shrink
         self.clips: dict[ClipSource, Clip] = {}
+        self.used = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "clips": {}, "used": 0}  # a spawned worker reads its own
 
     def __call__(self, source: ClipSource, choose: Choose) -> Clip:
-        if source.kind in ("image", "arrow") or (self.room <= 0 and source not in self.clips):
+        if source.kind in ("image", "arrow") or (self.used >= self.limit and source not in self.clips):
             return read_clip(source, choose, self.sample_rate)
         clip = self.clips.get(source)
         if clip is None:
             clip = read_clip(source, np.arange, self.sample_rate)
             clip = clip if self.shrink is None else clip._replace(frames=self.shrink(clip.frames))
             size = clip.frames.nbytes + clip.audio.nbytes
-            if size <= self.room:
-                self.clips[source], self.room = clip, self.room - size
+            if self.used + size <= self.limit:
+                self.clips[source], self.used = clip, self.used + size
         numbers = choose(len(clip.frames))
         return clip._replace(frames=clip.frames[numbers], times=clip.times[numbers])
 

@@ -133,3 +133,37 @@ def test_checking_a_copy(root):
     found = "\n".join(check_copy(root))
     assert "train: 1 of 6 images are missing" in found and "1 of 6 images are empty" in found
     assert "val.json is missing" in found and "one level too deep" in found
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"text": None}, "no caption"), ({"text": "..."}, "no caption"), ({"text": ["a"]}, "no caption"),
+        ({"fake_text_pos": None}, "bad record"), ({"fake_text_pos": ["1"]}, "bad record"),
+        ({"fake_text_pos": [-1]}, "bad record"),
+        ({"fake_image_box": None}, "bad record"), ({"fake_image_box": ["1", "2", "3", "4"]}, "bad record"),
+        ({"fake_image_box": [[8, 6, 30, 28]]}, "bad record"), ({"fake_image_box": [1, 2, 3]}, "bad record"),
+        ({"fake_image_box": [0, 0, 1e400, 1]}, "bad record"), ({"fake_cls": 7}, "unknown fake_cls"),
+        ({"image": 7}, "bad path"), ({"image": "../../x.jpg"}, "bad path"), ({"image": "/etc/x.jpg"}, "bad path"),
+    ],
+)  # fmt: skip
+def test_a_record_that_is_odd_is_skipped_with_its_reason(root, changes, reason):
+    write(root, [record(0), record(1, **changes), None, [1], record(2)])
+    built = data(root)
+    assert [r.image for r in built.splits["train"].records] == [record(0)["image"], record(2)["image"]]
+    entries = built.splits["train"].skipped
+    assert [entry.key for entry in entries] == [f"train.json[{i}]" for i in (1, 2, 3)]
+    assert entries[0].reason.startswith(reason)
+
+
+def test_half_an_emoji_a_byte_order_mark_and_a_huge_image_do_no_harm(root):
+    from tests.datamodules.readers.test_images import huge_png
+
+    text = json.dumps([record(0, text="red \ud83d star"), record(1), record(2)])
+    (root / "DGM4/metadata/train.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (root / record(1)["image"]).write_bytes(huge_png(60_000))
+    found = batch(data(root), [0, 1])
+    assert found[INDEX].tolist() == [0, 2] and found[SKIPPED][0].reason.startswith("image too large")
+    (root / "DGM4/metadata/train.json").write_text(json.dumps({"a": 1}))
+    with pytest.raises(UserError, match="no list of records"):
+        data(root)

