@@ -21,7 +21,9 @@ def open_table(path: str) -> Any:
 
     try:
         with pyarrow.memory_map(path) as file:
-            return pyarrow.ipc.open_file(file).read_all()
+            table = pyarrow.ipc.open_file(file).read_all()
+        table.validate(full=True)  # of a damaged file offsets may point anywhere, which would crash the process
+        return table
     except FileNotFoundError as error:
         raise UserError(f"there is no arrow file {path}; write it with ViLT's scripts, or correct datamodule.root.") from error
     except (pyarrow.ArrowException, OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,8 @@ from models.batch import Skipped
 from models.errors import UserError
 from models.io import stable_hash
 
+LARGEST_PICKLE = 2**16  # bytes of the description of one tensor
+LARGEST_OLD_FILE = 2**30  # bytes of a file from before torch 1.6, which is one pickle
 Modality = Literal["vision", "text"]
 
 
@@ -171,6 +174,12 @@ def _in_order(folder: Path) -> list[Path]:
 
 def _load(file: Path) -> Tensor:
     try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(e.filename.endswith("data.pkl") and e.file_size > LARGEST_PICKLE for e in archive.infolist()):
+                    raise ValueError("its description is larger than that of any tensor")
+        elif file.stat().st_size > LARGEST_OLD_FILE:
+            raise ValueError("it is no zip file: saved by a torch before 1.6")
         chunk = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged or hostile file can fail anywhere in the unpickler
         raise UserError(f"{file} cannot be read as a tensor ({str(error).splitlines()[0][:200]}): encode it again.") from error

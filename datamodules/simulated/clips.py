@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 from datamodules.readers.video import write_mp4
 from datamodules.simulated.shapes import COLOURS, SHAPES, draw_shape
 from datamodules.simulated.worlds import SPLIT_STARTS
+from models.errors import UserError
 from models.io import atomic_directory, stable_hash
 
 WORLD = 2  # raise it when the same arguments would give other clips or words
@@ -155,12 +156,14 @@ def _write_questions(folder: Path, clips: dict[str, dict[str, Clip]]) -> None:
 def _options(clips: dict[str, Clip]) -> dict[str, list[str]]:
     """Five captions for each clip: its own, what it would show backwards, and three of other clips."""
     captions = list(dict.fromkeys(clip.caption for clip in clips.values()))
-    found = {}
+    options = {}
     for place, (name, clip) in enumerate(clips.items()):
         own = [clip.caption, clip.reversed_caption]
         order = np.random.default_rng((1, place)).permutation(len(captions))
-        found[name] = (own + [captions[i] for i in order if captions[i] not in own])[:5]
-    return found
+        options[name] = (own + [captions[i] for i in order if captions[i] not in own])[:5]
+        if len(options[name]) < 5:
+            raise UserError(f"datamodule.simulate: {len(clips)} clips have too few captions for five options; take 12 or more.")
+    return options
 
 
 def _write_choices(root: Path, clips: dict[str, dict[str, Clip]]) -> None:

@@ -31,7 +31,10 @@ def load_tokenizer(vocabulary: str, option: str) -> PreTrainedTokenizerFast:
     """
     path = Path(find_weights("the tokenizer's vocabulary", None, vocabulary, option))
     if (path / "merges.txt").is_file():
-        return RobertaTokenizerFast(vocab=str(path / "vocab.json"), merges=str(path / "merges.txt"))
+        try:
+            return RobertaTokenizerFast(vocab=str(path / "vocab.json"), merges=str(path / "merges.txt"))
+        except Exception as error:  # the tokenizers' own exceptions have no common base
+            raise UserError(f"{option}: vocab.json and merges.txt in {path} cannot be used ({error}).") from error
     file = path / "vocab.txt" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{option}: there is neither a vocab.txt nor a vocab.json with merges.txt in {path}.")

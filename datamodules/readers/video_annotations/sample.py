@@ -19,6 +19,7 @@ from models.errors import UserError
 
 UNKNOWN = -1  # an answer that is not given (a hidden test set) or not in the training vocabulary
 MOST_ANSWERS = 10**6
+LARGEST_PICKLE = 2**26  # bytes
 
 
 class Sample(NamedTuple):
@@ -171,7 +172,9 @@ class _PlainUnpickler(pickle.Unpickler):
 def plain_pickle(path: Path) -> Any:
     """A pickle of dicts, lists, strings and numbers; anything that would run code is refused."""
     try:
-        with _existing(path).open("rb") as file:
+        if _existing(path).stat().st_size > LARGEST_PICKLE:
+            raise ValueError(f"more than {LARGEST_PICKLE} bytes")
+        with path.open("rb") as file:
             return _PlainUnpickler(file).load()
     except Exception as error:  # a damaged pickle fails in many ways
         raise AnnotationError(f"{path} is no pickle of plain values ({error}); nothing in it was executed.") from None
