@@ -240,7 +240,7 @@ class Snippets(RowDataset):
         scale = self.resize / min(height, width)
         tall, wide = (self.resize, int(width * scale)) if height <= width else (int(height * scale), self.resize)
         top, left = round((tall - self.size) / 2), round((wide - self.size) / 2)
-        # Only the crop is resized: the box of the original picture that it comes from.
+        # Only the crop is resized: the box of the original image that it comes from.
         x, y = width / wide, height / tall
         box = (left * x, top * y, min((left + self.size) * x, width), min((top + self.size) * y, height))
         return _resized(images, self.size, self.size, box)

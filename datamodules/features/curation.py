@@ -63,8 +63,8 @@ def prototypes_from_images(features: Tensor, labels: Tensor, concepts: int, shot
     missing = [c for c in range(concepts) if not bool((labels == c).any())]
     if missing:
         raise UserError(f"{len(missing)} of {concepts} concepts have no image to make a prototype of, the first {missing[:5]}.")
-    own = (F.normalize(features[labels == c][:shots].float(), dim=-1).mean(dim=0) for c in range(concepts))
-    return F.normalize(torch.stack(list(own)), dim=-1)
+    centres = (F.normalize(features[labels == c][:shots].float(), dim=-1).mean(dim=0) for c in range(concepts))
+    return F.normalize(torch.stack(list(centres)), dim=-1)
 
 
 class BestPerConcept:

@@ -1,7 +1,7 @@
-"""Training on features that are made as training goes on: augmented pictures through the frozen encoders, at every step anew.
+"""Training on features that are made as training goes on: augmented images through the frozen encoders, at every step anew.
 
-What freeze-align's recipe does: a picture looks different in every epoch, so that nothing can be stored, and 325 tokens of each
-of 20 million pictures would be 13 TB anyway. It costs both encoders' forward passes at every step.
+What freeze-align's recipe does: an image looks different in every epoch, so that nothing can be stored, and 325 tokens of each
+of 20 million images would be 13 TB anyway. It costs both encoders' forward passes at every step.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class OnlineFeatureDataModule(BaseDataModule):
     """Batches of frozen features like :class:`~datamodules.features.pairs.FeatureDataModule`'s, encoded on the training device.
 
     Augmentation and dropout are pure functions of (seed, epoch, rows): a resumed run sees what the uninterrupted one sees. An
-    unreadable picture is counted, and the next readable row takes its place: batches keep their size on every rank.
+    unreadable image is counted, and the next readable row takes its place: batches keep their size on every rank.
 
     Args:
-        source: whose split ``train`` gives pictures and captions; the runner gives this one and the next four.
+        source: whose split ``train`` gives images and captions; the runner gives this one and the next four.
         vision, text: frozen encoders.
         keep: kinds of features of 'vision' and 'text' that a batch holds: 'pooled' and 'tokens'.
         val: stored features of the validation split, not augmented.
-        augment: of the training pictures.
+        augment: of the training images.
         batch_size: pairs per optimiser step on one device.
         positives, extra_caption, drop_last: see :class:`~datamodules.features.pairs.FeatureDataModule`.
         text_dropout: leave the text encoder's own dropout on in training. Official (freeze-align): True, since its
@@ -104,7 +104,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         return {f"{side}_dim": _width(getattr(self, side), self.keep[side][0]) for side in ("vision", "text")}
 
     def report_skipped(self, split: str, skipped: Sequence[Skipped]) -> None:
-        """The pictures are the source's, and so is the count of the bad ones."""
+        """The images are the source's, and so is the count of the bad ones."""
         self.source.report_skipped(split, skipped)
 
     def train_dataloader(self) -> DataLoader:
@@ -115,7 +115,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         return self.evaluation_loader(self.splits[split], self.batch_size)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Pictures and tokens to float32 features, on the device."""
+        """Images and tokens to float32 features, on the device."""
         if IMAGE in batch:
             batch = self.encode(batch)
         return {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
@@ -125,13 +125,13 @@ class OnlineFeatureDataModule(BaseDataModule):
         """The features of a batch of :class:`AugmentedPairs`, without a graph."""
         device, size = batch[IMAGE].device, len(batch[INDEX])
         out = {INDEX: batch[INDEX]}
-        out |= _kept(self.vision.to(device)(batch[IMAGE]), self.keep["vision"], IMAGE_KEYS)
+        out |= _by_key(self.vision.to(device)(batch[IMAGE]), self.keep["vision"], IMAGE_KEYS)
         with _dropout(self.text, batch[CHANCE], device) if self.text_dropout else contextlib.nullcontext():
             texts = self.text.to(device)(batch[TOKENS])
         for names, rows in ((TEXT_KEYS, slice(0, size)), (EXTRA_TEXT_KEYS, slice(size, 2 * size))):
-            own = Features(*(None if part is None else part[rows] for part in texts))
-            if len(own.pooled):
-                out |= _kept(own, self.keep["text"], names)
+            part_of_texts = Features(*(None if part is None else part[rows] for part in texts))
+            if len(part_of_texts.pooled):
+                out |= _by_key(part_of_texts, self.keep["text"], names)
         return out
 
 
@@ -140,7 +140,7 @@ class AugmentedPairs(RowDataset):
     positives, of the B extra ones behind them.
 
     Args:
-        dataset: gives pictures and captions; rows without a caption are left out.
+        dataset: gives images and captions; rows without a caption are left out.
         augment, preprocess: see :class:`~datamodules.transforms.augment.AugmentedCrop`.
         tokenize: of the text encoder.
         positives, extra_caption: see :class:`~datamodules.features.pairs.FeatureDataModule`.
@@ -182,7 +182,7 @@ class AugmentedPairs(RowDataset):
         captions = [self.dataset.captions(index) for index in indices.tolist()]
         counts = np.array([len(texts) for texts in captions])
         picks = caption_picks(self.positives, self.extra_caption, indices, counts, request)
-        texts = [own[pick] for chosen in picks for own, pick in zip(captions, (chosen % counts).tolist(), strict=True)]
+        texts = [options[pick] for chosen in picks for options, pick in zip(captions, (chosen % counts).tolist(), strict=True)]
         return {
             IMAGE: torch.stack(samples),
             TOKENS: self.tokenize(texts),
@@ -194,7 +194,7 @@ def _width(encoder: FrozenEncoder, kind: Kind) -> int:
     return encoder.token_dim if kind == "tokens" else encoder.feature_dim
 
 
-def _kept(features: Features, kinds: Sequence[Kind], names: Mapping[str, str]) -> dict[str, Tensor]:
+def _by_key(features: Features, kinds: Sequence[Kind], names: Mapping[str, str]) -> dict[str, Tensor]:
     """What a recipe keeps of an encoder's outputs, by batch key."""
     out = {}
     for kind in kinds:

@@ -96,11 +96,11 @@ class FeatureStore:
         if not (path / "manifest.json").is_file():
             extents = None if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
             _create(path, facts, {"offsets.npy": offsets, "extents.npy": extents})
-        found = _facts(path)
-        different = _differences({name: found.get(name) for name in facts}, facts)
+        stored = _facts(path)
+        different = _differences({name: stored.get(name) for name in facts}, facts)
         if different:
             raise StoreError(f"{path} holds other features than these: {different}. Delete it, or use another paths.features.")
-        return cls(path, found, writable=True)
+        return cls(path, stored, writable=True)
 
     @classmethod
     def resume(cls, path: Path, manifest: dict[str, Any]) -> FeatureStore | None:
@@ -167,10 +167,10 @@ class FeatureStore:
         rows = np.asarray(rows)
         firsts, lasts = self._extent(rows), self._extent(rows + 1)
         if self.extents is not None:
-            found = mask.sum(dim=1).cpu().numpy()
-            if values.shape != (*mask.shape, self.dim) or not np.array_equal(found, lasts - firsts):
+            counts = mask.sum(dim=1).cpu().numpy()
+            if values.shape != (*mask.shape, self.dim) or not np.array_equal(counts, lasts - firsts):
                 raise ValueError(
-                    f"{self.path}: values of shape {tuple(values.shape)} with {found[:4].tolist()}… real tokens, wanted "
+                    f"{self.path}: values of shape {tuple(values.shape)} with {counts[:4].tolist()}… real tokens, wanted "
                     f"{(lasts - firsts)[:4].tolist()}… x {self.dim}."
                 )
             values = values[mask]
@@ -307,10 +307,10 @@ class FeatureStore:
         wanted = {"rows.bin": _vector_bytes(self.facts) * self.facts["vectors"], "state.bin": len(self)}
         for name, size in wanted.items():
             file = self.path / name
-            found = file.stat().st_size if file.is_file() else 0
-            if found != size:
+            actual = file.stat().st_size if file.is_file() else 0
+            if actual != size:
                 raise StoreError(
-                    f"{file} has {found} bytes instead of {size}: the store was damaged or copied in part. Delete "
+                    f"{file} has {actual} bytes instead of {size}: the store was damaged or copied in part. Delete "
                     f"{self.path} and run the stage encode."
                 )
 
@@ -387,11 +387,11 @@ def _write_facts(path: Path, facts: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(facts, indent=1))
 
 
-def _differences(found: Any, wanted: Any) -> str:
+def _differences(stored: Any, wanted: Any) -> str:
     """'encoder.sha256 is "a", wanted "b"; ...' for what differs between two JSON-able values; empty if nothing."""
-    found, wanted = (_flat(json.loads(json.dumps(value))) for value in (found, wanted))
-    names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-    return "; ".join(f"{name} is {found.get(name)!r}, wanted {wanted.get(name)!r}" for name in names[:4])
+    stored, wanted = (_flat(json.loads(json.dumps(value))) for value in (stored, wanted))
+    names = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+    return "; ".join(f"{name} is {stored.get(name)!r}, wanted {wanted.get(name)!r}" for name in names[:4])
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -139,8 +139,8 @@ class AnnotatedImages:
     def captions(self, i: int) -> list[str]:
         """The sample's captions, at least one, in the order of the annotations."""
         sample = self._sample(i)
-        found = self._captions[sample["first"] : sample["first"] + sample["captions"]]
-        return [self._read(start, size) for start, size in found.tolist()]
+        places = self._captions[sample["first"] : sample["first"] + sample["captions"]]
+        return [self._read(start, size) for start, size in places.tolist()]
 
     def image(self, i: int) -> Image.Image:
         """The sample's image in RGB. Raises BadSample."""
@@ -246,9 +246,9 @@ def _join(paths: np.ndarray, captions: np.ndarray, owners: np.ndarray, labels: n
     samples["start"], samples["size"] = paths.reshape(-1, 2)[first].T if len(first) else ([], [])
     samples["hash"], samples["label"], samples["captions"] = hashes[first], labels[first], counts
     samples["first"] = np.cumsum(counts) - counts
-    kept = np.zeros(len(owners), CAPTION)
-    kept["start"], kept["size"] = captions.reshape(-1, 2)[by_sample].T if len(owners) else ([], [])
-    return samples, kept
+    texts = np.zeros(len(owners), CAPTION)
+    texts["start"], texts["size"] = captions.reshape(-1, 2)[by_sample].T if len(owners) else ([], [])
+    return samples, texts
 
 
 class _Listings:

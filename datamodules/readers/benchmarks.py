@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +62,7 @@ def _image_source(folder: Path) -> Callable[[str], Callable[[], Image.Image]]:
     elif (folder / "images.zip").is_file():
         try:
             archive = zipfile.ZipFile(folder / "images.zip")
-        except (zipfile.BadZipFile, OSError) as error:
+        except Exception as error:  # as below
             raise UserError(f"{folder / 'images.zip'} is damaged ({error}): fetch it again.") from error
         names = {Path(name).stem: name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name}
         source, read = folder / "images.zip", archive.read
@@ -82,7 +81,7 @@ def _image_source(folder: Path) -> Callable[[str], Callable[[], Image.Image]]:
 def _open_member(read: Callable[[Any], bytes], member: Any, name: str) -> Image.Image:
     try:
         data = read(member)
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError) as error:
+    except Exception as error:  # zipfile raises nearly anything on damaged bytes
         raise UserError(f"{name} cannot be read ({error}): fetch the archive again.") from error
     return open_image(io.BytesIO(data), name)
 

@@ -97,19 +97,19 @@ def _csv_rows(reader: csv.DictReader, path: Path) -> Iterator[dict[str, Any]]:
 
 def read_splits(root: Path) -> dict[str, list[str]]:
     """Ids of each split that has a file. Raises UserError without ``train`` and any other, or when splits share an id."""
-    found = {path.stem: read_text(path).split() for path in sorted((root / "splits").glob("*.txt"))}
-    if not found:
+    splits = {path.stem: read_text(path).split() for path in sorted((root / "splits").glob("*.txt"))}
+    if not splits:
         raise UserError(f"{root} has no splits; {LAYOUT}.")
-    if empty := [split for split, ids in found.items() if not ids]:
+    if empty := [split for split, ids in splits.items() if not ids]:
         raise UserError(f"{root}/splits/{empty[0]}.txt names no recording.")
     owner: dict[str, str] = {}
-    for split, ids in found.items():
+    for split, ids in splits.items():
         for key in ids:
             if key in owner and owner[key] == split:
                 raise UserError(f"{root}/splits/{split}.txt names the recording {key} twice.")
             if owner.setdefault(key, split) != split:
                 raise UserError(f"{root}/splits: the recording {key} is in {owner[key]} and in {split}. Split by scene.")
-    return {split: found[split] for split in ("train", "val", "test") if split in found}
+    return {split: splits[split] for split in ("train", "val", "test") if split in splits}
 
 
 def read_rig(root: Path, name: str) -> Rig:

@@ -160,16 +160,16 @@ def _in_order(folder: Path) -> list[Path]:
     """The chunks in natural order. Raises UserError where one is missing."""
     if not folder.is_dir():
         raise UserError(f"there is no folder of chunks {folder}.")
-    found = {int(file.stem): file for file in folder.glob("*.pt") if re.fullmatch(r"\d+", file.stem)}
-    if not found:
+    files = {int(file.stem): file for file in folder.glob("*.pt") if re.fullmatch(r"\d+", file.stem)}
+    if not files:
         raise UserError(f"{folder} holds no chunks (0.pt, 1.pt, ...).")
-    absent = sorted(set(range(max(found) + 1)) - found.keys())
+    absent = sorted(set(range(max(files) + 1)) - files.keys())
     if absent:
         raise UserError(
-            f"{folder} is half-encoded: {absent[0]}.pt{' and others' if absent[1:] else ''} of {max(found) + 1} chunks "
+            f"{folder} is half-encoded: {absent[0]}.pt{' and others' if absent[1:] else ''} of {max(files) + 1} chunks "
             "missing; all pairs after it would be shifted."
         )
-    return [found[number] for number in sorted(found)]
+    return [files[number] for number in sorted(files)]
 
 
 def _load(file: Path) -> Tensor:

@@ -28,8 +28,10 @@ def read_sound(path: str | Path, sample_rate: int) -> NDArray[np.float32]:
 def decode_sound(container: InputContainer, sample_rate: int) -> tuple[NDArray[np.float32], float]:
     """The whole first sound track, resampled, and the time of its first sample in seconds of the container's clock.
 
-    Raises BadSample where it is too long, and whatever the decoder raises.
+    Raises BadSample where it is too long or of an unknown codec, and whatever the decoder raises.
     """
+    if container.streams.audio[0].codec_context is None:  # decoding would crash the process
+        raise BadSample("broken sound: of an unknown codec")
     resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
     parts, start, count = [], None, 0
     for frame in container.decode(audio=0):

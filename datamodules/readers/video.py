@@ -103,6 +103,8 @@ class VideoReader:
             self._source.seek(0)
         self._container = av.open(self._source if hasattr(self._source, "read") else str(self._source))
         self._stream = self._container.streams.video[0]
+        if self._stream.codec_context is None:  # decoding would crash the process
+            raise BadSample(f"broken video: {self.name} is of an unknown codec")
         self._stream.thread_type = "NONE"  # the workers are the parallelism
         width, height = self._stream.codec_context.width, self._stream.codec_context.height
         if width * height > MAX_PIXELS:

@@ -199,23 +199,23 @@ def write_split(
         pair = source(i)
         wants_donor = {"face_swap", "text_swap", "text_attribute"} & set(kinds) and count > 1
         donor = source((i + 1 + int(rng.integers(count - 1))) % count) if wants_donor else pair
-        found = manipulate(pair, donor, kinds, rng, trace)
-        image_kind = next((kind for kind in found.kinds if kind.startswith("face")), None)
+        made = manipulate(pair, donor, kinds, rng, trace)
+        image_kind = next((kind for kind in made.kinds if kind.startswith("face")), None)
         if image_kind:
             path = f"DGM4/manipulation/{image_kind}/{split}-{i:06d}-{image_kind}.jpg"
         else:
             path = f"DGM4/origin/{name}/{split}/{i // 1000:04d}/{i % 1000}.jpg"
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        found.image.save(file, "JPEG", quality=92)
+        made.image.save(file, "JPEG", quality=92)
         records.append(
             {
                 "id": SPLIT_STARTS[split] + i,
                 "image": path,
-                "text": found.caption,
-                "fake_cls": "&".join(found.kinds) or "orig",
-                "fake_image_box": list(found.box),
-                "fake_text_pos": list(found.words),
+                "text": made.caption,
+                "fake_cls": "&".join(made.kinds) or "orig",
+                "fake_image_box": list(made.box),
+                "fake_text_pos": list(made.words),
                 "mtcnn_boxes": [list(box) for box in pair.boxes],
             }
         )

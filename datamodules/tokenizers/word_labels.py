@@ -69,15 +69,15 @@ class CaptionTokenizer:
         labels = torch.full((len(texts), length - 1), IGNORE_INDEX)
         all_words, all_spans = [], []
         for row, ids in enumerate(encoded["input_ids"]):
-            kept = len(ids) - 1  # without [SEP]
-            input_ids[row, :kept], mask[row, :kept] = torch.tensor(ids[:-1]), 1
+            real = len(ids) - 1  # without [SEP]
+            input_ids[row, :real], mask[row, :real] = torch.tensor(ids[:-1]), 1
             spans = [tuple(span) for span in encoded["offset_mapping"][row][1:-1]]
             if self.shifted_labels:
                 words = list(encoded.word_ids(row)[1:-1])
             else:
                 words = raw_words(texts[row], captions[row], spans)
             wanted = {p for p in positions[row] if p < self.max_words} if self.shifted_labels else set(positions[row])
-            labels[row, : kept - 1] = torch.tensor([int(word in wanted) for word in words], dtype=torch.int64)
+            labels[row, : real - 1] = torch.tensor([int(word in wanted) for word in words], dtype=torch.int64)
             all_words.append(words)
             all_spans.append(spans)
         return TokenisedCaptions(input_ids, mask, labels, all_words, all_spans)

@@ -210,7 +210,7 @@ class RandomAugment:
 def random_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a crop of random area (a share of the picture's) and shape (width by height), as
+    """Left, top, right and bottom of a crop of random area (a share of the image's) and shape (width by height), as
     torchvision's RandomResizedCrop draws it: ten tries, then the largest centred box whose shape is allowed."""
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -226,10 +226,10 @@ def random_box(
 
 
 class AugmentedCrop:
-    """A training picture of freeze-align (and ALBEF): a random crop, perhaps mirrored, then random operations.
+    """A training image of freeze-align (and ALBEF): a random crop, perhaps mirrored, then random operations.
 
     Args:
-        scale: least and greatest share of the picture's area that the crop takes.
+        scale: least and greatest share of the image's area that the crop takes.
         ratio: narrowest and widest shape of the crop, width by height.
         flip_probability: of mirroring it.
         operations: on the crop at its final size; None: none.
@@ -246,7 +246,7 @@ class AugmentedCrop:
         self.flip_probability, self.operations = flip_probability, operations
 
     def __call__(self, image: Image.Image, preprocess: ImagePreprocess, rng: np.random.Generator) -> Tensor:
-        """A picture to (3, H, W) float32 with the size, interpolation, mean and deviation of ``preprocess``; all chance comes
+        """An image to (3, H, W) float32 with the size, interpolation, mean and deviation of ``preprocess``; all chance comes
         from ``rng``."""
         image = image.convert("RGB")
         crop = image.crop(random_box(*image.size, self.scale, self.ratio, rng))

@@ -29,7 +29,7 @@ class Augmentation:
     """Strengths; 0 turns a change off. All draws come from the generator it is called with.
 
     contrast: relative range of brightness and contrast. gamma: (low, high) exponent. blur, mirror: probabilities.
-    camera_dropout: probability of a black picture. sensor_dropout: of one dead ultrasonic sensor, any of them: every pair it
+    camera_dropout: probability of a black image. sensor_dropout: of one dead ultrasonic sensor, any of them: every pair it
     sends or receives for is silent (ours; the specification's recipe has none). pair_dropout: of each pair by itself.
     gain: (low, high) factor of the traces. noise: added to them. time_jitter: samples. degrees, metres: by which the camera's
     calibration may be wrong.

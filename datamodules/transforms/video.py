@@ -103,7 +103,7 @@ def resize_image(image: Image.Image, short: int = 224, longest: int = 373) -> Im
 
 
 class ImageTransform:
-    """Still pictures of co-training: ViLT's resize, which keeps the aspect ratio; batches of them are padded with zeros.
+    """Still images of co-training: ViLT's resize, which keeps the aspect ratio; batches of them are padded with zeros.
 
     Args:
         short, longest: of the sides in pixels. rand_augment: see :class:`ClipTransform`.

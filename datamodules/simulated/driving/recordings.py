@@ -145,27 +145,31 @@ def record(world: World, index: int) -> tuple[Recording, np.random.Generator]:
 
 def _write(world: World, index: int, folder: str) -> dict[str, Any]:
     """Write the files of one recording; its row of meta.csv."""
-    found, rng = record(world, index)
+    recording, rng = record(world, index)
     root, key = Path(folder), _key(index)
-    Image.fromarray(found.image(_lens(world.camera), world)).save(root / "images" / f"{key}.png", compress_level=1)
+    Image.fromarray(recording.image(_lens(world.camera), world)).save(root / "images" / f"{key}.png", compress_level=1)
     np.savez(
         root / "ultrasonic" / f"{key}.npz",
-        traces=(found.traces(world, rng) * 255 + 0.5).astype(np.uint8),
+        traces=(recording.traces(world, rng) * 255 + 0.5).astype(np.uint8),
         pairs=np.array(world.rig.pairs),
         sample_rate=world.rig.sample_rate,
         first_sample=world.rig.first_sample,
     )
-    Image.fromarray(found.label(world).astype(np.uint8)).save(root / "labels" / f"{key}.png")
-    scene = {"scene": _plain(found.scene._asdict()), "weather": _plain(found.weather._asdict()), "celsius": found.celsius}
-    (root / "scenes" / f"{key}.json").write_text(json.dumps(scene))
+    Image.fromarray(recording.label(world).astype(np.uint8)).save(root / "labels" / f"{key}.png")
+    scene = {
+        "scene": _plain(recording.scene._asdict()),
+        "weather": _plain(recording.weather._asdict()),
+        "celsius": recording.celsius,
+    }
+    (root / "scenes" / f"{key}.json").write_text(json.dumps({**scene, "celsius": recording.celsius}))
     return {
         "id": key,
         "rig": "simulated",
         "scene": key,
-        "indoor": int(found.weather.indoor),
-        "light": found.weather.name,
+        "indoor": int(recording.weather.indoor),
+        "light": recording.weather.name,
         "weather": "clear",
-        "temperature_c": f"{found.thermometer:.2f}",
+        "temperature_c": f"{recording.thermometer:.2f}",
     }
 
 

@@ -416,7 +416,8 @@ def test_damaged_annotations(tmp_path, reader, split, files):
 def test_damaged_vocabularies(tmp_path):
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    pieces = {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *bytes_to_unicode().values(), "Ġa", "<mask>"])}
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *bytes_to_unicode().values(), "Ġa", "<mask>"]
+    pieces = {piece: number for number, piece in enumerate(pieces)}
     write(tmp_path, {"a/vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncat", "b/vocab.json": json.dumps(pieces)})
     write(tmp_path, {"b/merges.txt": "#version: 0.2\nĠ a"})
 
