@@ -29,7 +29,7 @@ from datamodules.readers.video_lists import (
 from datamodules.rows import RowDataset
 from datamodules.transforms.frame_sampling import sample_frames
 from datamodules.transforms.sound import cut_clip
-from models.batch import AUDIO, AUDIO_VALID, KEY, LABEL, LABELS, TIMES, VIDEO
+from models.batch import AUDIO, AUDIO_VALID, INDEX, KEY, LABEL, LABELS, TIMES, VIDEO
 from models.errors import UserError
 from models.io import stable_hash
 
@@ -106,6 +106,8 @@ class AudioVisualDataModule(BaseDataModule):
         if self.reading["resize"] < image_size:
             raise UserError(f"datamodule.resize={resize} is smaller than the crop of image_size={image_size} taken from it.")
         self.class_names: list[str] = []
+
+    provides = (INDEX, KEY, VIDEO, TIMES, AUDIO, AUDIO_VALID, LABEL, LABELS)
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

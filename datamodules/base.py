@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.order import OrderedBatches
+from datamodules.order import HeldOutBatches, OrderedBatches
 from datamodules.readers.text import clean_text
 from datamodules.rows import as_is
 from models.batch import INDEX, SKIPPED, Skipped
@@ -36,6 +36,7 @@ class BaseDataModule(pl.LightningDataModule):
     """
 
     root: str = ""  # set by families that read a folder
+    provides: tuple[str, ...] = ()  # keys of every training batch; a property where they follow from the settings
     simulate: Callable[[str], Path] | None = None  # ``root -> folder``, of families whose data can be simulated
 
     def __init__(self, seed: int = 0, num_workers: int = 0, max_skipped: float = 0.05):
@@ -158,11 +159,11 @@ class BaseDataModule(pl.LightningDataModule):
         return self._loader(dataset, sampler)
 
     def evaluation_loader(self, dataset: Dataset, batch_size: int) -> DataLoader:
-        """Loader of whole batches in the order of the rows, the last one smaller."""
-        sampler = OrderedBatches(
-            len(dataset), batch_size, shuffle=False, drop_last=False, rank=self._rank(), world_size=self._world_size()
-        )
-        return self._loader(dataset, sampler)
+        """Loader of whole batches in the order of the rows, the last one smaller; see :class:`HeldOutBatches` for ranks.
+
+        Without a trainer there is one process, which gets every batch.
+        """
+        return self._loader(dataset, HeldOutBatches(len(dataset), batch_size, self._rank(), self._world_size()))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -204,7 +205,7 @@ class BaseDataModule(pl.LightningDataModule):
             )
         self._position = {**then, "samples": samples, "batch_size": batch_size}
 
-    def _loader(self, dataset: Dataset, sampler: OrderedBatches) -> DataLoader:
+    def _loader(self, dataset: Dataset, sampler: OrderedBatches | HeldOutBatches) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=None,

@@ -27,7 +27,7 @@ from datamodules.rows import RowDataset
 from datamodules.tokenizers.word_labels import CaptionTokenizer
 from datamodules.transforms.augment import RandomAugment
 from datamodules.transforms.image_box import box_target, image_tensor
-from models.batch import IMAGE, TOKEN_IDS, TOKEN_MASK, Skipped
+from models.batch import IMAGE, INDEX, TOKEN_IDS, TOKEN_MASK, Skipped
 from models.errors import UserError
 from models.hammer.batch import BOX, FAKE, MANIPULATIONS, MULTI_LABEL, TOKEN_LABELS
 from models.io import stable_hash
@@ -221,6 +221,8 @@ class DGM4DataModule(BaseDataModule):
         self.root, self.tokenizer, self.image_size, self.simulate = root, tokenizer, image_size, simulate
         self.batch_size, self.eval_batch_size, self.train_fraction = batch_size, eval_batch_size, train_fraction
         self.augment, self.flip_probability = augment, flip_probability
+
+    provides = (INDEX, IMAGE, BOX, TOKEN_IDS, TOKEN_MASK, TOKEN_LABELS, MULTI_LABEL, FAKE)
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

@@ -19,7 +19,7 @@ from datamodules.readers.base import BadSample
 from datamodules.readers.driving import Meta, read_echoes, read_image, read_label, read_meta, read_rig, read_splits
 from datamodules.rows import RowDataset, padded
 from datamodules.transforms.driving import Augmentation, Sample
-from models.batch import IMAGE, KEY
+from models.batch import IMAGE, INDEX, KEY
 from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, CONDITION, TRACES, VIEW_GRID, VIEW_VALID
 from models.bev_fusion.echoes import UltrasonicRig
 from models.bev_fusion.geometry import BevGrid, Camera, sampling_grid
@@ -89,6 +89,8 @@ class BevDataModule(BaseDataModule):
         self.width, self.height, self.heights = width, height, tuple(map(float, heights))
         self.classes, self.samples, self.in_memory = classes, samples, in_memory
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+
+    provides = (INDEX, KEY, IMAGE, VIEW_GRID, VIEW_VALID, TRACES, CELSIUS, CALIBRATIONS, BEV_LABEL, CONDITION)
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

@@ -77,6 +77,32 @@ class OrderedBatches(SequentialSampler):
             yield BatchRequest(rows[self.rank * share : (self.rank + 1) * share], epoch, self.seed)
 
 
+class HeldOutBatches(SequentialSampler):
+    """Yields a :class:`BatchRequest` per batch of a held-out split, in the order of its rows, the last one smaller.
+
+    Batch b goes whole to rank ``b % world_size``, so that every batch is one that a single process would see. Ranks without a
+    batch in the last round repeat the last one: all ranks take the same number of steps, and whoever collects drops repeats.
+
+    Args:
+        size: number of samples.
+        batch_size: samples of a batch.
+        rank: this process.
+        world_size: number of processes.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
+        self.batches = -(-size // batch_size)
+
+    def __len__(self) -> int:
+        return -(-self.batches // self.world_size)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        for step in range(len(self)):
+            batch = min(step * self.world_size + self.rank, self.batches - 1)
+            yield BatchRequest(np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, self.size)), 0, 0)
+
+
 def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     """(size,) int64 permutation that depends on its arguments alone."""
     return np.random.default_rng((seed, epoch)).permutation(size)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from datamodules.base import BaseDataModule
 from datamodules.readers.video_annotations.sample import AnnotationError, Annotations, MissingSplit
 from datamodules.tokenizers.base import TextTokenizer
-from datamodules.video_text_rows import Transform, TwoStreams, VideoTextDataset
+from datamodules.video_text_rows import Transform, TwoStreams, VideoTextDataset, provided_keys
 from models.errors import UserError
 
 Reader = Callable[[str, str], Annotations]
@@ -110,6 +110,10 @@ class VideoTextDataModule(BaseDataModule):
                 skipped += images.skipped
             self.splits[split] = dataset
             self.report_skipped(split, skipped)
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        return provided_keys(self.common["tasks"])
 
     def facts(self) -> dict[str, Any]:
         """How many word pieces and answers there are."""

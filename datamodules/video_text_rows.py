@@ -106,6 +106,12 @@ class VideoTextDataset(RowDataset):
             clip = paint_boxes(clip, sample.boxes)
         return text, self.transform(clip, rng if self.training else None)
 
+    def display(self, row: int) -> NDArray[np.float32]:
+        """(T, h, w, 3) in [0, 1]: what the model sees of a row, without normalisation, for figures."""
+        clip = self.read(row, np.random.default_rng(0))[1]
+        mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in self.transform.normalisation)
+        return (clip * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
     def _frames(self, source: ClipSource, rng: np.random.Generator) -> NDArray[np.uint8]:
         draws = rng if self.training or self.view else None
         return self.read_clip(source, lambda count: sample_frames(self.frames, count, draws, self.official)).frames
@@ -208,6 +214,18 @@ class TwoStreams(Dataset):
         if not (len(batch[keys.INDEX]) and len(images[keys.INDEX])):
             return {keys.INDEX: batch[keys.INDEX][:0], keys.SKIPPED: skipped}
         return {**batch, IMAGES: images, keys.SKIPPED: skipped}
+
+
+def provided_keys(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """The keys of a batch of :class:`VideoTextDataset` for ``tasks``."""
+    candidates = (keys.CANDIDATE_IDS, keys.CANDIDATE_MASK, keys.ANSWER)
+    if CHOICES & set(tasks):
+        return (keys.INDEX, keys.VIDEO, *candidates, *((REASON_IDS, REASON_MASK, REASON) if "reason" in tasks else ()))
+    of_task = {
+        "answer": (keys.ANSWER,), "mlm": (keys.MASKED_IDS, keys.MASKED_LABELS), "rank": candidates, "match": (keys.MATCHED,),
+    }  # fmt: skip
+    more = (key for task in tasks for key in of_task.get(task, ()))
+    return (keys.INDEX, keys.VIDEO, keys.TOKEN_IDS, keys.TOKEN_MASK, *dict.fromkeys(more))
 
 
 def stack(clips: Sequence[Tensor]) -> dict[str, Tensor]:

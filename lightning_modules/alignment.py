@@ -28,16 +28,12 @@ from models.alignment.batch import (
 from models.alignment.head import AlignmentHead, Embedding
 from models.batch import INDEX
 from models.errors import UserError
-from models.freeze_align import checkpoint as freeze_align
 from models.freeze_align.fine_grained import inner_words
 from models.freeze_align.head import TokenAlignmentHead
-from models.losses.gather import whole_batch
 from models.losses.structure import StructureRegulariser
 from models.metrics.retrieval import validation_retrieval
 from models.optim.clipping import clip_each_
 from models.optim.parameter_groups import split_by_decay
-from models.sail import checkpoint as sail
-from models.structure import checkpoint as structure
 
 TEXT = (TEXT_FEATURES, TEXT_TOKENS, TEXT_MASK)
 EXTRA_TEXT = (EXTRA_TEXT_FEATURES, EXTRA_TEXT_TOKENS, EXTRA_TEXT_MASK)
@@ -57,6 +53,7 @@ class AlignmentModule(BaseModule):
         decay_all: weight decay on every parameter, as SAIL does with LION; False spares biases, norms, scale and bias.
         decay_temperature: with ``decay_all=False``, decay the temperature all the same (freeze-align's code does).
         clip_each: clips each parameter's gradient to this norm on its own (STRUCTURE's code: 1).
+        importer: ``(weights, head) -> head``, reads a head in the names of the official code; None: there is none to read.
     """
 
     needs_whole_batch = True
@@ -66,7 +63,7 @@ class AlignmentModule(BaseModule):
         head: Callable[..., AlignmentHead | TokenAlignmentHead],
         loss: nn.Module,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         regulariser: StructureRegulariser | None = None,
         fine_grained: Callable[..., Tensor] | None = None,
@@ -75,14 +72,24 @@ class AlignmentModule(BaseModule):
         decay_all: bool = True,
         decay_temperature: bool = False,
         clip_each: float | None = None,
+        importer: Callable[[dict[str, Tensor], nn.Module], nn.Module] | None = None,
     ):
         super().__init__(optimizer, scheduler, loss_weights)
         self.head = head(vision_dim=vision_dim, text_dim=text_dim)
         self.loss, self.regulariser, self.fine_grained = loss, regulariser, fine_grained
         self.decay_all, self.decay_temperature, self.clip_each = decay_all, decay_temperature, clip_each
-        self._validation: list[Mapping[str, Tensor]] = []
+        self.importer = importer
         if fine_grained is not None and not self.head.takes_tokens:
             raise UserError("module.fine_grained needs a head that projects tokens (module=alignment/freeze_align).")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        text = (TEXT_TOKENS, TEXT_MASK) if self._reads_text_tokens else (TEXT_FEATURES,)
+        return (IMAGE_TOKENS if self.head.takes_tokens else IMAGE_FEATURES, *text)
+
+    @property
+    def _reads_text_tokens(self) -> bool:
+        return self.head.takes_tokens and self.head.text_pooling != "pooled"
 
     # ---- from a batch to embeddings -----------------------------------------------------------------------------
 
@@ -94,31 +101,29 @@ class AlignmentModule(BaseModule):
     def embed_text(self, batch: Mapping[str, Any], names: tuple[str, str, str] = TEXT) -> Embedding:
         """The texts of a batch in the shared space; ``names`` are the keys of pooled features, tokens and mask."""
         pooled, tokens, mask = names
-        if not self.head.takes_tokens or self.head.text_pooling == "pooled":
-            return self.head.embed_text(_given(batch, pooled, "text"))
-        return self.head.embed_text(_given(batch, tokens, "text"), batch[mask])
+        if self._reads_text_tokens:
+            return self.head.embed_text(_given(batch, tokens, "text"), batch[mask])
+        return self.head.embed_text(_given(batch, pooled, "text"))
 
     # ---- training -----------------------------------------------------------------------------------------------
 
-    def shared_step(self, batch: dict, stage: str) -> StepOutput:
-        """In evaluation every rank computes the losses of the batches of all ranks together, each sample once: the held-out
-        loss, and with it early stopping and the best epoch, is that of one process with the whole batch."""
-        index, seen = batch[INDEX], self._seen(batch)
-        if stage != "train":
-            index, seen = whole_batch(index, seen)
+    def shared_step(self, batch: dict, split: str) -> StepOutput:
+        seen = self._seen(batch)
         scale, bias = self.head.scale(), self.head.logit_bias
         texts = [seen[name] for name in ("text", "extra_text") if name in seen]
         loss = self.loss(seen["image"], texts, scale, bias)
-        losses = dict(loss.losses)
+        # A loss may ignore scale or bias (InfoNCE): plain DDP wants a gradient for every trainable parameter.
+        unused = 0 * (scale.sum() + bias.sum())
+        losses = {name: value + unused for name, value in loss.losses.items()}
         report = {**loss.report, "logit_scale": scale.detach(), "logit_bias": bias.detach()}
         if self.fine_grained is not None:
             losses["fine_grained"] = self.fine_grained(seen["patches"], seen["words"], seen["inner_words"], 1 / scale)
         if self.regulariser is not None:
-            kept = self.regulariser(self._regulated(batch, seen), self.global_step)
-            if kept is not None:
-                losses["structure"] = kept.loss
-                report |= kept.report
-        return StepOutput(losses, report, {INDEX: index, "image": seen["image"], "text": seen["text"]})
+            regularised = self.regulariser(self._regulated(batch, seen), self.global_step)
+            if regularised is not None:
+                losses["structure"] = regularised.loss
+                report |= regularised.report
+        return StepOutput(losses, report, {INDEX: batch[INDEX], "image": seen["image"], "text": seen["text"]})
 
     def _seen(self, batch: dict) -> dict[str, Tensor]:
         """What the losses of a batch take, one row per sample."""
@@ -156,27 +161,15 @@ class AlignmentModule(BaseModule):
     def after_optimizer_step(self) -> None:
         self.head.clamp_scale()
 
-    def validation_step(self, batch: dict, batch_idx: int) -> StepOutput:
-        step = super().validation_step(batch, batch_idx)
-        self._validation.append({name: step.outputs[name].float().cpu() for name in ("image", "text")})
-        return step
-
-    def on_validation_epoch_end(self) -> None:
-        """The official in-training validator: one-to-one retrieval between images and their first captions."""
-        image, text = (torch.cat([part[name] for part in self._validation]) for name in ("image", "text"))
-        self._validation.clear()
-        metrics = validation_retrieval(image, text)
-        self.log_dict({f"val/retrieval/{name}": value for name, value in metrics.items()}, sync_dist=True)
+    def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """One-to-one retrieval between images and their first captions (SAIL's in-training validator)."""
+        return {f"retrieval/{name}": value for name, value in validation_retrieval(rows["image"], rows["text"]).items()}
 
     def load_official(self, weights: dict[str, Tensor]) -> None:
-        """A head of SAIL, freeze-align or STRUCTURE; its names say which."""
-        if any(key.startswith("alignment_image.") for key in weights):
-            self.head = structure.head_from_official(weights, 1 / float(self.head.scale()))
-        elif any(key.removeprefix("module.") == "temp" for key in weights):
-            poolings = {name: getattr(self.head, name) for name in ("vision_pooling", "text_pooling") if self.head.takes_tokens}
-            self.head = freeze_align.head_from_official(weights, **poolings)
-        else:
-            self.head = sail.head_from_official(weights)
+        """A head in the names of the official code, as ``importer`` reads it."""
+        if self.importer is None:
+            super().load_official(weights)
+        self.head = self.importer(weights, self.head)
 
 
 def _given(batch: Mapping[str, Any], key: str, modality: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,22 +14,32 @@ from models.all_in_one import objectives
 from models.all_in_one.batch import FALSE_PIXELS, FALSE_ROWS, FALSE_VIDEO, IMAGES, PIXELS, REASON, REASON_IDS, REASON_MASK
 from models.all_in_one.checkpoint import load_backbone, load_official
 from models.all_in_one.model import AllInOne
-from models.all_in_one.objectives import IGNORED
 from models.all_in_one.text import trim
 from models.all_in_one.visual import Patches
+from models.batch import IGNORE_INDEX
 from models.errors import UserError
-from models.metrics.video_retrieval import rank_summary, text_to_video_ranks, video_to_text_ranks
+from models.metrics.answers import accuracies, answer_metrics, choice_metrics
+from models.metrics.video_retrieval import pair_ranks
 
 HEADS: dict[str, tuple[str, ...]] = {  # task -> heads of the model
     "match": ("match",), "mlm": ("mlm",), "contrastive": ("contrastive",), "rank": ("match", "rank"), "answer": ("answer",),
     "option": ("option",), "choice": ("match", "rank"), "reason": ("match", "rank", "rank_reason"),
 }  # fmt: skip
 SCORERS = {"rank": "rank_output", "choice": "rank_output", "option": "mc_vqa_classifier", "reason": "rank_output"}
+_TEXT, _CANDIDATES = (keys.TOKEN_IDS, keys.TOKEN_MASK), (keys.CANDIDATE_IDS, keys.CANDIDATE_MASK, keys.ANSWER)
+NEEDS = {  # task -> keys of a batch, beside the clips
+    "match": (*_TEXT, keys.MATCHED), "mlm": (keys.MASKED_IDS, keys.MASKED_LABELS, keys.TOKEN_MASK), "contrastive": _TEXT,
+    "rank": _CANDIDATES, "answer": (*_TEXT, keys.ANSWER), "option": _CANDIDATES, "choice": _CANDIDATES,
+    "reason": (*_CANDIDATES, REASON_IDS, REASON_MASK, REASON),
+}  # fmt: skip
+ACCURACIES = ("match", "mlm", "rank", "answer", "choice", "reason")  # names of rows
+# What each task's own head is called in the model.
+NAMES = {"mlm": "mlm_score", "match": "itm_score", "contrastive": "txt_proj", "answer": "vqa_classifier", **SCORERS}
 NOT_DECAYED = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
 CLASSIFIERS = "vqa_classifier"  # of both kinds: what the official code trains faster
 
 
-class VideoTextModule(BaseModule):
+class AllInOneModule(BaseModule):
     """Trains an :class:`AllInOne` on the sum of the losses of its ``tasks`` (specification: sections 3 and 5).
 
     Args:
@@ -51,7 +62,7 @@ class VideoTextModule(BaseModule):
         model: Callable[..., AllInOne],
         tasks: Sequence[str],
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         vocab_size: int | None = None,
         answers: int | None = None,
@@ -74,27 +85,33 @@ class VideoTextModule(BaseModule):
         self.rank_from_match = rank_from_match
         self.backbone, self.loaded = backbone, False
         self.fresh_heads: list[str] = []
-        self._validation: list[Mapping[str, Tensor]] = []
         self._freeze()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (keys.VIDEO, *dict.fromkeys(key for task in self.tasks for key in NEEDS[task]))
 
     # ---- one step -----------------------------------------------------------------------------------------------
 
-    def shared_step(self, batch: dict, stage: str) -> StepOutput:
-        losses, outputs = self._stream(batch, "")
-        if IMAGES in batch:  # co-training: the same losses on pictures, added with weight 1
+    def shared_step(self, batch: dict, split: str) -> StepOutput:
+        losses, rows = self._stream(batch, "")
+        if IMAGES in batch:  # co-training: the same losses on still images, added with weight 1
             losses |= self._stream(batch[IMAGES], "image_")[0]
-        report = {f"{name}/accuracy": hits.float().mean() * 100 for name, hits in right(outputs).items() if len(hits)}
-        return StepOutput(losses, report if stage == "train" else {}, outputs)
+        if split != "train":
+            return StepOutput(losses, outputs={keys.INDEX: batch[keys.INDEX], **rows})
+        return StepOutput(
+            losses, {f"{task}/accuracy": _accuracy(rows, task) for task in ACCURACIES if f"{task}_labels" in rows}
+        )
 
     def _stream(self, batch: dict, prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         patches = self.embed(batch, still=prefix == "image_")
         losses: dict[str, Tensor] = {}
-        outputs: dict[str, Tensor] = {}
+        rows: dict[str, Tensor] = {}
         for task in self.tasks:
-            found, more = getattr(self, f"_{task}")(batch, patches)
-            losses |= {f"{prefix}{name}": value for name, value in found.items()}
-            outputs |= more
-        return losses, outputs
+            task_losses, task_rows = STEPS[task](self, batch, patches)
+            losses |= {f"{prefix}{name}": value for name, value in task_losses.items()}
+            rows |= task_rows
+        return losses, rows
 
     def embed(self, batch: dict, still: bool = False) -> Patches:
         """The patches of a batch's clips, once for all its tasks."""
@@ -108,7 +125,9 @@ class VideoTextModule(BaseModule):
     def _mlm(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
         labels = batch[keys.MASKED_LABELS]
         loss, logits = objectives.masked_language(self.model, batch[keys.MASKED_IDS], batch[keys.TOKEN_MASK], labels, patches)
-        return {"mlm": loss}, {"mlm_logits": logits.detach(), "mlm_labels": labels[labels != IGNORED]}
+        predicted = labels.clone()
+        predicted[labels != IGNORE_INDEX] = logits.detach().argmax(dim=-1)
+        return {"mlm": loss}, {"mlm_predicted": predicted, "mlm_labels": labels}
 
     def _match(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
         matched = batch[keys.MATCHED]
@@ -118,49 +137,102 @@ class VideoTextModule(BaseModule):
             video = batch[FALSE_VIDEO]
             still = video.shape[1] == 1
             false = self.model.embed(video, self._grids(batch.get(FALSE_PIXELS), video.shape[1]), still)
-        found = objectives.video_text_matching(
+        output = objectives.video_text_matching(
             self.model, batch[keys.TOKEN_IDS], batch[keys.TOKEN_MASK], matched, patches, false, skip_visual=self.skip_visual
         )
-        return {"match": found.match, "align": found.align}, {"match_logits": found.logits.detach(), "match_labels": matched}
+        return {"match": output.match, "align": output.align}, _predicted("match", output.logits, matched)
 
     def _contrastive(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
-        text, video = self.embed_texts(batch[keys.TOKEN_IDS], batch[keys.TOKEN_MASK]), self.embed_videos(patches)
-        loss = objectives.contrastive(text, video)
-        return {"contrastive": loss}, {"text_embedding": text.detach(), "video_embedding": video.detach()}
+        text, video = self._embed_texts(batch), self._embed_videos(patches)
+        return {"contrastive": objectives.contrastive(text, video)}, {"text": text.detach(), "media": video.detach()}
 
-    def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, E) embeddings of texts for the dual encoder."""
-        return self.model.similarity_embeddings(self.model.encode_text(*trim(ids, mask), read="first"), "text")
+    def _embed_texts(self, batch: Mapping[str, Tensor]) -> Tensor:
+        encoded = self.model.encode_text(*trim(batch[keys.TOKEN_IDS], batch[keys.TOKEN_MASK]), read="first")
+        return self.model.similarity_embeddings(encoded, "text")
 
-    def embed_videos(self, patches: Patches) -> Tensor:
-        """(B, E) embeddings of clips for the dual encoder."""
+    def _embed_videos(self, patches: Patches) -> Tensor:
         return self.model.similarity_embeddings(self.model.encode_video(patches, read="first"), "video")
 
     def _answer(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
         logits, _ = objectives.answer_logits(self.model, batch[keys.TOKEN_IDS], batch[keys.TOKEN_MASK], patches)
         loss = objectives.answer_loss(logits, batch[keys.ANSWER])
-        return {"answer": loss}, {"answer_logits": logits.detach(), "answer_labels": batch[keys.ANSWER]}
+        return {"answer": loss}, _predicted("answer", logits, batch[keys.ANSWER])
 
-    def _choose(self, task: str, head: str, ids: Tensor, mask: Tensor, answer: Tensor, patches: Patches) -> tuple[dict, dict]:
-        scores = objectives.candidate_scores(self.model, head, ids, mask, patches)
-        return {task: objectives.answer_loss(scores, answer)}, {f"{task}_logits": scores.detach(), f"{task}_labels": answer}
+    def _choose(self, batch: dict, patches: Patches, task: str) -> tuple[dict, dict]:
+        """One of several texts by a head that scores them; for VCR then the reason for the right answer by another head."""
+        name = "rank" if task == "rank" else "choice"
+        candidates, answer = (batch[keys.CANDIDATE_IDS], batch[keys.CANDIDATE_MASK]), batch[keys.ANSWER]
+        scores = objectives.candidate_scores(self.model, SCORERS[task], *candidates, patches)
+        losses, rows = {task: objectives.answer_loss(scores, answer)}, _predicted(name, scores, answer)
+        if task != "rank":
+            rows["choice_options"] = torch.full_like(answer, scores.shape[1])
+        if task == "reason":
+            scores = objectives.candidate_scores(self.model, "rank_output_2", batch[REASON_IDS], batch[REASON_MASK], patches)
+            losses["reason_why"] = objectives.answer_loss(scores, batch[REASON])
+            rows |= _predicted("reason", scores, batch[REASON])
+            rows["reason_options"] = torch.full_like(answer, scores.shape[1])
+        return losses, rows
 
-    def _rank(self, batch: dict, patches: Patches, task: str = "rank") -> tuple[dict, dict]:
-        parts = (batch[key] for key in (keys.CANDIDATE_IDS, keys.CANDIDATE_MASK, keys.ANSWER))
-        return self._choose(task, SCORERS[task], *parts, patches)
+    # ---- what evaluation asks for -------------------------------------------------------------------------------
 
-    def _choice(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
-        return self._rank(batch, patches, "choice")
+    def predict_step(self, batch: dict, batch_idx: int = 0) -> dict[str, Tensor]:
+        for task in self.tasks:
+            self._check_trained(task)
+        return super().predict_step(batch, batch_idx)
 
-    def _option(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
-        return self._rank(batch, patches, "option")
+    def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """What the suites compute, and ``score``, the official sum of accuracies and recalls."""
+        metrics = accuracies(rows, ("match", "mlm", "rank")) | answer_metrics(rows)
+        metrics |= choice_metrics(rows) if "choice_labels" in rows else {}
+        summed = accuracies(rows, ACCURACIES)
+        if "text" in rows:
+            scores = objectives.similarity(rows["text"], rows["media"])
+            metrics |= {f"retrieval/{k}": v for k, v in pair_ranks(scores, torch.arange(len(scores)), [1]).items()}
+            summed |= {name: value for name, value in metrics.items() if name.endswith("recall@1")}
+        return {**metrics, "score": sum(summed.values())}
 
-    def _reason(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
-        """VCR: the answer by the one ranking head, then the reason for the right answer by the other."""
-        losses, outputs = self._rank(batch, patches, "reason")
-        parts = (batch[key] for key in (REASON_IDS, REASON_MASK, REASON))
-        second, more = self._choose("reason_why", "rank_output_2", *parts, patches)
-        return losses | second, outputs | more
+    medium = "video"
+
+    @property
+    def embeds_pairs(self) -> bool:
+        """Whether texts and clips are embedded apart."""
+        return "contrastive" in self.tasks
+
+    @property
+    def scores_pairs(self) -> bool:
+        """Whether a text and a clip are scored together."""
+        return "rank" in self.tasks
+
+    def pair_inputs(self, batch: dict) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """The texts, the clips, and which clip of the batch each text belongs to."""
+        texts = {name: batch[name] for name in (keys.TOKEN_IDS, keys.TOKEN_MASK)}
+        media = {name: batch[name] for name in (keys.VIDEO, PIXELS) if name in batch}
+        return texts, media, torch.arange(len(batch[keys.INDEX]))
+
+    def embed_texts(self, texts: Mapping[str, Tensor]) -> Tensor:
+        """(n, E) embeddings of texts for the dual encoder."""
+        self._check_trained("contrastive")
+        return self._embed_texts(texts)
+
+    def embed_media(self, media: Mapping[str, Tensor]) -> Tensor:
+        """(n, E) embeddings of clips for the dual encoder."""
+        self._check_trained("contrastive")
+        return self._embed_videos(self.embed(dict(media)))
+
+    def score_pairs(self, texts: Mapping[str, Tensor], medium: Mapping[str, Tensor]) -> Tensor:
+        """(n,) scores of n texts with one clip."""
+        self._check_trained("rank")
+        ids, mask = texts[keys.TOKEN_IDS][None], texts[keys.TOKEN_MASK][None]
+        return objectives.candidate_scores(self.model, SCORERS["rank"], ids, mask, self.embed(dict(medium)))[0]
+
+    def _check_trained(self, task: str) -> None:
+        """A head that no checkpoint has filled must not be judged."""
+        head = NAMES[task]
+        if not hasattr(self.model, head) or head in self.fresh_heads:
+            raise UserError(
+                f"the checkpoint has no trained head for '{task}' ({head}). Fine-tune it first "
+                "(stages=[prepare,fit,evaluate,report] checkpoint=<file>), or evaluate the tasks it was trained on."
+            )
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -180,7 +252,7 @@ class VideoTextModule(BaseModule):
         if stage == "fit" and self.backbone is not None and not self.loaded and self.trainer.ckpt_path is None:
             load_backbone(self.model, self.backbone())
 
-    def train(self, mode: bool = True) -> VideoTextModule:
+    def train(self, mode: bool = True) -> AllInOneModule:
         super().train(mode)
         if mode and self.linear and not self.frozen_dropout:
             for part in (self.model.transformer, self.model.text_embeddings):
@@ -197,31 +269,6 @@ class VideoTextModule(BaseModule):
         for part in still:
             part.requires_grad_(False)
 
-    # ---- validation ---------------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: dict, batch_idx: int) -> StepOutput:
-        step = super().validation_step(batch, batch_idx)
-        kept = {name: hits.cpu() for name, hits in right(step.outputs).items()}
-        kept |= {name: value.float().cpu() for name, value in step.outputs.items() if name.endswith("_embedding")}
-        self._validation.append(kept)
-        return step
-
-    def on_validation_epoch_end(self) -> None:
-        """Accuracies in percent, retrieval among the validation clips, and ``val/score``, their official sum."""
-        if not self._validation:
-            return
-        found = {name: torch.cat([part[name] for part in self._validation]) for name in self._validation[0]}
-        self._validation.clear()
-        metrics = {f"{name}/accuracy": hits.float().mean().item() * 100 for name, hits in found.items() if hits.dim() == 1}
-        score = sum(value for value in metrics.values() if value == value)
-        if "text_embedding" in found:
-            scores = objectives.similarity(found["text_embedding"], found["video_embedding"])
-            own = torch.arange(len(scores))
-            for name, ranks in (("t2v", text_to_video_ranks(scores, own)), ("v2t", video_to_text_ranks(scores, own))):
-                metrics[f"retrieval/{name}_recall@1"] = rank_summary(ranks, [1])["recall@1"]
-                score += metrics[f"retrieval/{name}_recall@1"]
-        self.log_dict({f"val/{name}": value for name, value in {**metrics, "score": score}.items()}, sync_dist=True)
-
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def load_official(self, weights: dict[str, Tensor]) -> None:
@@ -236,12 +283,22 @@ class VideoTextModule(BaseModule):
         return True
 
 
-def right(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """task -> (n,) bool for every target that is known: whether the largest logit is the target's."""
-    found = {}
-    for name, logits in outputs.items():
-        if name.endswith("_logits"):
-            labels = outputs[name.removesuffix("_logits") + "_labels"]
-            known = labels != IGNORED
-            found[name.removesuffix("_logits")] = logits[known].argmax(dim=-1) == labels[known]
-    return found
+STEPS = {
+    "match": AllInOneModule._match,
+    "mlm": AllInOneModule._mlm,
+    "contrastive": AllInOneModule._contrastive,
+    "answer": AllInOneModule._answer,
+    **{task: partial(AllInOneModule._choose, task=task) for task in SCORERS},
+}
+
+
+def _predicted(task: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The rows of a classification: the class of the largest logit beside the label."""
+    return {f"{task}_predicted": logits.detach().argmax(dim=-1), f"{task}_labels": labels}
+
+
+def _accuracy(rows: Mapping[str, Tensor], task: str) -> Tensor:
+    """Percent of the known targets, without waiting for the device."""
+    labels = rows[f"{task}_labels"]
+    known = labels != IGNORE_INDEX
+    return 100 * ((rows[f"{task}_predicted"] == labels) & known).sum() / known.sum().clamp(min=1)

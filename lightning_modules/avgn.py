@@ -8,17 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datamodules.order import BatchRequest
 from lightning_modules.base import BaseModule, StepOutput
 from models.avgn import losses
 from models.avgn.audio import LogMel
 from models.avgn.checkpoint import load_into
+from models.avgn.evaluation import glance_metrics
 from models.avgn.network import AVGN, Glance
 from models.avgn.saliency import gumbel, top_snippets, uniform_snippets
-from models.batch import AUDIO, AUDIO_VALID, LABEL, LABELS, VIDEO
+from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, VIDEO
 from models.errors import UserError
-from models.metrics.average_precision import mean_average_precision, multi_hot
-from models.metrics.classification import top_k_accuracy
+from models.metrics.average_precision import multi_hot
 
 # Which parameters a learning-rate factor speaks of, by the first part of their name.
 PARTS = {
@@ -33,7 +32,7 @@ class AVGNModule(BaseModule):
     supervision and stages are this project's.
 
     Args:
-        network: factory ``(num_classes, max_snippets) -> AVGN``.
+        model: factory ``(num_classes, max_snippets) -> AVGN``.
         num_classes, snippets: left null they are taken from the data.
         lr_scales: factors of the learning rate by part: global, audio, local, classifier, policy, avtest, aespa.
         objective: "audio" trains the audio encoder and its head alone (stage 0); "all" everything.
@@ -54,9 +53,9 @@ class AVGNModule(BaseModule):
 
     def __init__(
         self,
-        network: Callable[..., AVGN],
+        model: Callable[..., AVGN],
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         num_classes: int | None = None,
         snippets: int | None = None,
@@ -74,49 +73,69 @@ class AVGNModule(BaseModule):
         measure_audio: int = 0,
     ):
         super().__init__(optimizer, scheduler, loss_weights)
-        self.network = network(num_classes=num_classes, max_snippets=snippets)
+        self.model = model(num_classes=num_classes, max_snippets=snippets)
         self.lr_scales, self.objective, self.train_select = dict(lr_scales or {}), objective, train_select
         self.diversity, self.bn_split, self.saliency_loss, self.teacher = diversity, bn_split, saliency_loss, teacher
         self.temperature, self.saliency_from_epoch, self.audio_dropout = temperature, saliency_from_epoch, audio_dropout
         self.measure_audio, self.whole_until_epoch = measure_audio, whole_until_epoch
-        self._validation: list[tuple[Tensor, Tensor]] = []
+        self._freeze()
 
-    def shared_step(self, batch: dict, stage: str) -> StepOutput:
+    @property
+    def needs(self) -> tuple[str, ...]:
+        sound = (AUDIO, AUDIO_VALID, LABEL, LABELS)
+        return sound if self.objective == "audio" else (VIDEO, *sound)
+
+    def _freeze(self) -> None:
+        """What these settings never use gets no gradient: plain DDP would wait for it."""
+        net = self.model
+        unused = [net.audio_CNN] if net.modality == "visual" else []
+        if net.policy_form != "network" or net.patch_size == net.image_size:
+            unused += [net.policy, *([net.aespa] if net.aespa else [])]
+        for part in unused:
+            part.requires_grad_(False)
+        if self.objective == "audio":
+            for name, parameter in net.named_parameters():
+                if PARTS[name.split(".")[0]] != "audio":
+                    parameter.requires_grad_(False)
+
+    def shared_step(self, batch: dict, split: str) -> StepOutput:
         if self.objective == "audio":
             return self._audio_step(batch)
-        if stage != "train":
+        if split != "train":
             return self._evaluation_step(batch)
         if self.current_epoch >= self.whole_until_epoch:
             return self._train_step(batch)
-        with self.network.using(patch_size=self.network.image_size, num_selected=batch[VIDEO].shape[1]):
+        with self.model.using(patch_size=self.model.image_size, num_selected=batch[VIDEO].shape[1]):
             return self._train_step(batch)
 
     def _audio_step(self, batch: dict) -> StepOutput:
         """Stage 0: the sound alone."""
-        net = self.network
+        net = self.model
         audio = net.hear(batch[AUDIO], batch[AUDIO_VALID])
         logits = net.audio_fc(audio)
-        return StepOutput({"audio": losses.row_cross_entropy(logits, batch[LABEL])}, {}, {"logits": logits.mean(dim=1)})
+        loss = losses.row_cross_entropy(logits, batch[LABEL]) + self._of_idle_parts(batch[AUDIO_VALID])
+        return StepOutput({"audio": loss}, {}, _rows(batch, logits.mean(dim=1)))
 
     def _evaluation_step(self, batch: dict) -> StepOutput:
-        logits = self.network(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID]).logits
-        return StepOutput({"cat": losses.row_cross_entropy(logits, batch[LABEL])}, {}, {"logits": logits[:, -1]})
+        logits = self.model(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID]).logits
+        return StepOutput({"cat": losses.row_cross_entropy(logits, batch[LABEL])}, {}, _rows(batch, logits[:, -1]))
 
     def _train_step(self, batch: dict) -> StepOutput:
-        net, frames, label = self.network, batch[VIDEO], batch[LABEL]
+        net, frames, label = self.model, batch[VIDEO], batch[LABEL]
         glance = net.glance(frames, batch[AUDIO], batch[AUDIO_VALID])
         select = net.select if net.select.startswith("saliency") else "saliency"
-        scores = net.saliency(self._partly_deaf(glance), select=select).logits
+        scores = net.saliency(self._drop_audio(glance), select=select).logits
         indices = self._select(scores.detach())
         global_logits = net.global_fc(glance.visual)
-        found = {
+        terms = {
             "global": losses.row_cross_entropy(global_logits, label),
             "audio": losses.row_cross_entropy(net.audio_fc(glance.audio), label),
         }
         step_logits, local_logits, actions = self._passes(frames, glance, indices)
         for name, each in (("cat", step_logits), ("local", local_logits)):
-            found[name] = torch.stack([losses.row_cross_entropy(logits, label) for logits in each]).mean()
-        found["saliency"] = self._saliency_loss(scores, global_logits, local_logits[0], indices, batch)
+            terms[name] = torch.stack([losses.row_cross_entropy(logits, label) for logits in each]).mean()
+        terms["cat"] = terms["cat"] + self._of_idle_parts(glance.heard)
+        terms["saliency"] = self._saliency_loss(scores, global_logits, local_logits[0], indices, batch)
         confidence = scores.detach().softmax(dim=1)
         report = {
             "top1": (step_logits[0][:, -1].argmax(dim=1) == label).float().mean() * 100,
@@ -124,11 +143,11 @@ class AVGNModule(BaseModule):
             "patch_spread": actions.detach().flatten(0, 1).std(dim=0).mean(),
             "silent": (~batch[AUDIO_VALID]).float().mean() * 100,
         }
-        return StepOutput(found, report)
+        return StepOutput(terms, report)
 
     def _passes(self, frames: Tensor, glance: Glance, indices: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Step logits and local logits of each pass, (B, K, C), and the policy's actions."""
-        net = self.network
+        net = self.model
         actions = net.place(glance, indices, net.patch_size)
         whole = net.patch_size == net.image_size  # random places of the whole frame are no second pass
         places = [actions, torch.rand_like(actions)] if self.diversity and not whole else [actions]
@@ -142,12 +161,20 @@ class AVGNModule(BaseModule):
             locals_ += net.local_fc(local).chunk(len(group))
         return steps, locals_, actions
 
-    def _partly_deaf(self, glance: Glance) -> Glance:
+    def _of_idle_parts(self, heard: Tensor) -> Tensor | float:
+        """0, but with gradients of 0 for the parts that this batch has no use for: all ranks reduce the same parameters."""
+        net = self.model
+        parts = [] if bool(heard.any()) else [net.audio_CNN]
+        if net.patch_size == net.image_size:  # whole frames: there is no place to choose
+            parts += [net.policy, *([net.aespa] if net.aespa else [])]
+        return 0 * sum(p.sum() for part in parts for p in part.parameters() if p.requires_grad)
+
+    def _drop_audio(self, glance: Glance) -> Glance:
         drop = torch.rand(len(glance.heard), device=glance.heard.device) < self.audio_dropout
         return glance._replace(heard=glance.heard & ~drop)
 
     def _select(self, scores: Tensor) -> Tensor:
-        net = self.network
+        net = self.model
         count = min(net.num_selected, scores.shape[1])
         if self.train_select == "uniform" or count == scores.shape[1] and net.order == "temporal":
             return uniform_snippets(len(scores), scores.shape[1], count, scores.device)
@@ -176,40 +203,32 @@ class AVGNModule(BaseModule):
         if unknown:
             raise UserError(f"module.lr_scales names {sorted(unknown)}; the parts are {sorted(set(PARTS.values()))}.")
         groups: dict[str, list] = {}
-        for name, parameter in self.network.named_parameters():
-            part = PARTS[name.split(".")[0]]
-            if self.objective == "audio" and part != "audio":
-                parameter.requires_grad_(False)
-                continue
-            groups.setdefault(part, []).append(parameter)
-        return [{"params": found, "lr_scale": self.lr_scales.get(part, 1.0)} for part, found in groups.items()]
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(PARTS[name.split(".")[0]], []).append(parameter)
+        return [{"params": params, "lr_scale": self.lr_scales.get(part, 1.0)} for part, params in groups.items()]
 
-    def on_fit_start(self) -> None:
-        """The statistics of the training set's sound, once, before the first step of a run."""
-        front_end = self.network.front_end
+    def on_train_start(self) -> None:
+        """The statistics of the sound of the first training videos, before the first step of a run."""
+        front_end = self.model.front_end
         if not self.measure_audio or self.global_step or not isinstance(front_end, LogMel):
             return
-        data = self.trainer.datamodule.splits["train"]
-        rows = torch.linspace(0, len(data) - 1, min(self.measure_audio, len(data))).long().numpy()
-        batch = data[BatchRequest(rows, 0, 0)]
-        if batch[AUDIO_VALID].any():
-            front_end.measure(batch[AUDIO][batch[AUDIO_VALID]].flatten(0, 1).to(self.device))
+        clips: list[Tensor] = []
+        for batch in self.trainer.train_dataloader:
+            if len(batch[INDEX]):  # not one that could not be read
+                clips += batch[AUDIO][batch[AUDIO_VALID]]
+            if len(clips) >= self.measure_audio:
+                break
+        if clips:
+            front_end.measure(torch.cat(clips[: self.measure_audio]).to(self.device))
 
-    def validation_step(self, batch: dict, batch_idx: int) -> StepOutput:
-        step = self.shared_step(batch, "val")
-        self._log("val", step, sum(step.losses.values()), batch)  # of the prediction alone: no weights to apply
-        self._validation.append((step.outputs["logits"].float().cpu(), batch[LABELS].cpu()))
-        return step
-
-    def on_validation_epoch_end(self) -> None:
-        logits, labels = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
-        self._validation.clear()
-        values = {
-            "val/top1": top_k_accuracy(logits, labels[:, 0], 1),
-            "val/mAP": mean_average_precision(logits.softmax(dim=1), labels),
-        }
-        self.log_dict(values, sync_dist=True)
+    def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        return glance_metrics(rows["logits"], rows["labels"])
 
     def load_official(self, weights: dict[str, Tensor]) -> None:
         """This method's own weights, or a warm start from AdaFocusV2."""
-        load_into(self.network, weights)
+        load_into(self.model, weights)
+
+
+def _rows(batch: dict, logits: Tensor) -> dict[str, Tensor]:
+    return {INDEX: batch[INDEX], "logits": logits.detach(), "labels": batch[LABELS]}

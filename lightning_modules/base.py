@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,16 +10,19 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from lightning_modules.held_out import HeldOut, check_weights
 from models.batch import INDEX
 from models.errors import UserError
+from models.optim.schedules import Multiplier
 
 
 class StepOutput(NamedTuple):
     """What one step computed.
 
-    ``losses`` are scalars that are weighted and summed once, by the base; ``report`` is logged and never enters the sum;
-    ``outputs`` are tensors that validation collects; an ``INDEX`` among them names the samples that the losses are of,
-    where they are not those of the batch.
+    Args:
+        losses: scalars that the base weights and sums once.
+        report: scalars that are logged and never enter the sum.
+        outputs: predictions and truths by name, (B, ...) each, ``INDEX`` among them; of held-out splits alone they are read.
     """
 
     losses: Mapping[str, Tensor]
@@ -33,25 +37,37 @@ class LossNotFinite(UserError):
 class BaseModule(pl.LightningModule):
     """A method as a LightningModule. A family implements :meth:`shared_step`; the rest are hooks with sound defaults.
 
+    Held-out numbers are those of one process, whatever the number of ranks: the rows of predictions of all ranks are joined,
+    and :meth:`validation_metrics` is the function that the evaluation suite of the family uses, too.
+
+    Gradients may be clipped per tensor or per submodule, and entries of the optimiser's groups other than the rate be set for
+    the step (a schedule of the weight decay), in Lightning's ``on_before_optimizer_step``: it runs once per optimiser step,
+    after the gradients are unscaled.
+
     Args:
         optimizer: factory ``(parameter groups) -> Optimizer``; None for a module that is never trained.
-        scheduler: factory ``(total_steps) -> multiplier(step)``, the learning rate's factor at each optimiser step.
+        scheduler: factory ``(total_steps, steps_per_epoch, base_lr) -> multiplier(step)`` of :mod:`models.optim.schedules`: the
+            learning rate's factor at each optimiser step. It is called for each parameter group with that group's rate.
         loss_weights: factor of each loss term; a term that is not named has weight 1.
     """
 
     # Losses that contrast every sample with the whole batch change meaning when a batch is cut into accumulated pieces.
     needs_whole_batch = False
+    # Keys that every training batch must hold; a property where they follow from the settings.
+    needs: tuple[str, ...] = ()
 
     def __init__(
         self,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Multiplier] | None = None,
         loss_weights: Mapping[str, float] | None = None,
     ):
         super().__init__()
         self.optimizer_factory = optimizer
         self.scheduler_factory = scheduler
         self.loss_weights = dict(loss_weights or {})
+        self._step_begins = True
+        self._held_out = HeldOut()
 
     @classmethod
     def conflicts(cls, config: Mapping[str, Any]) -> list[str]:
@@ -66,9 +82,13 @@ class BaseModule(pl.LightningModule):
 
     # ---- what a family implements -------------------------------------------------------------------------------
 
-    def shared_step(self, batch: dict, stage: str) -> StepOutput:
-        """Losses, reports and outputs of one batch; ``stage`` is 'train', 'val' or 'test'."""
+    def shared_step(self, batch: dict, split: str) -> StepOutput:
+        """Losses, reports and, on held-out splits, rows of one batch; ``split`` is 'train', 'val' or 'test'."""
         raise NotImplementedError
+
+    def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """Metrics by flat name of the rows of a whole split, on the CPU; logged as ``val/<name>``. By default none."""
+        return {}
 
     def parameter_groups(self) -> Iterable:
         """Groups for the optimiser; by default every trainable parameter in one group.
@@ -77,45 +97,81 @@ class BaseModule(pl.LightningModule):
         """
         return [p for p in self.parameters() if p.requires_grad]
 
-    def after_optimizer_step(self) -> None:
-        """Runs after each optimiser step, outside autograd: clamps, momentum encoders."""
+    def before_forward(self) -> None:
+        """Runs before the first forward pass of each optimiser step, outside autograd: momentum encoders that move first."""
 
-    def multipliers(
-        self, optimizer: torch.optim.Optimizer, total_steps: int
-    ) -> Callable[[int], float] | list[Callable[[int], float]]:
-        """The learning rate's factor at each optimiser step, one for all groups or a list with one for each."""
-        return self.scheduler_factory(total_steps)
+    def after_optimizer_step(self) -> None:
+        """Runs after each optimiser step, outside autograd: clamps, momentum encoders that follow."""
 
     def load_official(self, weights: dict[str, Tensor]) -> None:
         """Load a checkpoint of the official implementation, given as official names and tensors."""
         raise UserError(f"{type(self).__name__} has no importer of official checkpoints.")
 
     def load_pretrained(self, weights: dict[str, Tensor]) -> bool:
-        """Begin fine-tuning from a run of ours whose heads are others: take what fits. False: this method has no such way."""
+        """Initialise from a checkpoint of another task, loading the weights that match. False: not supported."""
         return False
 
     # ---- shared machinery ---------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        if self._step_begins:
+            self._step_begins = False
+            with torch.no_grad():
+                self.before_forward()
         step = self.shared_step(batch, "train")
         total = self._total(step, batch)
-        self._log("train", step, total, batch)
+        self.log_dict(self._mean_over_ranks(_named("train", step, total)), batch_size=len(batch[INDEX]))
         return total
 
-    def validation_step(self, batch: dict, batch_idx: int) -> StepOutput:
+    def predict_step(self, batch: dict, batch_idx: int = 0) -> dict[str, Tensor]:
+        """Rows of predictions and truths of a batch by name, (B, ...) each, ``INDEX`` among them.
+
+        Raises:
+            UserError: the losses of the batch are not finite.
+        """
+        step = self.shared_step(batch, "test")
+        self._check_finite(self._weighted_sum(step), step, batch)
+        return dict(step.outputs)
+
+    def on_validation_epoch_start(self) -> None:
+        check_weights(self)
+        self._held_out = HeldOut()
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
         step = self.shared_step(batch, "val")
-        self._log("val", step, self._total(step, batch), batch)
-        return step
+        self._held_out.add(batch[INDEX], _named("val", step, self._weighted_sum(step)), step.outputs)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the losses and metrics of the whole split: the same values on every rank."""
+        losses, rows = self._held_out.join()
+        self._held_out = HeldOut()
+        metrics = self.validation_metrics(rows) if rows else {}
+        self.log_dict(losses | {f"val/{name}": value for name, value in metrics.items()})
+
+    def _mean_over_ranks(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every value averaged over the ranks, by one exchange for all of them."""
+        if self.trainer.world_size == 1:
+            return values
+        joined = torch.stack([value.detach().float() for value in values.values()])
+        return dict(zip(values, self.trainer.strategy.reduce(joined, reduce_op="mean"), strict=True))
 
     def batch_loss(self, batch: dict) -> Tensor:
         """The summed training loss of a batch, with nothing logged."""
         return self._total(self.shared_step(batch, "train"), batch)
 
     def _total(self, step: StepOutput, batch: dict) -> Tensor:
-        unknown = self.loss_weights.keys() - step.losses.keys()
+        """The sum that is minimised."""
+        unknown = self.loss_weights.keys() - step.losses.keys()  # held-out splits may lack terms that only training has
         if unknown:
             raise UserError(f"loss_weights names {sorted(unknown)}, but the loss has {sorted(step.losses)}.")
-        total = sum(self.loss_weights.get(name, 1.0) * value for name, value in step.losses.items())
+        total = self._weighted_sum(step)
+        self._check_finite(total, step, batch)
+        return total
+
+    def _weighted_sum(self, step: StepOutput) -> Tensor:
+        return sum(self.loss_weights.get(name, 1.0) * value for name, value in step.losses.items())
+
+    def _check_finite(self, total: Tensor, step: StepOutput, batch: dict) -> None:
         if not torch.isfinite(total):
             terms = ", ".join(f"{name}={float(value):g}" for name, value in step.losses.items())
             ids = batch[INDEX].tolist()
@@ -124,15 +180,6 @@ class BaseModule(pl.LightningModule):
                 f"{ids[:16]}{' ...' if len(ids) > 16 else ''}. Look at these samples, lower optimizer.lr, or train in "
                 "trainer.precision=32-true. The last checkpoint is untouched."
             )
-        return total
-
-    def _log(self, stage: str, step: StepOutput, total: Tensor, batch: dict) -> None:
-        values = {f"{stage}/loss": total.detach()}
-        values |= {f"{stage}/loss/{name}": value.detach() for name, value in step.losses.items()}
-        values |= {f"{stage}/{name}": value for name, value in step.report.items()}
-        train = stage == "train"
-        size = len(step.outputs.get(INDEX, batch[INDEX]))
-        self.log_dict(values, on_step=train, on_epoch=not train, batch_size=size, sync_dist=not train)
 
     def configure_optimizers(self):
         if self.optimizer_factory is None:
@@ -142,11 +189,27 @@ class BaseModule(pl.LightningModule):
             group["lr"] *= group.get("lr_scale", 1.0)
         if self.scheduler_factory is None:
             return optimizer
-        multipliers = self.multipliers(optimizer, int(self.trainer.estimated_stepping_batches))
+        multipliers = [self.multiplier(group["lr"]) for group in optimizer.param_groups]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, multipliers)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def multiplier(self, base_lr: float) -> Multiplier:
+        """The scheduler's factor of ``base_lr`` at each optimiser step of the attached trainer."""
+        return self.scheduler_factory(int(self.trainer.estimated_stepping_batches), self.steps_per_epoch(), base_lr)
+
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one training epoch; the last one may accumulate fewer batches than the others."""
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
     def optimizer_step(self, *args, **kwargs) -> None:
         super().optimizer_step(*args, **kwargs)
+        self._step_begins = True
         with torch.no_grad():
             self.after_optimizer_step()
+
+
+def _named(split: str, step: StepOutput, total: Tensor) -> dict[str, Tensor]:
+    """What a step logs, by name."""
+    values = {f"{split}/loss": total.detach()}
+    values |= {f"{split}/loss/{name}": value.detach() for name, value in step.losses.items()}
+    return values | {f"{split}/{name}": value for name, value in step.report.items()}

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.base import BaseModule, StepOutput
-from models.batch import IMAGE
+from models.batch import IMAGE, INDEX
 from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, TRACES, VIEW_GRID, VIEW_VALID
 from models.bev_fusion.decoder import Occupancy
 from models.bev_fusion.echoes import EchoMap
 from models.bev_fusion.geometry import BevGrid
-from models.bev_fusion.metrics import cell_scores, confusion
+from models.bev_fusion.metrics import cell_metrics
 from models.bev_fusion.network import BEVFusion
 from models.optim.parameter_groups import split_by_decay
 
@@ -37,7 +36,7 @@ class BevFusionModule(BaseModule):
         model: Callable[..., BEVFusion],
         loss: nn.Module,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
-        scheduler: Callable[[int], Callable[[int], float]] | None = None,
+        scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         classes: int | None = None,
         heights: int | None = None,
@@ -52,7 +51,11 @@ class BevFusionModule(BaseModule):
         self.classes, self.grid = classes, BevGrid(**grid)
         self.echo_map = EchoMap(self.grid.scaled(0.5).scaled(echo_scale), range_gain)
         self.encoder_lr_scale = encoder_lr_scale
-        self._confusion = np.zeros((classes, classes), np.int64)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        echoes = (TRACES, CALIBRATIONS, CELSIUS) if self.model.hears else ()
+        return (IMAGE, VIEW_GRID, VIEW_VALID, BEV_LABEL, *echoes)
 
     def forward(self, batch: dict) -> Occupancy:
         """Occupancy of a batch of the keys of ``models/batch.py``."""
@@ -65,25 +68,18 @@ class BevFusionModule(BaseModule):
         with torch.autocast(self.device.type, enabled=False):
             return self.echo_map(batch[TRACES].float(), batch[CALIBRATIONS].rigs, batch[CELSIUS])
 
-    def shared_step(self, batch: dict, stage: str) -> StepOutput:
-        found = self(batch)
-        terms = self.loss(found.coarse, found.classes, batch[BEV_LABEL])
-        return StepOutput(terms, outputs={"predicted": found.classes.argmax(1)})
+    def shared_step(self, batch: dict, split: str) -> StepOutput:
+        output = self(batch)
+        losses = self.loss(output.coarse, output.classes, batch[BEV_LABEL])
+        if split == "train":
+            return StepOutput(losses)
+        # Classes, unknown cells included, fit into a byte: the maps of a whole split stay small.
+        rows = {"predicted": output.classes.argmax(1).to(torch.uint8), "label": batch[BEV_LABEL].to(torch.uint8)}
+        return StepOutput(losses, outputs={INDEX: batch[INDEX], **rows})
 
-    def validation_step(self, batch: dict, batch_idx: int) -> StepOutput:
-        step = super().validation_step(batch, batch_idx)
-        predicted = step.outputs["predicted"].cpu().numpy()
-        self._confusion += confusion(batch[BEV_LABEL].cpu().numpy(), predicted, self.classes)
-        return step
-
-    def on_validation_epoch_end(self) -> None:
+    def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """Cell scores, in percent, of everything but free space."""
-        matrix = torch.from_numpy(self._confusion).to(self.device)
-        if self.trainer.world_size > 1:
-            matrix = self.all_gather(matrix).sum(0)
-        scores = cell_scores(matrix.cpu().numpy())
-        self._confusion[:] = 0
-        self.log_dict({f"val/{name}": 100 * float(scores[name][1:].mean()) for name in ("iou", "precision", "recall")})
+        return cell_metrics(rows["label"].numpy(), rows["predicted"].numpy(), self.classes)
 
     def parameter_groups(self) -> Iterable:
         """Encoders learn more slowly; norms and biases do not decay."""

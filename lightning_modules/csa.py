@@ -1,4 +1,4 @@
-"""CSA: alignment in closed form by canonical correlations, refined by STRUCTURE's regulariser (specification, section 3.3)."""
+"""CSA: alignment in closed form by canonical correlations, refined by STRUCTURE's regulariser."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class CSAModule(AlignmentModule):
 
     Args:
         correlation_weight: of the sum of products of unit-length embeddings over their width (official: 0.01).
-        head, loss, optimizer, regulariser, vision_dim, text_dim: see :class:`AlignmentModule`; the head's projectors are
-            ``projector=centred`` and its norm is off; the loss is reported, not minimised.
+        head, loss, optimizer, regulariser, vision_dim, text_dim, importer: see :class:`AlignmentModule`; the head's
+            projectors are ``projector=centred`` and its norm is off; the loss is reported, not minimised.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class CSAModule(AlignmentModule):
         correlation_weight: float = 0.01,
         vision_dim: int | None = None,
         text_dim: int | None = None,
+        importer: Callable[[dict[str, Tensor], nn.Module], nn.Module] | None = None,
     ):
         super().__init__(
-            head, loss, optimizer, regulariser=regulariser, vision_dim=vision_dim, text_dim=text_dim, decay_all=True
+            head, loss, optimizer, regulariser=regulariser, vision_dim=vision_dim, text_dim=text_dim, importer=importer
         )
         self.correlation_weight = correlation_weight
         for projector in (self.head.vision_projector, self.head.text_projector):
@@ -60,8 +61,8 @@ class CSAModule(AlignmentModule):
         self.head.vision_projector.set_map(maps.mean_image, maps.image_map)
         self.head.text_projector.set_map(maps.mean_text, maps.text_map)
 
-    def shared_step(self, batch: dict, stage: str) -> StepOutput:
-        step = super().shared_step(batch, stage)
+    def shared_step(self, batch: dict, split: str) -> StepOutput:
+        step = super().shared_step(batch, split)
         a, b = (torch.nn.functional.normalize(step.outputs[name], dim=-1) for name in ("image", "text"))
         losses: dict[str, Tensor] = {k: v for k, v in step.losses.items() if k == "structure"}
         losses["correlation"] = -self.correlation_weight * (a * b).sum() / a.shape[1]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
 from models.hammer.boxes import box_losses
 from models.hammer.checkpoint import load_official
 from models.hammer.contrastive import manipulation_contrastive
-from models.hammer.evaluation import dgm4_metrics, join
+from models.hammer.evaluation import dgm4_metrics
 from models.hammer.model import Hammer, HammerOutput, MomentumOutput
 from models.hammer.parameter_groups import hammer_groups
 from models.hammer.token_grounding import token_grounding
@@ -34,8 +33,8 @@ class HammerModule(BaseModule):
     32 are the official 8 GPUs with 32 each.
 
     Args:
+        model: factory of the network.
         loss_weights: by the names of ``TERMS``; officially 0.1 for contrastive, box_l1 and box_giou.
-        scheduler: factory ``(total_steps, steps_per_epoch, lr) -> multiplier(step)``, called for each parameter group.
         alpha: weight of the momentum model's answers as targets; grows linearly from 0 during the first epoch.
         contrastive: False drops the contrastive term (the ablation).
         token_momentum: also learn the tokens from the momentum model.
@@ -45,7 +44,7 @@ class HammerModule(BaseModule):
 
     def __init__(
         self,
-        model: Hammer,
+        model: Callable[[], Hammer],
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
@@ -60,7 +59,8 @@ class HammerModule(BaseModule):
         if unknown:
             raise UserError(f"module.loss_weights names {unknown}; HAMMER's terms are {', '.join(TERMS)}.")
         super().__init__(optimizer, scheduler)
-        self.model, self.alpha, self.label_smoothing = model, alpha, label_smoothing
+        self.model = model = model()
+        self.alpha, self.label_smoothing = alpha, label_smoothing
         self.image_lr_scale, self.temperature_lr_scale = image_lr_scale, temperature_lr_scale
         both = model.modality == "both"
         self.contrastive, self.token_momentum = contrastive and both, token_momentum and both
@@ -74,30 +74,37 @@ class HammerModule(BaseModule):
             # All processes enqueue the same features, so that DDP need not broadcast 134 MB before every forward pass.
             names = ("image_queue", "text_queue", "queue_ptr")
             self._ddp_params_and_buffers_to_ignore = [f"model.{name}" for name in names]
-        self._step_begins = True
         self._to_enqueue: list[tuple[Tensor, Tensor]] = []
-        self._validation: list[dict[str, Tensor]] = []
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        image = (IMAGE, BOX) if self.model.modality != "text" else ()
+        text = (TOKEN_IDS, TOKEN_MASK, TOKEN_LABELS) if self.model.modality != "image" else ()
+        return (*image, *text, FAKE, MULTI_LABEL)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
-    def shared_step(self, batch: dict, stage: str) -> StepOutput:
+    def shared_step(self, batch: dict, split: str) -> StepOutput:
         inputs = batch.get(IMAGE), batch.get(TOKEN_IDS), batch.get(TOKEN_MASK)
+        if split != "train":
+            output = self.model(*inputs)
+            return StepOutput(self.losses(batch, output, None, 0.0), outputs=_rows(batch, output))
         momentum = None
         if self.contrastive or self.token_momentum:
-            if self._step_begins:
-                self.model.update_momentum()
-                self._step_begins = False
             self.model.clamp_temperature()
             momentum = self.model.momentum_forward(*inputs, tokens=self.token_momentum)
-        output = self.model(*inputs)
-        losses = self.losses(batch, output, momentum, self.current_alpha())
+        losses = self.losses(batch, self.model(*inputs), momentum, self.current_alpha())
         if self.contrastive:
             self._to_enqueue.append((momentum.image, momentum.text))
         report = {"temperature": self.model.temp.detach().clone()} if self.contrastive else {}
         return StepOutput(losses, report)
 
+    def before_forward(self) -> None:
+        if self.contrastive or self.token_momentum:
+            self.model.update_momentum()
+
     def losses(self, batch: dict, output: HammerOutput, momentum: MomentumOutput | None, alpha: float) -> dict[str, Tensor]:
-        """The unweighted terms of a batch."""
+        """The unweighted terms of a batch; without ``momentum`` those of the labels alone, as held-out splits have them."""
         out = {
             "binary": F.cross_entropy(output.real_fake.float(), batch[FAKE]),
             "multi_label": F.binary_cross_entropy_with_logits(output.multi_label.float(), batch[MULTI_LABEL].float()),
@@ -105,9 +112,9 @@ class HammerModule(BaseModule):
         if output.box is not None:
             out["box_l1"], out["box_giou"] = box_losses(output.box.float(), batch[BOX])
         if output.token is not None:
-            teacher = momentum.token if self.token_momentum else None
+            teacher = momentum.token if momentum is not None and self.token_momentum else None
             out["token"] = token_grounding(output.token, batch[TOKEN_LABELS], teacher, alpha, self.label_smoothing)
-        if self.contrastive:
+        if momentum is not None and self.contrastive:
             out["contrastive"] = manipulation_contrastive(
                 *self.model.features(output),
                 momentum.image,
@@ -122,7 +129,7 @@ class HammerModule(BaseModule):
 
     def current_alpha(self) -> float:
         """``alpha``, after a linear rise over the optimiser steps of the first epoch."""
-        return self.alpha * min(1.0, self.global_step / self._steps_per_epoch())
+        return self.alpha * min(1.0, self.global_step / self.steps_per_epoch())
 
     def after_optimizer_step(self) -> None:
         """The step's backward passes are over: the queues may change."""
@@ -130,48 +137,29 @@ class HammerModule(BaseModule):
             image, text = (torch.cat(parts) for parts in zip(*self._to_enqueue, strict=True))
             self.model.enqueue(self._of_all_processes(image), self._of_all_processes(text))
         self._to_enqueue.clear()
-        self._step_begins = True
 
     def _of_all_processes(self, features: Tensor) -> Tensor:
         return self.all_gather(features).flatten(0, 1) if self.trainer.world_size > 1 else features
 
-    def _steps_per_epoch(self) -> int:
-        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-
     def parameter_groups(self) -> Iterable:
         return hammer_groups(self.named_parameters(), self.image_lr_scale, self.temperature_lr_scale)
 
-    def multipliers(self, optimizer: torch.optim.Optimizer, total_steps: int) -> list[Callable[[int], float]]:
-        """The schedule's bounds are absolute: each group has its own."""
-        steps = self._steps_per_epoch()
-        return [self.scheduler_factory(total_steps, steps_per_epoch=steps, lr=group["lr"]) for group in optimizer.param_groups]
-
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
-    def predict(self, batch: dict) -> dict[str, Tensor]:
-        """Predictions and truths of a batch, on the CPU, as :func:`~models.hammer.evaluation.dgm4_metrics` takes them."""
-        output = self.model(batch.get(IMAGE), batch.get(TOKEN_IDS), batch.get(TOKEN_MASK))
-        found = {"index": batch[INDEX], "real_fake": output.real_fake.float(), "multi_label": output.multi_label.float()}
-        found |= {"fake": batch[FAKE], "labels": batch[MULTI_LABEL]}
-        if output.box is not None:
-            found |= {"box": output.box.float(), "target_box": batch[BOX]}
-        if output.token is not None:
-            found |= {"token": output.token.argmax(-1), "token_labels": batch[TOKEN_LABELS]}
-        return {name: value.cpu() for name, value in found.items()}
-
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self._validation.append(self.predict(batch))
-
-    def on_validation_epoch_end(self) -> None:
-        """The metrics of the whole split, each process having seen its share of it."""
-        parts = self._validation
-        if self.trainer.world_size > 1:
-            gathered: list = [None] * self.trainer.world_size
-            dist.all_gather_object(gathered, parts)
-            parts = [part for of_rank in gathered for part in of_rank]
-        self._validation = []
-        metrics = {name: value for name, value in dgm4_metrics(join(parts)).items() if not math.isnan(value)}
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()}, rank_zero_only=False)
+    def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """DGM4's metrics in percent, without those that have no value: of a class that does not occur, for example."""
+        return {name: value for name, value in dgm4_metrics(rows).items() if not math.isnan(value)}
 
     def load_official(self, weights: dict[str, Tensor]) -> None:
         load_official(self.model, weights)
+
+
+def _rows(batch: dict, output: HammerOutput) -> dict[str, Tensor]:
+    """Predictions and truths as :func:`~models.hammer.evaluation.dgm4_metrics` takes them."""
+    rows = {INDEX: batch[INDEX], "real_fake": output.real_fake, "multi_label": output.multi_label}
+    rows |= {"fake": batch[FAKE], "labels": batch[MULTI_LABEL]}
+    if output.box is not None:
+        rows |= {"box": output.box, "target_box": batch[BOX]}
+    if output.token is not None:
+        rows |= {"token": output.token.argmax(-1), "token_labels": batch[TOKEN_LABELS]}
+    return rows

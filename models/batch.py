@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-IGNORE_INDEX = -100  # label of what has no target
 INDEX = "index"  # (B,) int64
 KEY = "key"  # list of B str: the sample's name on disk
 IMAGE = "image"  # (B, 3, H, W) float32 after the encoder's preprocessing
@@ -24,9 +23,12 @@ TOKEN_IDS = "token_ids"  # (B, L) int64, 0 at padding
 TOKEN_MASK = "token_mask"  # (B, L) int64, 1 at tokens
 VIDEO = "video"  # (B, T, 3, H, W) RGB frames: uint8, or float32 after a transform
 MATCHED = "matched"  # (B,) int64: 1 where text and clip belong together
-MASKED_IDS, MASKED_LABELS = "masked_ids", "masked_labels"  # (B, L) int64; labels are -100 where nothing is masked
+MASKED_IDS, MASKED_LABELS = "masked_ids", "masked_labels"  # (B, L) int64; labels are IGNORE_INDEX where nothing is masked
 CANDIDATE_IDS, CANDIDATE_MASK = "candidate_ids", "candidate_mask"  # (B, C, L): texts to choose from
-ANSWER = "answer"  # (B,) int64 class or candidate; -100 where unknown
+ANSWER = "answer"  # (B,) int64 class or candidate; IGNORE_INDEX where unknown
+
+IGNORE_INDEX = -100  # the class of a token or an answer without a label
+VOID_LABEL = 255  # the class of a pixel or a bird's-eye cell whose truth is unknown
 
 
 class Skipped(NamedTuple):

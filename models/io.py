@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pickletools
+import re
 import shutil
+import socket
 import uuid
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.errors import UserError
 
@@ -29,9 +33,21 @@ DANGEROUS_MODULES = frozenset(
 )  # fmt: skip
 DANGEROUS_BUILTINS = frozenset("eval exec execfile compile open input __import__ breakpoint apply".split())
 
+READY = ".ready"  # suffix of a directory that is whole and about to replace another
+
+# Errors of writing that only the user can mend: a disk that is full or read-only, a limit, a missing permission.
+CANNOT_WRITE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM))
+
 
 class CheckpointError(UserError):
     """A file cannot be read as weights. The message names the file, what is wrong with it and what to do."""
+
+
+class WriteError(UserError):
+    """A file cannot be written. The message names it and the reason; what stood in its place before is untouched."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: object):
+        super().__init__(f"cannot write {path} ({reason}). What was there is untouched. Make room, or write to another folder.")
 
 
 # ---------------------------------------------------------------------------------------------------- reading tensors
@@ -162,61 +178,152 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def load_strictly(
+    module: nn.Module, weights: Mapping[str, Tensor], optional: tuple[str, ...] = (), source: object = "this checkpoint"
+) -> list[str]:
+    """Load ``weights`` into ``module``; both sides must have the same names and shapes.
+
+    Args:
+        module: keeps its own values where ``weights`` may lack them: ``optional`` and the batch counters of old batch norms.
+        weights: by the module's names.
+        optional: beginnings of names that ``weights`` may lack.
+        source: file that the message names.
+
+    Returns the names that ``weights`` lacks, sorted. Raises CheckpointError with every difference, and loads nothing then.
+    """
+    state = module.state_dict()
+    absent = sorted(state.keys() - weights.keys())
+    differences = {
+        "missing": [n for n in absent if not n.startswith(optional) and not n.endswith("num_batches_tracked")],
+        "unexpected": sorted(weights.keys() - state.keys()),
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in state.items()
+            if name in weights and weights[name].shape != value.shape
+        ],
+    }
+    if any(differences.values()):
+        report = "; ".join(
+            f"{kind}: {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            for kind, names in differences.items()
+            if names
+        )
+        raise CheckpointError(
+            f"the weights of {source} do not fit this {type(module).__name__}: {report}. Give the sizes and parts that they "
+            "were trained with, or another file."
+        )
+    module.load_state_dict(weights, strict=False)
+    return absent
+
+
 # ------------------------------------------------------------------------------------------------------ atomic writing
+
+
+@contextlib.contextmanager
+def explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns a full or read-only disk and a missing permission into a :class:`WriteError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise WriteError(path, error) from error
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; what was written there replaces ``path`` in one step on success.
 
-    After an exception ``path`` is as it was. Makes the parent directory.
+    After an exception ``path`` is as it was. Makes the parent directory. Raises WriteError where the disk is full or
+    read-only.
     """
     path = Path(path)
-    temporary = _beside(path)
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explained(path):
+        temporary = _beside(path)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
     """Yields an empty temporary directory beside ``path`` that becomes ``path`` on success.
 
-    A directory already at ``path`` is moved aside first and removed after the rename, so a crash in between leaves
-    two whole directories and never half of one. After an exception ``path`` is as it was. ``sync=False`` leaves it to the
-    system when the files reach the disk: for thousands of small ones that can be made again.
+    A directory already at ``path`` is moved aside first and removed after the rename. A crash between the two renames
+    leaves both directories whole and ``path`` absent; :func:`recover` completes the replacement. After an exception
+    ``path`` is as it was. ``sync=False`` leaves it to the system when the files reach the disk: for thousands of small
+    ones that can be made again. Raises WriteError where the disk is full or read-only.
     """
     path = Path(path)
-    temporary = _beside(path)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for folder, _, files in os.walk(temporary) if sync else ():
-            for name in files:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
-        replaced = _beside(path)
-        if path.exists():
-            os.rename(path, replaced)
+    with explained(path):
+        recover(path.parent, path.name)
+        temporary = _beside(path)
+        ready, replaced = temporary.with_suffix(READY), _beside(path)
         try:
-            os.rename(temporary, path)
-        except OSError:
-            os.rename(replaced, path)
-            raise
-        _sync(path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            for folder, _, files in os.walk(temporary) if sync else ():
+                for name in files:
+                    _sync(Path(folder, name))
+                _sync(Path(folder))
+            os.rename(temporary, ready)  # the suffix says that the copy is whole
+            if path.exists():
+                os.rename(path, replaced)
+            try:
+                os.rename(ready, path)
+            except BaseException:
+                if replaced.exists() and not path.exists():
+                    os.rename(replaced, path)
+                raise
+            _sync(path.parent)
+        finally:
+            for leftover in (temporary, ready, replaced):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def recover(folder: str | os.PathLike[str], name: str | None = None) -> None:
+    """Complete the replacements that a crash cut short in ``folder``, then remove what else dead writers have left there.
+
+    Args:
+        folder: where they wrote. Nobody may be writing there now.
+        name: of one directory in a folder where others may be writing: only what dead processes of this machine left of it.
+    """
+    for leftover in sorted(Path(folder).glob(".*")):
+        match = re.fullmatch(r"\.(.+)\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.tmp|\.ready)", leftover.name)
+        if match is None or name and (match[1] != name or match[2] != _host() or _is_alive(int(match[3]))):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            path = leftover.with_name(match[1])
+            if match[4] == READY and not path.exists():
+                os.rename(leftover, path)
+            elif leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink()
 
 
 def _beside(path: Path) -> Path:
-    """A fresh hidden name in the same directory, hence on the same file system."""
+    """A fresh hidden name in the same directory, hence on the same file system. It tells whose it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    return path.parent / f".{path.name}.{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _sync(path: Path) -> None:
@@ -234,6 +341,15 @@ def stable_hash(obj: Any) -> str:
     """First 16 hex digits of the SHA-256 of the canonical JSON of ``obj`` (raises TypeError on anything else)."""
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -99,6 +99,12 @@ class OnlineFeatureDataModule(BaseDataModule):
             self.splits["val"] = FeatureBatches(val, 1, extra_caption)
         self.batch_size = usable_batch_size(batch_size, len(self.splits["train"]), self.notes)
 
+    @property
+    def provides(self) -> tuple[str, ...]:
+        text_keys = [TEXT_KEYS[kind] for kind in self.keep["text"]]
+        mask = (TEXT_KEYS["mask"],) if "tokens" in self.keep["text"] else ()
+        return (INDEX, *(IMAGE_KEYS[kind] for kind in self.keep["vision"]), *text_keys, *mask)
+
     def facts(self) -> dict[str, Any]:
         """The widths that a module needs to know."""
         return {f"{side}_dim": _width(getattr(self, side), self.keep[side][0]) for side in ("vision", "text")}
@@ -112,7 +118,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         return self.train_loader(self.splits["train"], min(self.batch_size, share), self.drop_last)
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
-        return self.evaluation_loader(self.splits[split], self.batch_size)
+        return self.evaluation_loader(self.splits[split], self.batch_size * self._world_size())
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Images and tokens to float32 features, on the device."""

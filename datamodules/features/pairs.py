@@ -95,6 +95,14 @@ class PairedFeatures:
             out |= self.read_texts(self.caption_rows(samples, pick), names)
         return out
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Of a batch, beside those of a second caption."""
+        images, texts = _used(self.image_stores, self.image_layer), _used(self.text_stores, self.text_layer)
+        image_keys = [IMAGE_KEYS["pooled" if self.image_layer is not None else kind] for kind in images]
+        text_keys = [TEXT_KEYS["pooled" if self.text_layer is not None else kind] for kind in texts]
+        return (INDEX, *image_keys, *text_keys, *((TEXT_MASK,) if TEXT_TOKENS in text_keys else ()))
+
     def read_images(self, samples: np.ndarray) -> dict[str, torch.Tensor]:
         """What is kept of images, by batch key."""
         return _read(self.image_stores, samples, IMAGE_KEYS, self.image_layer)
@@ -187,6 +195,10 @@ class FeatureDataModule(BaseDataModule):
         if val is not None:
             self.splits["val"] = FeatureBatches(val, 1, extra_caption)
 
+    @property
+    def provides(self) -> tuple[str, ...]:
+        return self.train.keys
+
     def facts(self) -> dict[str, Any]:
         """What the data decides for the model."""
         return self.train.facts()
@@ -206,7 +218,8 @@ class FeatureDataModule(BaseDataModule):
         return self.train_loader(dataset, self._share(), self.drop_last)
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
-        return self.evaluation_loader(self.splits[split], self._share())
+        # As many pairs as a step of all devices: the contrastive loss of a held-out batch is that of one process.
+        return self.evaluation_loader(self.splits[split], self._share() * self._world_size())
 
     def _share(self) -> int:
         """Pairs of a batch on this device, where there are enough of them for all devices."""

@@ -58,7 +58,7 @@ def assess(run: Run) -> Facts:
     table.sort(key=lambda row: -row["best"][config.rank_by])
     with atomic_write(run.dir / "assessment.json") as temporary:
         temporary.write_text(json.dumps(table, indent=1))
-    drawn = _draw(table, list(vision), list(text), run.dir / "pictures")
+    drawn = _draw(table, list(vision), list(text), run.dir / "figures")
     _print(table, config.rank_by)
     best = table[0]
     run.note(
@@ -66,7 +66,7 @@ def assess(run: Run) -> Facts:
         f"{best['text']} agree best by {config.rank_by}, at layers {best['layers'][0]} and {best['layers'][1]}."
     )
     metrics = {f"{row['vision']}+{row['text']}/{name}": row["best"][name] for row in table for name in SCORES}
-    return {"metrics": metrics, "pictures": drawn}
+    return {"metrics": metrics, "figures": drawn}
 
 
 def _encode_all(run: Run, modality: str, nodes: Any, encode: Any) -> dict[str, tuple[list[Tensor], np.ndarray]]:

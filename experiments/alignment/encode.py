@@ -15,9 +15,10 @@ from datamodules.features.store import PENDING, FeatureStore
 from experiments.alignment import pipeline
 from experiments.alignment.encoding import EncodingModule
 from experiments.config.instantiation import build
-from experiments.run import parts
-from experiments.run.directory import Run, is_main_process
+from experiments.run import interruption, parts
+from experiments.run.directory import Run
 from experiments.run.progress import Progress
+from experiments.run.ranks import is_main_process
 from experiments.stages import Facts, stage
 from models.batch import Skipped
 from models.errors import UserError
@@ -142,5 +143,6 @@ def _predict(run: Run, module: EncodingModule) -> None:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.predict(module, return_predictions=False)
+    with interruption.handled_here(trainer):
+        trainer.predict(module, return_predictions=False)
     module.encoder.to(device)  # Lightning leaves it on the CPU

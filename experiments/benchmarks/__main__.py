@@ -25,7 +25,8 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+HELPERS = ("__init__", "__main__", "measure")
+FILES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in HELPERS)
 ROUNDS = 5
 SAME = 1e-3  # relative difference of the results' norms above which the two sides do not compute the same
 
@@ -126,7 +127,7 @@ class _Side:
             line = ""
         if not line:
             killed = self.process.wait() == -signal.SIGKILL
-            why = "was killed, most likely for want of memory" if killed else "failed; its error is above"
+            why = "was killed (probably out of memory)" if killed else "failed; its error is above"
             raise SideFailed(f"the side '{self.side}' {why}")
         return json.loads(line)
 
@@ -142,7 +143,7 @@ def serve(name: str, side: str) -> None:
 
     from run import keep_freed_memory
 
-    # glibc keeps its freed memory in training; for peak memory each step must be seen to grow from the same floor.
+    # As in training; it also makes peak memory be measured from the same baseline in every step.
     keep_freed_memory()
     torch.manual_seed(0)
     file, _, case = name.partition("/")

@@ -6,13 +6,13 @@ The crop and the two passes are those of AdaFocusV2 with patches of 96; MobileNe
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.measure import seconds
 from experiments.benchmarks.reference import avgn as plain
 from models.avgn.audio import LogMel
 from models.avgn.classifier import StepHeads
@@ -93,7 +93,7 @@ def full_size() -> dict[str, float]:
         network(*inputs)
     found = {f"G_{part}": count / 1e9 for part, count in counted.items()}
     with torch.inference_mode():
-        seconds = min(_seconds(lambda: network(*inputs)) for _ in range(3))
+        seconds = min(seconds(lambda: network(*inputs)) for _ in range(3))
     return {**found, "G": sum(found.values()), "seconds": seconds}
 
 
@@ -107,7 +107,7 @@ def early_exit() -> dict[str, float]:
         every = torch.full_like(thresholds, float("inf"))
         every[-1] = ALWAYS
         steps = network.early_exit(*inputs, thresholds).steps
-        turns = [[_seconds(partial(network.early_exit, *inputs, t)) for t in (every, thresholds)] for _ in range(4)]
+        turns = [[seconds(partial(network.early_exit, *inputs, t)) for t in (every, thresholds)] for _ in range(4)]
     whole, early = (min(turn) for turn in zip(*turns, strict=True))
     faster = statistics.median(a / b for a, b in turns)
     mean = float(steps.double().mean() + 1)
@@ -122,12 +122,6 @@ def _full_network(order: str) -> AVGN:
 def _video(count: int) -> tuple[Tensor, Tensor, Tensor]:
     frames = torch.randint(0, 256, (count, 16, 3, 224, 224), dtype=torch.uint8)
     return frames, torch.rand(count, 16, 20480) - 0.5, torch.ones(count, dtype=torch.bool)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 CASES = {"crop_128": _crop, "step_heads": _heads, "exit_thresholds": _thresholds, "two_passes": _passes}

@@ -3,7 +3,6 @@ size, and simulated scenes a second against what training takes."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from datamodules.simulated.driving.camera import make_camera, make_lens
 from datamodules.simulated.driving.recordings import World, record
 from datamodules.simulated.driving.ultrasound import make_rig
+from experiments.benchmarks.measure import seconds
 from experiments.benchmarks.reference import bev_fusion as plain
 from models.bev_fusion.backbones import image_backbone
 from models.bev_fusion.cadconv import CaDConv, gather_taps
@@ -83,12 +83,7 @@ def _frames(count: int = 5) -> float:
     model, inputs = _full_model()
     for _ in range(2):
         model(*inputs)
-    _wait()
-    began = time.perf_counter()
-    for _ in range(count):
-        model(*inputs)
-    _wait()
-    return count / (time.perf_counter() - began)
+    return count / seconds(lambda: [model(*inputs) for _ in range(count)])
 
 
 def _consumed(count: int = 2) -> float:
@@ -103,28 +98,20 @@ def _consumed(count: int = 2) -> float:
         sum(loss(found.coarse, found.classes, label).values()).backward()
 
     step()
-    _wait()
-    began = time.perf_counter()
-    for _ in range(count):
-        step()
-    _wait()
-    return 2 * count / (time.perf_counter() - began)
+    return 2 * count / seconds(lambda: [step() for _ in range(count)])
 
 
 def _scenes(width: int, height: int, grid: BevGrid, count: int = 40) -> float:
     """Scenes a second on one core: picture, echoes and label."""
     world = World(make_camera(width, height), make_rig(), grid)
     lens = make_lens(world.camera)
-    began = time.perf_counter()
-    for index in range(count):
-        found, rng = record(world, index)
-        np.asarray(found.image(lens, world)), found.traces(world, rng), found.label(world)
-    return count / (time.perf_counter() - began)
 
+    def scenes() -> None:
+        for index in range(count):
+            recording, rng = record(world, index)
+            np.asarray(recording.image(lens, world)), recording.traces(world, rng), recording.label(world)
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    return count / seconds(scenes)
 
 
 CASES = {

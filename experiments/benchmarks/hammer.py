@@ -54,7 +54,7 @@ def _batch(size: int = 16, length: int = 25, image_size: int = 128) -> dict[str,
 
 def _training_step(side: str) -> Callable[[], Tensor]:
     model, batch, alpha = _model(), _batch(), 0.4
-    module = HammerModule(model, loss_weights=WEIGHTS)
+    module = HammerModule(lambda: model, loss_weights=WEIGHTS)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.02, fused=side == "ours")
 

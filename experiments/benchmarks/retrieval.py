@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 
 import torch
 
 from experiments.benchmarks.__main__ import peak, reset_peak
+from experiments.benchmarks.measure import seconds
 from models.metrics.retrieval import retrieval_ranks
 from run import keep_freed_memory
 
@@ -36,20 +36,10 @@ def ranks_5000x25000x512() -> dict[str, float]:
         torch.mm(text, image.T, out=scores.view(25000, 5000))
 
     products()
-    turns = [(_seconds(ranks), _seconds(products)) for _ in range(ROUNDS)]
+    turns = [(seconds(ranks), seconds(products)) for _ in range(ROUNDS)]
     ours, bare = (statistics.median(side) for side in zip(*turns, strict=True))
     ratio = statistics.median(a / b for a, b in turns)
     return {"time_ratio_to_product": ratio, "seconds": ours, "product_seconds": bare, "megabytes": megabytes}
-
-
-def _seconds(step) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 MEASURES = {"ranks_5000x25000x512": ranks_5000x25000x512}

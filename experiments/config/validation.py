@@ -10,7 +10,7 @@ import difflib
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.overrides import key_of
-from experiments.config.signatures import UnknownTarget, is_ours, mismatch, signature_of
+from experiments.config.signatures import PACKAGES, UnknownTarget, is_ours, mismatch, signature_of
 from experiments.run.interruption import Interrupted
 from models.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+# Whose classes and functions `_target_` may name: this project's packages, and libraries that build models and trainers.
+# A configuration that comes with a checkpoint from elsewhere cannot call anything else.
+TRUSTED = (*PACKAGES, "torch.nn", "torch.optim", "timm", "transformers", "pytorch_lightning", "torchmetrics", "lion_pytorch")
 HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 # Plain values of the root and their types; every other key of the root is a node.
 VALUES: dict[str, tuple[type, ...]] = {
     "name": (str,), "description": (str,), "seed": (int,), "stages": (list,), "resume": (str, type(None)),
     "checkpoint": (str, type(None)), "sweep_name": (str, type(None)), "select": (str,),
-    "optimize": (str, type(None)), "threads": (int, type(None)),
+    "optimize": (str, type(None)), "threads": (int, type(None)), "trusted_packages": (list,),
 }  # fmt: skip
 
 
@@ -51,7 +54,8 @@ def check(cfg: DictConfig) -> None:
     problems = [*_top_level(config, sources), *_added(config, sources)]
     for key in sorted(OmegaConf.missing_keys(cfg)):
         problems.append(f"{key}: a value is required. Give it on the command line: {key}=<value> [{sources.of(key)}]")
-    problems += _targets(config, OmegaConf.to_container(cfg, resolve=False), "", sources)
+    trusted = (*TRUSTED, *map(str, config.get("trusted_packages") or ()))
+    problems += _targets(config, OmegaConf.to_container(cfg, resolve=False), "", sources, trusted)
     if problems:
         raise ConfigError("\n".join(["The configuration cannot run:", *(f"  - {p}" for p in problems)]))
 
@@ -111,19 +115,28 @@ def _added(config: dict, sources: Sources) -> Iterator[str]:
             yield f"unknown key '{key}' [command line].{nearest(key.rpartition('.')[2], _siblings(key))}"
 
 
-def _targets(node: Any, written: Any, path: str, sources: Sources) -> Iterator[str]:
+def _is_trusted(target: str, trusted: Sequence[str]) -> bool:
+    return any(target.startswith(f"{package}.") for package in trusted)
+
+
+def _targets(node: Any, written: Any, path: str, sources: Sources, trusted: Sequence[str]) -> Iterator[str]:
     """Problems of every ``_target_`` node. ``written`` is the node before interpolation: a reference to another node is a
     string there, and is checked only where it was written."""
     if isinstance(node, list) and isinstance(written, list):
         for position, (item, source) in enumerate(zip(node, written, strict=True)):
-            yield from _targets(item, source, f"{path}[{position}]", sources)
+            yield from _targets(item, source, f"{path}[{position}]", sources, trusted)
     if not isinstance(node, dict) or not isinstance(written, dict):
         return
     target = node.get("_target_")
-    if isinstance(target, str) and is_ours(target):
+    if target is not None and not (isinstance(target, str) and _is_trusted(target, trusted)):
+        yield (
+            f"{path}._target_: {target!r} is of no package that a configuration may call ({', '.join(trusted)}). If you trust "
+            f"it, add it: 'trusted_packages=[<package>]' [{sources.of(f'{path}._target_')}]"
+        )
+    elif target is not None and is_ours(target):
         yield from _arguments(node, target, path, sources)
     for key, value in node.items():
-        yield from _targets(value, written[key], f"{path}.{key}" if path else key, sources)
+        yield from _targets(value, written[key], f"{path}.{key}" if path else key, sources, trusted)
 
 
 def _arguments(node: dict, target: str, path: str, sources: Sources) -> Iterator[str]:

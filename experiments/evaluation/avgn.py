@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from experiments.benchmarks.measure import fastest, seconds, synchronize
 from experiments.evaluation.base import SuiteResult, TrainedSplit
-from experiments.figures import avgn as pictures
+from experiments.figures import avgn as drawing
+from lightning_modules.held_out import check_finite, check_weights
 from models.avgn.compute import counting_macs
+from models.avgn.evaluation import glance_metrics
 from models.avgn.exits import ALWAYS, Criterion, apply_exit, exit_confidence, exit_thresholds
 from models.avgn.network import AVGN
 from models.batch import AUDIO, AUDIO_VALID, INDEX, LABELS, VIDEO
 from models.io import stable_hash
 from models.metrics.average_precision import mean_average_precision
-from models.metrics.classification import top_k_accuracy
 
 # Other ways of spending the same budget, with the same weights: what replaces the network's own settings.
 RIVALS: dict[str, dict[str, Any]] = {
@@ -50,6 +52,7 @@ class _Scores:
         self.logits: dict[str, list[Tensor]] = {name: [] for name in settings}
         self.steps: list[Tensor] = []
         self.labels: list[Tensor] = []
+        self.index: list[Tensor] = []
         self.silent = 0
 
     def add(self, batch: dict) -> None:
@@ -62,6 +65,7 @@ class _Scores:
             if name == "own":
                 self.steps.append(logits)
         self.labels.append(batch[LABELS].cpu())
+        self.index.append(batch[INDEX].cpu())
         self.silent += int((~batch[AUDIO_VALID]).sum())
 
 
@@ -74,7 +78,7 @@ def glance_budgets(
     exit_videos: int = 512,
     metric: Literal["top1", "mAP"] = "mAP",
     timed_videos: int = 64,
-    pictured: int = 4,
+    examples: int = 4,
 ) -> SuiteResult:
     """The trained network at its own setting, then at every budget beside its rivals, and its curves.
 
@@ -84,20 +88,23 @@ def glance_budgets(
         exit_p: of the thresholds of early exit: below 1 most videos leave early. Only for a network trained in saliency order.
         criterion: of early exit. exit_videos: of the training split, on which thresholds are found.
         metric: what the budget rows and curves show: mAP in percent, or top-1.
-        timed_videos: videos of a batch whose processing is timed, with and without batching. pictured: videos drawn.
+        timed_videos: videos of a batch whose processing is timed, with and without batching.
+        examples: videos that are drawn.
     """
-    net: AVGN = split.module.network
-    settings, kept = _settings(net, split, budgets, patch_sizes)
+    check_weights(split.module)
+    net: AVGN = split.module.model
+    settings, budget = _settings(net, split, budgets, patch_sizes)
     scores, sample = _Scores(net, settings), None
     for batch in split.batches():
         torch.manual_seed(int(batch[INDEX][0]))  # chance, where a setting takes it, is the same in every evaluation
         scores.add(batch)
         sample = batch if sample is None else sample
     labels = torch.cat(scores.labels)
-    values = {name: _accuracy(torch.cat(parts), labels) for name, parts in scores.logits.items()}
+    check_finite({INDEX: torch.cat(scores.index), "logits": torch.cat(scores.logits["own"])})
+    values = {name: glance_metrics(torch.cat(parts), labels) for name, parts in scores.logits.items()}
     sample = {key: value[:timed_videos] for key, value in sample.items() if isinstance(value, Tensor)}
     costs = {name: _cost(net, sample, setting) for name, setting in settings.items()}
-    costs |= {f"AVGN@K{kept}": costs["own"]} if f"AVGN@K{kept}" in costs else {}  # the same thing, timed twice
+    costs |= {f"AVGN@K{budget}": costs["own"]} if f"AVGN@K{budget}" in costs else {}  # the same thing, timed twice
     metrics = {**values["own"], **{key: value for key, value in costs["own"].items() if key != "parts"}}
     metrics |= _against_full_size(net, sample, settings["own"])
     metrics |= _official_map(torch.cat(scores.logits["own"]), labels)
@@ -115,28 +122,28 @@ def glance_budgets(
         column[f"videos_per_s@{what}"] = costs[name]["videos_per_s"]
         curves.setdefault(who, []).append(Point(what, costs[name]["gflops"], values[name][metric]))
     for who in RIVALS:  # at the network's own budget, beside its own row
-        own = f"{who}@K{kept}"
-        if own in values:
-            baselines[who] |= values[own] | {k: v for k, v in costs[own].items() if k != "parts"}
+        same = f"{who}@K{budget}"
+        if same in values:
+            baselines[who] |= values[same] | {k: v for k, v in costs[same].items() if k != "parts"}
     notes = []
     if exit_p and net.order == "saliency":
-        found, points = _early_exit(split, net, torch.cat(scores.steps), labels, sample, exit_p, criterion, exit_videos, metric)
-        metrics |= found
+        exits, points = _early_exit(split, net, torch.cat(scores.steps), labels, sample, exit_p, criterion, exit_videos, metric)
+        metrics |= exits
         curves["early exit"] = points
     elif exit_p:
         notes.append(
-            "early exit left out: the network was trained in temporal order (module.network.order=saliency trains for it)."
+            "early exit left out: the network was trained in temporal order (module.model.order=saliency trains for it)."
         )
     if scores.silent:
         notes.append(f"NO SOUND: {scores.silent} of {len(labels)} videos of the split {split.name} have no sound track.")
-    drawn = {
+    figures = {
         "accuracy_against_compute": partial(
-            pictures.curves, curves, Point("this run", metrics["gflops"], metrics[metric]), metric
+            drawing.curves, curves, Point("this run", metrics["gflops"], metrics[metric]), metric
         ),
-        "glances": partial(pictures.glances, _examples(split, net, sample, pictured)),
+        "glances": partial(drawing.glances, _examples(split, net, sample, examples)),
     }
     hashes = {"split": split.data.splits[split.name].fingerprint, "settings": stable_hash([sorted(settings), list(exit_p)])}
-    return SuiteResult(metrics, baselines, hashes, notes, drawn)
+    return SuiteResult(metrics, baselines, hashes, notes, figures)
 
 
 def _settings(
@@ -144,20 +151,15 @@ def _settings(
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Settings by name, ``own`` first, and the network's own K."""
     most = min(len(net.classifier.heads.bias), split.data.facts()["snippets"])
-    own = min(net.num_selected, most)
-    found: dict[str, dict[str, Any]] = {"own": {"num_selected": own}}
+    trained = min(net.num_selected, most)
+    settings: dict[str, dict[str, Any]] = {"own": {"num_selected": trained}}
     for budget in sorted({k for k in budgets if k <= most}):
-        found[f"AVGN@K{budget}"] = {"num_selected": budget}
-        found |= {f"{who}@K{budget}": {"num_selected": budget, **rival} for who, rival in RIVALS.items()}
+        settings[f"AVGN@K{budget}"] = {"num_selected": budget}
+        settings |= {f"{who}@K{budget}": {"num_selected": budget, **rival} for who, rival in RIVALS.items()}
     for size in patch_sizes:
         if size != net.patch_size and size < net.image_size:
-            found[f"patch size@P{size}"] = {"num_selected": own, "patch_size": size}
-    return found, own
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    found = {f"top{k}": top_k_accuracy(logits, labels[:, 0], k) for k in (1, 5) if k < logits.shape[1]}
-    return {**found, "mAP": mean_average_precision(logits.softmax(dim=1), labels)}
+            settings[f"patch size@P{size}"] = {"num_selected": trained, "patch_size": size}
+    return settings, trained
 
 
 def _official_map(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -185,11 +187,11 @@ def _cost(net: AVGN, sample: dict, setting: dict[str, Any]) -> dict[str, Any]:
         net(*inputs)
     videos = len(inputs[0])
     with net.using(**setting):
-        seconds = _timed(lambda: net(*inputs), inputs[0].device)
+        batched = fastest(lambda: net(*inputs), inputs[0].device)
         alone = tuple(value[:1] for value in inputs)
-        latency = _timed(lambda: net(*alone), inputs[0].device)
+        latency = fastest(lambda: net(*alone), inputs[0].device)
     parts = {part: count / videos / 1e9 for part, count in counted.items() if count}
-    return {"gflops": sum(parts.values()), "videos_per_s": videos / seconds, "latency_ms": 1e3 * latency, "parts": parts}
+    return {"gflops": sum(parts.values()), "videos_per_s": videos / batched, "latency_ms": 1e3 * latency, "parts": parts}
 
 
 def _against_full_size(net: AVGN, sample: dict, own: dict[str, Any]) -> dict[str, float]:
@@ -203,31 +205,14 @@ def _against_full_size(net: AVGN, sample: dict, own: dict[str, Any]) -> dict[str
         net(*inputs)
     turns = []
     for _ in range(7):
-        seconds = []
+        turn = []
         for setting in (own, full):
             with net.using(**setting):
-                seconds.append(_timed(lambda: net(*inputs), device, repeats=1))
-        turns.append(seconds)
+                turn.append(seconds(lambda: net(*inputs), device))
+        turns.append(turn)
     speed = statistics.median(whole / chosen for chosen, whole in turns)
     whole = sum(counted.values()) / len(inputs[0]) / 1e9
     return {"gflops_at_full_size": whole, "times_faster_than_full_size": speed}
-
-
-def _timed(work: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
-    """Seconds of the fastest of a few runs: what others do on the machine only ever adds."""
-    fastest = float("inf")
-    for _ in range(repeats):
-        _wait(device)
-        began = time.perf_counter()
-        work()
-        _wait(device)
-        fastest = min(fastest, time.perf_counter() - began)
-    return fastest
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _seconds_by_part(net: AVGN, sample: dict, setting: dict[str, Any]) -> dict[str, float]:
@@ -235,11 +220,11 @@ def _seconds_by_part(net: AVGN, sample: dict, setting: dict[str, Any]) -> dict[s
     device, spent, starts = sample[VIDEO].device, {}, {}
 
     def begin(module: torch.nn.Module, _: Any, name: str) -> None:
-        _wait(device)
+        synchronize(device)
         starts[name] = time.perf_counter()
 
     def end(module: torch.nn.Module, _: Any, __: Any, name: str) -> None:
-        _wait(device)
+        synchronize(device)
         spent[name] = spent.get(name, 0.0) + time.perf_counter() - starts[name]
 
     hooks = []
@@ -281,15 +266,15 @@ def _early_exit(
     for p in exit_p:
         thresholds = exit_thresholds(confidence, p)
         left = apply_exit(steps.transpose(0, 1), thresholds, criterion)
-        value = _accuracy(left.logits, labels)[metric]
+        value = glance_metrics(left.logits, labels)[metric]
         by_step = _macs_by_step(net, inputs, len(thresholds))
         gflops = float((left.counts * by_step).sum() / len(labels))
-        seconds = _timed(lambda t=thresholds: net.early_exit(*inputs, t, criterion), inputs[0].device)
+        shrinking = fastest(lambda t=thresholds: net.early_exit(*inputs, t, criterion), inputs[0].device)
         metrics |= {
             f"{metric}@exit_p{p:g}": value,
             f"gflops@exit_p{p:g}": gflops,
             f"steps@exit_p{p:g}": float(left.steps.double().mean() + 1),
-            f"videos_per_s@exit_p{p:g}": len(inputs[0]) / seconds,
+            f"videos_per_s@exit_p{p:g}": len(inputs[0]) / shrinking,
         }
         points.append(Point(f"p{p:g}", gflops, value))
     return metrics, points
@@ -297,40 +282,40 @@ def _early_exit(
 
 def _macs_by_step(net: AVGN, inputs: tuple[Tensor, ...], steps: int) -> Tensor:
     """(K,) multiply-adds (G) of a video that leaves at each step, counted from runs in which one does."""
-    one, found = tuple(value[:1] for value in inputs), []
+    one, by_step = tuple(value[:1] for value in inputs), []
     for last in range(steps):
         thresholds = torch.full((steps,), float("inf"))
         thresholds[last] = ALWAYS
         with counting_macs(net) as counted:
             net.early_exit(*one, thresholds)
-        found.append(sum(counted.values()) / 1e9)
-    return torch.tensor(found, dtype=torch.float64)
+        by_step.append(sum(counted.values()) / 1e9)
+    return torch.tensor(by_step, dtype=torch.float64)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- examples --------------------------------------------------------------------------------------------------------
 
 
-def _examples(split: TrainedSplit, net: AVGN, sample: dict, count: int) -> list[pictures.Example]:
+def _examples(split: TrainedSplit, net: AVGN, sample: dict, count: int) -> list[drawing.Example]:
     names = split.data.class_names
     sample = {key: value[:count] for key, value in sample.items()}
     titles = [", ".join(names[label] for label in labels if label >= 0) for labels in sample[LABELS].tolist()]
-    return glanced(net, sample, titles, names)
+    return examples_of(net, sample, titles, names)
 
 
-def glanced(net: AVGN, sample: dict, titles: Sequence[str], class_names: Sequence[str]) -> list[pictures.Example]:
+def examples_of(net: AVGN, sample: dict, titles: Sequence[str], class_names: Sequence[str]) -> list[drawing.Example]:
     """What the network looked at in each video of a batch, for :func:`experiments.figures.avgn.glances`."""
     frames, clips, heard = _inputs(sample)
     glance = net.glance(frames, clips, heard)
-    found = net.decide(frames, glance)
-    scores = net.saliency(glance).logits if found.saliency is None else found.saliency
+    output = net.decide(frames, glance)
+    scores = net.saliency(glance).logits if output.saliency is None else output.saliency
     return [
-        pictures.Example(
-            title=f"{title}; predicted {class_names[int(found.logits[video, -1].argmax())]}",
+        drawing.Example(
+            title=f"{title}; predicted {class_names[int(output.logits[video, -1].argmax())]}",
             energy=clips[video].square().mean(dim=-1).sqrt().cpu().numpy(),
             saliency=scores[video].softmax(dim=0).cpu().numpy(),
-            chosen=found.indices[video].cpu().numpy(),
-            frames=frames[video, found.indices[video]].permute(0, 2, 3, 1).cpu().numpy(),
-            corners=(found.actions[video] * (net.image_size - net.patch_size)).float().cpu().numpy(),
+            chosen=output.indices[video].cpu().numpy(),
+            frames=frames[video, output.indices[video]].permute(0, 2, 3, 1).cpu().numpy(),
+            corners=(output.actions[video] * (net.image_size - net.patch_size)).float().cpu().numpy(),
             patch_size=net.patch_size,
         )
         for video, title in enumerate(titles)

@@ -49,6 +49,5 @@ def mmvp(split: EmbeddedSplit, root: str | None, pairs_per_category: int = 15) -
 
 
 def _hashes(split: EmbeddedSplit, questions: list, prompt: str) -> dict[str, str]:
-    """The suite's own data is its split; preprocessing and encoders are the model's."""
-    own = {"split": stable_hash(questions), "prompts": stable_hash(prompt)}
-    return {**split.hashes, **own}
+    """The split is the data of the suite; preprocessing and encoders are the model's."""
+    return {**split.hashes, "split": stable_hash(questions), "prompts": stable_hash(prompt)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from experiments.evaluation.base import SuiteResult, TrainedSplit
 from experiments.figures import hammer
-from experiments.prediction.manipulation import examine
-from models.hammer.evaluation import dgm4_metrics, join
+from experiments.prediction.hammer import examine
 from models.io import stable_hash
 
 
@@ -25,53 +23,46 @@ def manipulation(split: TrainedSplit, examples: int = 8) -> SuiteResult:
     Args:
         examples: pairs that are drawn, with boxes and words.
     """
-    found = join([split.module.predict(batch) for batch in split.batches()])
-    metrics = _defined(dgm4_metrics(found))
+    rows = split.rows()
     baselines = {
-        "majority": _defined(dgm4_metrics(_constant(found, whole=False))),
-        "whole image": _defined(dgm4_metrics(_constant(found, whole=True))),
+        "majority": split.module.validation_metrics(_constant(rows, whole=False)),
+        "whole image": split.module.validation_metrics(_constant(rows, whole=True)),
     }
-    dataset = split.data.splits[split.name]
-    drawn = partial(_draw, split, _pick(found, examples))
-    hashes = {"split": stable_hash(dataset.fingerprint), "captions": stable_hash(dataset.tokenizer.identity)}
-    confusion = partial(hammer.kinds, found["multi_label"] >= 0, found["labels"] == 1)
-    return SuiteResult(metrics, baselines, hashes, pictures={"examples": drawn, "kinds": confusion})
+    hashes = {**split.hashes, "captions": stable_hash(split.dataset.tokenizer.identity)}
+    figures = {
+        "examples": partial(_draw, split, _pick(rows, examples)),
+        "kinds": partial(hammer.kinds, rows["multi_label"] >= 0, rows["labels"] == 1),
+    }
+    return SuiteResult(split.module.validation_metrics(rows), baselines, hashes, figures=figures)
 
 
 def _draw(split: TrainedSplit, rows: list[int], path: Path) -> None:
-    dataset, shown = split.data.splits[split.name], []
+    dataset, examples = split.dataset, []
     for row in rows:
-        picture, text = dataset.image(row), dataset.text(row)
-        found = examine(split.module.model, dataset.tokenizer, picture, text, dataset.image_size)
-        shown.append((picture, found, hammer.Truth(*dataset.truth(row))))
-    hammer.findings(shown, path)
+        image, text = dataset.image(row), dataset.text(row)
+        finding = examine(split.module.model, dataset.tokenizer, image, text, dataset.image_size)
+        examples.append((image, finding, hammer.Truth(*dataset.truth(row))))
+    hammer.findings(examples, path)
 
 
-def _constant(found: dict[str, Tensor], whole: bool) -> dict[str, Tensor]:
-    """The truths of ``found`` with the same prediction for every row."""
-    out = dict(found)
-    rows = len(found["fake"])
-    fake = whole or found["fake"].double().mean() > 0.5
-    out["real_fake"] = torch.tensor([0.0, 1.0] if fake else [1.0, 0.0]).expand(rows, 2)
-    kinds = torch.ones(4) if whole else (found["labels"].double().mean(0) > 0.5).float()
-    out["multi_label"] = (2 * kinds - 1).expand(rows, 4)
-    if "box" in found:
-        out["box"] = torch.tensor([0.5, 0.5, 1.0, 1.0] if whole else [0.0] * 4).expand(rows, 4)
-    if "token" in found:
-        kept = found["token_labels"] >= 0
-        often = found["token_labels"][kept].double().mean() > 0.5
-        out["token"] = torch.full_like(found["token"], int(whole or often))
-    return out
+def _constant(rows: dict[str, Tensor], whole: bool) -> dict[str, Tensor]:
+    """The truths of ``rows`` with the same prediction for every row."""
+    constant, count = dict(rows), len(rows["fake"])
+    fake = whole or rows["fake"].double().mean() > 0.5
+    constant["real_fake"] = torch.tensor([0.0, 1.0] if fake else [1.0, 0.0]).expand(count, 2)
+    kinds = torch.ones(4) if whole else (rows["labels"].double().mean(0) > 0.5).float()
+    constant["multi_label"] = (2 * kinds - 1).expand(count, 4)
+    if "box" in rows:
+        constant["box"] = torch.tensor([0.5, 0.5, 1.0, 1.0] if whole else [0.0] * 4).expand(count, 4)
+    if "token" in rows:
+        often = rows["token_labels"][rows["token_labels"] >= 0].double().mean() > 0.5
+        constant["token"] = torch.full_like(rows["token"], int(whole or often))
+    return constant
 
 
-def _defined(metrics: dict[str, float]) -> dict[str, float]:
-    """Without those that have no value (precision where nothing is predicted, a class that does not occur)."""
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
-
-
-def _pick(found: dict[str, Tensor], count: int) -> list[int]:
+def _pick(rows: dict[str, Tensor], count: int) -> list[int]:
     """Rows to draw, each kind of manipulation in turn, pristine ones last."""
-    labels = torch.cat([found["labels"], 1 - found["fake"][:, None]], dim=1)
-    of_kind = [found["index"][labels[:, kind] == 1].tolist() for kind in range(labels.shape[1])]
-    turns = [rows[turn] for turn in range(count) for rows in of_kind if turn < len(rows)]
+    labels = torch.cat([rows["labels"], 1 - rows["fake"][:, None]], dim=1)
+    of_kind = [rows["index"][labels[:, kind] == 1].tolist() for kind in range(labels.shape[1])]
+    turns = [picked[turn] for turn in range(count) for picked in of_kind if turn < len(picked)]
     return list(dict.fromkeys(turns))[:count]

@@ -1,4 +1,4 @@
-"""Training-free localisation: where is what a class name says (freeze-align; evaluation protocols, section 5.2)."""
+"""Training-free localisation of class names in images (freeze-align, arXiv 2409.19425)."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def localisation(
     image_size: int | None = None,
     batch_size: int = 32,
     limit: int | None = None,
-    pictured: int = 5,
+    examples: int = 5,
 ) -> SuiteResult:
-    """Intersection over union, in percent, of the patches that resemble the names of the classes in a picture.
+    """Intersection over union, in percent, of the patches that resemble the names of the classes in an image.
 
     Each projected patch is multiplied, as it is, with the normalised embedding of the bare name; the map is enlarged to
     ``size``, scaled to [0, 1] and cut at ``threshold``. Only classes that the mask holds are judged. Beside it: the same maps
     read with the name of a class that is not there (what the name adds to seeing that there is something), maps of noise, the
-    whole picture, and the box of its middle half by half.
+    whole image, and the box of its middle half by half.
 
     Args:
         root: Pascal VOC's layout, split val, see :class:`~datamodules.readers.voc.VocSegmentation`.
@@ -50,11 +50,11 @@ def localisation(
         classes_file: see there.
         threshold: of the scaled map.
         size: pixels per side at which masks are compared; the mask is resized to it by nearest neighbours.
-        image_size: pixels per side of the pictures, squashed to a square; None: as in training. More of them make a finer grid
+        image_size: pixels per side of the images, squashed to a square; None: as in training. More of them make a finer grid
             of patches; convolution nets and the hub's DINOv2 take any.
-        batch_size: pictures per forward pass.
-        limit: first pictures only.
-        pictured: how many pictures are drawn.
+        batch_size: images per forward pass.
+        limit: first images only.
+        examples: how many images are drawn.
 
     Left out with a note without ``root``, or for a head that has no projector of single patches.
     """
@@ -69,15 +69,15 @@ def localisation(
     names = F.normalize(split.encode_text(data.class_names), dim=-1)
     count = min(len(data), limit or len(data))
     meter, others = LocalisationMeter(threshold), {name: LocalisationMeter(threshold) for name in BASELINES}
-    # All of the picture, whatever its shape: a crop would lose what the mask still has.
+    # The whole image, whatever its shape: a crop would lose what the mask still has.
     preprocess = split.encoders.preprocess.resized(image_size, None, squash=True)
-    drawn = []
+    shown = []
     for i, (image, labels, patches) in enumerate(_patches(split, data, range(count), preprocess, size, batch_size)):
         maps = (patches @ names.T).permute(2, 0, 1)
         meter.add(maps, labels)
         _add_baselines(others, maps, labels, seed=i)
-        if len(drawn) < pictured and classes_in(labels):
-            drawn.append(_example(image, labels, maps, data.class_names, threshold))
+        if len(shown) < examples and classes_in(labels):
+            shown.append(_example(image, labels, maps, data.class_names, threshold))
     if not meter.images:
         raise UserError(f"none of the {count} masks of {data.root} holds a class: there is nothing to find.")
     hashes = {
@@ -86,25 +86,25 @@ def localisation(
         "split": stable_hash([data.split, data.names[:count]]),
         "preprocessing": stable_hash([preprocess.identity(), threshold, size]),
     }
-    notes = [] if count == len(data) else [f"localisation: the first {count} of {len(data)} pictures only."]
+    notes = [] if count == len(data) else [f"localisation: the first {count} of {len(data)} images only."]
     return SuiteResult(
         metrics=_named(meter),
         baselines={name: _named(other) for name, other in others.items()},
         hashes=hashes,
         notes=notes,
-        pictures={"localisation": partial(alignment.localisation, drawn)},
+        figures={"localisation": partial(alignment.localisation, shown)},
     )
 
 
 def _named(meter: LocalisationMeter) -> dict[str, float]:
-    found = meter.result()
-    return {"localisation/image_iou": found.per_image, "localisation/class_iou": found.per_class}
+    result = meter.result()
+    return {"localisation/image_iou": result.per_image, "localisation/class_iou": result.per_class}
 
 
 def _patches(
     split: EmbeddedSplit, data: VocSegmentation, rows: range, preprocess: ImagePreprocess, size: int, batch_size: int
 ) -> Iterator[tuple[Image.Image, Tensor, Tensor]]:
-    """Each picture, its labels (size, size) and its projected patches (h, w, E), on the CPU."""
+    """Each image, its labels (size, size) and its projected patches (h, w, E), on the CPU."""
     encoders = split.encoders
     for start in range(0, len(rows), batch_size):
         read = [data[i] for i in rows[start : start + batch_size]]
@@ -114,9 +114,9 @@ def _patches(
         prefix = max(encoders.vision.prefix, 1)
         patches = encoders.head.image_tokens(tokens)[:, prefix:].float().cpu()
         grid = _grid(patches.shape[1], preprocess.size)
-        for (image, labels), own in zip(read, patches, strict=True):
+        for (image, labels), tokens in zip(read, patches, strict=True):
             resized = Image.fromarray(labels).resize((size, size), Image.Resampling.NEAREST)
-            yield image, torch.from_numpy(np.array(resized)).long(), own.unflatten(0, grid)
+            yield image, torch.from_numpy(np.array(resized)).long(), tokens.unflatten(0, grid)
 
 
 def _grid(patches: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -149,15 +149,15 @@ def _add_baselines(meters: dict[str, LocalisationMeter], maps: Tensor, labels: T
 
 
 def _example(image: Image.Image, labels: Tensor, maps: Tensor, names: list[str], threshold: float) -> dict[str, Any]:
-    """What is drawn of one picture: its class with the largest area."""
+    """What is drawn of one image: its class with the largest area."""
     label = max(classes_in(labels), key=lambda c: int((labels == c).sum()))
-    found, wanted = outline(maps[label], labels.shape, threshold), labels == label
-    iou = 100 * int((found & wanted).sum()) / int((found | wanted).sum())
+    predicted, mask = outline(maps[label], labels.shape, threshold), labels == label
+    iou = 100 * int((predicted & mask).sum()) / int((predicted | mask).sum())
     return {
         "image": image,
         "name": names[label],
         "map": maps[label].numpy(),
-        "found": found.numpy(),
-        "wanted": wanted.numpy(),
+        "predicted": predicted.numpy(),
+        "label": mask.numpy(),
         "iou": iou,
     }

@@ -14,7 +14,7 @@ from models.io import stable_hash
 from models.metrics.retrieval import chance_recall_at, recall_at, retrieval_ranks
 
 NAMES, CAPTIONS = "test_image_names.txt", "test_1kcaptions_{}.txt"
-LAYOUT = f"""XTD10 is a folder with {NAMES}, a picture's file name per line (COCO's), and {CAPTIONS.format("<language>")},
+LAYOUT = f"""XTD10 is a folder with {NAMES}, an image's file name per line (COCO's), and {CAPTIONS.format("<language>")},
 one caption per line in the same order, for each language."""
 
 
@@ -29,7 +29,7 @@ def multilingual_retrieval(
 
     Args:
         root: XTD10's folder of lists.
-        images: folder of the pictures, or of ``train2014/`` and ``val2014/``.
+        images: folder of the images, or of ``train2014/`` and ``val2014/``.
         languages: as in the files' names (es, it, ko, ...); None: all that are there.
 
     Left out with a note without ``root``. Raises UserError for a missing file or lists of unequal length.
@@ -37,32 +37,34 @@ def multilingual_retrieval(
     if root is None or images is None:
         note = "multilingual retrieval left out: give XTD10, evaluation.multilingual.root=DIR and .images=DIR."
         return SuiteResult(notes=[note])
-    pictures = [_find(Path(images), name) for name in _lines(Path(root) / NAMES)]
+    files = [_find(Path(images), name) for name in _lines(Path(root) / NAMES)]
     captions = {language: _lines(Path(root) / CAPTIONS.format(language)) for language in languages or _languages(Path(root))}
-    for language, own in captions.items():
-        if len(own) != len(pictures):
+    for language, texts in captions.items():
+        if len(texts) != len(files):
             raise UserError(
-                f"{Path(root) / CAPTIONS.format(language)} has {len(own)} captions for {len(pictures)} pictures of {NAMES}."
+                f"{Path(root) / CAPTIONS.format(language)} has {len(texts)} captions for {len(files)} images of {NAMES}."
             )
-    image = split.encoders.embed_images(each_image(pictures))
+    image = split.encoders.embed_images(each_image(files))
     metrics: dict[str, float] = {}
-    owner = torch.arange(len(pictures))
-    for language, own in captions.items():
-        for name, ranks in zip(("i2t", "t2i"), retrieval_ranks(image, split.encode_text(own), owner), strict=True):
+    owner = torch.arange(len(files))
+    for language, texts in captions.items():
+        for name, ranks in zip(("i2t", "t2i"), retrieval_ranks(image, split.encode_text(texts), owner), strict=True):
             metrics |= {f"multilingual/{language}/{name}_recall@{k}": recall_at(ranks, k) for k in ks}
     for name in (f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in ks):
-        metrics[f"multilingual/average/{name}"] = sum(metrics[f"multilingual/{own}/{name}"] for own in captions) / len(captions)
-    chance = {name: chance_recall_at(int(name.rpartition("@")[2]), len(pictures), 1) for name in metrics}
-    hashes = {**split.hashes, "split": stable_hash([[path.name for path in pictures], captions]), "prompts": stable_hash("{}")}
+        metrics[f"multilingual/average/{name}"] = sum(
+            metrics[f"multilingual/{language}/{name}"] for language in captions
+        ) / len(captions)
+    chance = {name: chance_recall_at(int(name.rpartition("@")[2]), len(files), 1) for name in metrics}
+    hashes = {**split.hashes, "split": stable_hash([[path.name for path in files], captions]), "prompts": stable_hash("{}")}
     return SuiteResult(metrics, {"chance": chance}, hashes)
 
 
 def _languages(root: Path) -> list[str]:
     before, after = CAPTIONS.split("{}")
-    found = sorted(path.name.removeprefix(before).removesuffix(after) for path in root.glob(CAPTIONS.format("*")))
-    if not found:
+    languages = sorted(path.name.removeprefix(before).removesuffix(after) for path in root.glob(CAPTIONS.format("*")))
+    if not languages:
         raise UserError(f"{root} holds no {CAPTIONS.format('<language>')}. {LAYOUT}")
-    return found
+    return languages
 
 
 def _lines(path: Path) -> list[str]:

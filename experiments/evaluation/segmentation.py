@@ -1,4 +1,4 @@
-"""Open-vocabulary segmentation without training: aligned DINOv2 patches over a sliding window (SAIL, protocol 5.1)."""
+"""Open-vocabulary segmentation without training: aligned DINOv2 patches over a sliding window (SAIL, arXiv 2412.04616)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 from transformers import Dinov2Model
 
 from datamodules.readers import benchmarks
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.evaluation.zero_shot import fill, read_templates
-from models.encoders.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from models.batch import VOID_LABEL
 from models.io import stable_hash
-from models.metrics.classification import class_vectors
-from models.metrics.segmentation import intersections_and_unions, mean_iou
+from models.metrics.classification import class_vectors, confusion_matrix
+from models.metrics.segmentation import mean_iou
 from models.sail.segmentation import SegmentationEncoder, predict_classes, sliding_window_logits
 
 VOC20_CLASSES = str(Path(__file__).parent / "prompts" / "voc20.txt")
@@ -77,15 +78,15 @@ def segmentation(
     temperature = log_scale if log_scale_temperature else log_scale.exp()
     classes, mean_std = (
         int(query_class.max()) + 1,
-        (CLIP_MEAN, CLIP_STD) if statistics == "clip" else (IMAGENET_MEAN, IMAGENET_STD),
+        (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD) if statistics == "clip" else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     )
-    counts = torch.zeros(2, classes, dtype=torch.int64)
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
     for image_file, label_file in files:
         labels = torch.from_numpy(benchmarks.read_label_map(label_file, layout))
         pixels = prepare(benchmarks.open_image(image_file), short_side, *mean_std).to(device, vision.dtype)
         logits = sliding_window_logits(encoder, split.encoders.head, pixels, queries, crop, stride, tuple(labels.shape))
         predicted = predict_classes(temperature * logits.float(), query_class, threshold)[0].cpu()
-        counts += intersections_and_unions(predicted, labels, classes)
+        counts += confusion_matrix(predicted, labels, classes, VOID_LABEL)
     mean, _ = mean_iou(counts)
     settings = {
         "short_side": short_side, "crop": crop, "stride": stride, "statistics": statistics,
@@ -102,7 +103,7 @@ def segmentation(
 
 
 def prepare(image: Image.Image, short_side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """A picture to (1, 3, H, W): its shorter side ``short_side`` pixels, the longer at most 2048, bilinear, normalised."""
+    """An image to (1, 3, H, W): its shorter side ``short_side`` pixels, the longer at most 2048, bilinear, normalised."""
     width, height = image.size
     factor = min(short_side / min(width, height), LONGEST / max(width, height))
     size = (int(height * factor + 0.5), int(width * factor + 0.5))

@@ -1,5 +1,5 @@
-"""STRUCTURE's own evaluations: retrieval among rows that repeat their image, and what the maps keep of the frozen
-neighbourhoods (arXiv 2506.16895; specification, section 6)."""
+"""The evaluations of STRUCTURE (arXiv 2506.16895): retrieval among rows that repeat their image, and neighbourhoods of the
+frozen features that the maps keep."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def row_retrieval(split: EmbeddedSplit, ks: Sequence[int] = (1, 5, 10)) -> Suite
     An image with five captions stands among the candidates five times, so that text-to-image R@5 behaves like R@1 of the
     suite ``retrieval``, which counts every image once.
     """
-    found = grouped_retrieval(split.image[split.owner], split.text, split.owner, ks)
+    by_rows = grouped_retrieval(split.image[split.owner], split.text, split.owner, ks)
     right, rows = torch.bincount(split.owner)[split.owner], len(split.owner)
     metrics: dict[str, float] = {}
     chance: dict[str, float] = {}
-    for key, value in found.items():
+    for key, value in by_rows.items():
         direction, _, measure = key.partition(".")
         kind, _, k = measure.partition("@")
         name = f"row_retrieval/{direction}_{_NAMES[kind]}@{k}"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
+from PIL import Image
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.figures import canvas
-from models.encoders.preprocess import CLIP_MEAN, CLIP_STD
 from models.errors import UserError
 from models.io import stable_hash
 from models.metrics.classification import (
@@ -25,6 +27,8 @@ from models.metrics.classification import (
     zero_shot_logits,
 )
 
+Statistics = Literal["own", "clip"]  # of pixels: those of training, or CLIP's
+
 
 def zero_shot(
     split: EmbeddedSplit,
@@ -35,7 +39,7 @@ def zero_shot(
     descriptions_order: Literal["names", "file"] = "names",
     descriptions_pad_to: int = 0,
     descriptions_normalise: bool = True,
-    statistics: Literal["own", "clip"] = "own",
+    statistics: Statistics = "own",
 ) -> SuiteResult:
     """Top-1, top-5 and balanced accuracy and macro F1 in percent; skipped with a note where the data has no classes.
 
@@ -51,7 +55,7 @@ def zero_shot(
             a class's first prompt counts up to 17 times.
         descriptions_normalise: normalise class vectors again after averaging the prompts. Official: False, so that classes
             whose prompts agree have longer vectors, and are preferred.
-        statistics: of the pixels. Official (freeze-align): 'clip', although the backbone is DINOv2; the pictures are then
+        statistics: of the pixels. Official (freeze-align): 'clip', although the backbone is DINOv2; the images are then
             encoded anew. 'own' are those of training.
     """
     labelled = split.labels is not None and bool((split.labels >= 0).any())
@@ -61,9 +65,10 @@ def zero_shot(
         note = "zero-shot classification left out: the data has no classes (classes.txt and a label in KEY.json)."
         return SuiteResult(notes=[note])
     names, result = split.class_names, SuiteResult(hashes=dict(split.hashes))
-    if statistics == "clip":
-        split = _with_statistics(split, CLIP_MEAN, CLIP_STD)
-        result.hashes["preprocessing"] = stable_hash([split.hashes.get("preprocessing"), statistics])
+    if statistics != "own":
+        images = (split.load_image(row) for row in range(len(split.image)))
+        split = replace(split, image=embed_images(split, images, statistics))
+        result.hashes["preprocessing"] = preprocessing_hash(split, statistics)
     prompts = {key: [fill(chosen, [name]) for name in names] for key, chosen in sets.items()}
     rules = dict.fromkeys(prompts, class_vectors_of)
     if descriptions_file is not None:
@@ -77,12 +82,17 @@ def zero_shot(
     return result
 
 
-def _with_statistics(split: EmbeddedSplit, mean: tuple[float, ...], std: tuple[float, ...]) -> EmbeddedSplit:
-    """The split with its images encoded anew, their pixels normalised by ``mean`` and ``std``."""
+def embed_images(split: EmbeddedSplit, images: Iterable[Image.Image], statistics: Statistics) -> Tensor:
+    """Embeddings (N, D) of images whose pixels are normalised by the statistics of training, or by CLIP's."""
     encoders = split.encoders
-    pictures_of_split = (split.load_image(row) for row in range(len(split.image)))
-    image = encoders.embed_images(pictures_of_split, preprocess=replace(encoders.preprocess, mean=mean, std=std))
-    return replace(split, image=image)
+    clip = replace(encoders.preprocess, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD) if statistics == "clip" else None
+    return encoders.embed_images(images, preprocess=clip)
+
+
+def preprocessing_hash(split: EmbeddedSplit, statistics: Statistics) -> str | None:
+    """The hash of a split's preprocessing, with other pixel statistics if such are taken."""
+    trained = split.hashes.get("preprocessing")
+    return trained if statistics == "own" else stable_hash([trained, statistics])
 
 
 def _judge(split: EmbeddedSplit, key: str, classes: Tensor, result: SuiteResult) -> None:
@@ -93,10 +103,20 @@ def _judge(split: EmbeddedSplit, key: str, classes: Tensor, result: SuiteResult)
     result.metrics |= {f"{key}/top{k}": top_k_accuracy(logits, labels, k) for k in ks}
     result.metrics[f"{key}/balanced"] = balanced_accuracy(predicted, labels, len(names))
     result.metrics[f"{key}/macro_f1"] = macro_f1(predicted, labels, len(names))
+    result.baselines.setdefault("most frequent class", {}).update(_most_frequent(key, labels, names, ks))
     chance = result.baselines.setdefault("chance", {})
     chance |= {f"{key}/top{k}": 100 * k / len(names) for k in ks} | {f"{key}/balanced": 100 / len(names)}
-    picture = "confusion" + key.removeprefix("zeroshot")
-    result.pictures[picture] = partial(canvas.confusion, confusion_matrix(predicted, labels, len(names)), names)
+    figure = "confusion" + key.removeprefix("zeroshot")
+    result.figures[figure] = partial(canvas.confusion, confusion_matrix(predicted, labels, len(names)), names)
+
+
+def _most_frequent(key: str, labels: Tensor, names: Sequence[str], ks: Sequence[int]) -> dict[str, float]:
+    """What naming the most frequent classes of the split every time reaches: the same ranking of classes for all images."""
+    counts = torch.bincount(labels, minlength=len(names))
+    logits, predicted = counts.double().expand(len(labels), -1), counts.argmax().expand(len(labels))
+    metrics = {f"{key}/top{k}": top_k_accuracy(logits, labels, k) for k in ks}
+    metrics[f"{key}/balanced"] = balanced_accuracy(predicted, labels, len(names))
+    return metrics | {f"{key}/macro_f1": macro_f1(predicted, labels, len(names))}
 
 
 def class_vectors_of(split: EmbeddedSplit, prompts: list[list[str]], pad_to: int = 0, normalise: bool = True) -> Tensor:

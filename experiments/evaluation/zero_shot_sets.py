@@ -1,10 +1,9 @@
-"""Zero-shot classification on data sets beside the recipe's own, such as ImageNet (evaluation protocols, section 1.3)."""
+"""Zero-shot classification on data sets other than the recipe's, such as ImageNet."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from datamodules.readers.annotations import AnnotatedImages
 from datamodules.readers.base import BadSample
 from datamodules.readers.formats import class_folders
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
+from experiments.evaluation.zero_shot import Statistics, embed_images, preprocessing_hash
 from models.errors import UserError
 from models.io import stable_hash
 
@@ -24,43 +24,46 @@ def zero_shot_sets(
     judge: Callable[..., SuiteResult],
     sets: Mapping[str, Mapping[str, str | None]] | None = None,
     prompts_file: str | None = None,
+    statistics: Statistics = "own",
 ) -> SuiteResult:
-    """What ``judge`` finds on each of ``sets``, as ``zeroshot_sets/<name>/...``, and the mean over the sets.
+    """What ``judge`` gives on each of ``sets``, as ``zeroshot_sets/<name>/...``, and the mean over the sets.
 
     Args:
         judge: :func:`~experiments.evaluation.zero_shot.zero_shot` with its prompts and rules.
         sets: name -> ``images``, a folder of images for each class (see
             :func:`~datamodules.readers.formats.class_folders`), and ``descriptions``, a JSON of prompts for each class or null.
         prompts_file: JSON of set -> ``classes``, its names in the order of its folders, and ``templates`` with ``{}``
-            (STRUCTURE's form, for CLIP's public lists); None: the names of the folders and ``judge``'s own templates.
+            (STRUCTURE's form, for CLIP's public lists); None: the names of the folders and the templates of ``judge``.
+        statistics: of the pixels, see :func:`~experiments.evaluation.zero_shot.zero_shot`.
 
-    Left out with a note without ``sets``. Raises UserError for a picture that cannot be read: a benchmark with holes would
-    give a figure of something else.
+    Left out with a note without ``sets``. Raises UserError for an image that cannot be read: skipping images would change
+    the benchmark.
     """
     if not sets:
         return SuiteResult(notes=["zero-shot sets left out: evaluation.zero_shot_sets.sets names none."])
     prompts = None if prompts_file is None else _read_prompts(prompts_file)
-    result, found = SuiteResult(), {}
-    for name, given in sets.items():
-        if unknown := given.keys() - {"images", "descriptions"}:
+    result, by_set = SuiteResult(), {}
+    for name, paths in sets.items():
+        if unknown := paths.keys() - {"images", "descriptions"}:
             raise UserError(
                 f"evaluation.zero_shot_sets.sets.{name}: unknown {sorted(unknown)}; it takes images and descriptions."
             )
-        if not given.get("images"):
+        if not paths.get("images"):
             raise UserError(f"evaluation.zero_shot_sets.sets.{name}: give its folder of images.")
-        data = class_folders(given["images"])
-        own = {} if prompts is None else _own_prompts(prompts, prompts_file, name, data)
-        names = own.pop("classes", data.class_names)
-        one = judge(_as_split(split, data, judge, names), descriptions_file=given.get("descriptions"), **own)
-        found[name] = {_short(key): value for key, value in one.metrics.items()}
-        result.metrics |= {f"zeroshot_sets/{name}/{key}": value for key, value in found[name].items()}
+        data = class_folders(paths["images"])
+        options = {} if prompts is None else _prompts_of(prompts, prompts_file, name, data)
+        subject = _as_split(split, data, options.pop("classes", data.class_names), statistics)
+        # The images are encoded with these statistics already.
+        one = judge(subject, descriptions_file=paths.get("descriptions"), statistics="own", **options)
+        by_set[name] = {_short(key): value for key, value in one.metrics.items()}
+        result.metrics |= {f"zeroshot_sets/{name}/{key}": value for key, value in by_set[name].items()}
         for column, values in one.baselines.items():
             into = result.baselines.setdefault(column, {})
             into |= {f"zeroshot_sets/{name}/{_short(key)}": value for key, value in values.items()}
         result.hashes[name] = stable_hash(one.hashes)
-    shared = set.intersection(*(set(values) for values in found.values()))
+    shared = set.intersection(*(set(values) for values in by_set.values()))
     result.metrics |= {
-        f"zeroshot_sets/average/{key}": sum(values[key] for values in found.values()) / len(found) for key in sorted(shared)
+        f"zeroshot_sets/average/{key}": sum(values[key] for values in by_set.values()) / len(by_set) for key in sorted(shared)
     }
     return result
 
@@ -80,7 +83,7 @@ def _read_prompts(file: str) -> Mapping[str, Any]:
     return content
 
 
-def _own_prompts(prompts: Mapping[str, Any], file: str, name: str, data: AnnotatedImages) -> dict[str, list[str]]:
+def _prompts_of(prompts: Mapping[str, Any], file: str, name: str, data: AnnotatedImages) -> dict[str, list[str]]:
     """``classes`` and ``templates`` of a set."""
     entry = prompts.get(name)
     if not isinstance(entry, dict) or not all(
@@ -95,18 +98,14 @@ def _own_prompts(prompts: Mapping[str, Any], file: str, name: str, data: Annotat
     return {"classes": entry["classes"], "templates": entry["templates"], "templates_file": None}
 
 
-def _as_split(split: EmbeddedSplit, data: AnnotatedImages, judge: Callable, names: list[str]) -> EmbeddedSplit:
-
+def _as_split(split: EmbeddedSplit, data: AnnotatedImages, names: list[str], statistics: Statistics) -> EmbeddedSplit:
     def load(row: int) -> Image.Image:
         try:
             return data.image(row)
         except BadSample as error:
             raise UserError(f"{data.folder / data.key(row)} cannot be read as an image ({error}).") from error
 
-    if isinstance(judge, partial) and judge.keywords.get("statistics", "own") != "own":
-        image = torch.empty(len(data), 0)  # the suite will encode them itself, with other pixel statistics
-    else:
-        image = split.encoders.embed_images(load(row) for row in range(len(data)))
+    image = embed_images(split, (load(row) for row in range(len(data))), statistics)
     none = torch.empty(0)
     return EmbeddedSplit(
         image=image,
@@ -117,6 +116,6 @@ def _as_split(split: EmbeddedSplit, data: AnnotatedImages, judge: Callable, name
         load_image=load,
         labels=torch.from_numpy(data.labels),
         class_names=names,
-        hashes={**split.hashes, "split": data.fingerprint},
+        hashes={**split.hashes, "split": data.fingerprint, "preprocessing": preprocessing_hash(split, statistics)},
         load_encoders=split.load_encoders,
     )

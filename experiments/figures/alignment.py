@@ -1,4 +1,4 @@
-"""Pictures of assessments: heat-maps over encoders and over layers."""
+"""Figures of projector alignment: heat-maps over encoders and over layers, and localisation."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.figures.canvas import RIGHT, _pyplot, _save
+from experiments.figures.canvas import RIGHT, figure, frame, save
 
 
 def encoder_pairs(table: Sequence[dict], vision: Sequence[str], text: Sequence[str], scores: Sequence[str], path: Path) -> Path:
     """One heat-map per score over all pairs of encoders, each at its best layers."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(
-        1, len(scores), figsize=(max(2.6, 1.1 * len(text)) * len(scores), 1.2 + 0.7 * len(vision)), squeeze=False
-    )
+    drawing, axes = figure(1, len(scores), figsize=(max(2.6, 1.1 * len(text)) * len(scores), 1.2 + 0.7 * len(vision)))
     best = {(row["vision"], row["text"]): row["best"] for row in table}
     for axis, name in zip(axes[0], scores, strict=True):
         grid = np.array([[best[v, t][name] for t in text] for v in vision])
@@ -26,20 +23,19 @@ def encoder_pairs(table: Sequence[dict], vision: Sequence[str], text: Sequence[s
             axis.text(
                 j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value < grid.mean() else "black"
             )
-    return _save(plt, figure, path)
+    return save(drawing, path)
 
 
 def layer_pairs(row: dict, scores: Sequence[str], path: Path) -> Path:
     """One heat-map per score over all pairs of layers of two encoders; the chosen pair is framed."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, len(scores), figsize=(3.8 * len(scores), 3.4), squeeze=False, layout="constrained")
+    drawing, axes = figure(1, len(scores), figsize=(3.8 * len(scores), 3.4), layout="constrained")
     for axis, name in zip(axes[0], scores, strict=True):
         image = _heat(axis, np.array(row["scores"][name]), name)
         i, j = row["layers"]
-        axis.add_patch(plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, color=RIGHT, linewidth=2.5))
+        frame(axis, j - 0.5, i - 0.5, 1, 1, color=RIGHT, linewidth=2.5)
         axis.set(xlabel=f"layer of {row['text']}", ylabel=f"layer of {row['vision']}")
-        figure.colorbar(image, ax=axis, shrink=0.7)
-    return _save(plt, figure, path)
+        drawing.colorbar(image, ax=axis, shrink=0.7)
+    return save(drawing, path)
 
 
 def _heat(axis, grid: np.ndarray, title: str):
@@ -48,27 +44,27 @@ def _heat(axis, grid: np.ndarray, title: str):
 
 
 def localisation(examples: Sequence[dict], path: Path) -> Path:
-    """One row per example: the picture, the map of its patches for the class name, what was cut out, and the truth.
+    """One row per example: the image, the map of its patches for the class name, the predicted mask, and the truth.
 
     Args:
-        examples: each with ``image`` (PIL), ``name``, ``map`` (h, w), ``found`` and ``wanted`` (H, W) bool, ``iou`` in percent.
+        examples: each with ``image`` (PIL), ``name``, ``map`` (h, w), ``predicted`` and ``label`` (H, W) bool, and ``iou`` in
+            percent.
     """
-    plt = _pyplot()
-    figure, axes = plt.subplots(len(examples), 4, figsize=(8.4, 2.2 * len(examples)), squeeze=False, layout="constrained")
+    drawing, axes = figure(len(examples), 4, figsize=(8.4, 2.2 * len(examples)), layout="constrained")
     for row, example in zip(axes, examples, strict=True):
-        height, width = example["wanted"].shape
-        picture = np.asarray(example["image"].resize((width, height)))
+        height, width = example["label"].shape
+        pixels = np.asarray(example["image"].resize((width, height)))
         extent = (0, width, height, 0)
-        row[0].imshow(picture)
-        row[1].imshow(picture)
+        row[0].imshow(pixels)
+        row[1].imshow(pixels)
         row[1].imshow(example["map"], cmap="inferno", alpha=0.65, interpolation="bilinear", extent=extent)
-        for axis, mask in zip(row[2:], (example["found"], example["wanted"]), strict=True):
-            axis.imshow(np.where(mask[..., None], picture, picture // 5 + 180))
+        for axis, mask in zip(row[2:], (example["predicted"], example["label"]), strict=True):
+            axis.imshow(np.where(mask[..., None], pixels, pixels // 5 + 180))
         row[0].set_ylabel(example["name"])
         row[2].set_xlabel(f"IoU {example['iou']:.0f}")
         for axis in row:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-    for axis, title in zip(axes[0], ("picture", "patches and name", "found", "truth"), strict=True):
+    for axis, title in zip(axes[0], ("image", "patches and name", "predicted", "truth"), strict=True):
         axis.set_title(title)
-    return _save(plt, figure, path)
+    return save(drawing, path)

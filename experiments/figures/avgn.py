@@ -1,4 +1,4 @@
-"""Pictures of a glance network: accuracy against compute, and which moments and places of a video it looked at."""
+"""Figures of a glance network: accuracy against compute, and which moments and places of a video it looked at."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from experiments.figures.canvas import RIGHT, _pyplot, _save
+from experiments.figures.canvas import RIGHT, empty_figure, figure, frame, save
 
 
 class Example(NamedTuple):
@@ -28,8 +27,7 @@ class Example(NamedTuple):
 
 def curves(series: Mapping[str, Sequence], own: tuple, metric: str, path: Path) -> Path:
     """One line per way of spending compute, ``own`` (name, GFLOPs, accuracy) marked."""
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(6.4, 4.2))
+    drawing, ((axis,),) = figure(figsize=(6.4, 4.2))
     for name, points in series.items():
         points = sorted(points, key=lambda point: point[1])
         axis.plot([p[1] for p in points], [p[2] for p in points], marker=".", linewidth=1.4, label=name)
@@ -41,15 +39,14 @@ def curves(series: Mapping[str, Sequence], own: tuple, metric: str, path: Path) 
     axis.set(xlabel="multiply-adds per video (G), counted", ylabel=f"{metric} (%)", xscale="log")
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=7)
-    return _save(plt, figure, path)
+    return save(drawing, path)
 
 
 def glances(examples: Sequence[Example], path: Path) -> Path:
     """Per video: its timeline with loudness, saliency and the chosen moments, then the chosen frames with their patches."""
-    plt = _pyplot()
     columns = max(len(example.chosen) for example in examples)
-    figure = plt.figure(figsize=(max(1.5 * columns, 6), 3.2 * len(examples)), layout="constrained")
-    for part, example in zip(np.atleast_1d(figure.subfigures(len(examples), 1)), examples, strict=True):
+    drawing = empty_figure(figsize=(max(1.5 * columns, 6), 3.2 * len(examples)), layout="constrained")
+    for part, example in zip(np.atleast_1d(drawing.subfigures(len(examples), 1)), examples, strict=True):
         grid = part.add_gridspec(2, columns, height_ratios=[1, 1.3])
         line = part.add_subplot(grid[0, :])
         time = np.arange(len(example.energy))
@@ -63,9 +60,7 @@ def glances(examples: Sequence[Example], path: Path) -> Path:
             axis = part.add_subplot(grid[1, spot])
             axis.imshow(example.frames[spot])
             row, column = example.corners[spot]
-            box = Rectangle((column - 0.5, row - 0.5), example.patch_size, example.patch_size)
-            box.set(fill=False, edgecolor=RIGHT, linewidth=2)
-            axis.add_patch(box)
+            frame(axis, column - 0.5, row - 0.5, example.patch_size, example.patch_size, edgecolor=RIGHT, linewidth=2)
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(f"snippet {example.chosen[spot]}", fontsize=7)
-    return _save(plt, figure, path)
+    return save(drawing, path)

@@ -1,4 +1,4 @@
-"""Pictures of bird's-eye occupancy: what camera and ultrasonic sensors give, what was predicted, what is there."""
+"""Figures of bird's-eye occupancy: what camera and ultrasonic sensors give, what was predicted, what is there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from experiments.figures.canvas import _pyplot, _save
+from experiments.figures.canvas import figure, save
 
 COLOURS = np.full((256, 3), 150, np.uint8)  # of classes; unknown is grey
 COLOURS[:4] = [(24, 26, 34), (235, 110, 40), (240, 220, 70), (90, 160, 240)]
@@ -29,11 +29,11 @@ def panels(image: np.ndarray, echoes: np.ndarray | None, predicted: np.ndarray, 
     heard = np.zeros_like(label, np.float32) if echoes is None else echoes
     views = ((np.asarray(image) * 255).astype(np.uint8), _heat(heard), COLOURS[predicted], COLOURS[label])
     for number, (title, view) in enumerate(zip(TITLES, views, strict=True)):
-        picture = Image.fromarray(np.ascontiguousarray(view))
-        scale = PANEL / max(picture.size)
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.NEAREST)
+        panel = Image.fromarray(np.ascontiguousarray(view))
+        scale = PANEL / max(panel.size)
+        panel = panel.resize((round(panel.width * scale), round(panel.height * scale)), Image.NEAREST)
         left = GAP + number * (PANEL + GAP)
-        canvas.paste(picture, (left, HEADING + (PANEL - picture.height) // 2))
+        canvas.paste(panel, (left, HEADING + (PANEL - panel.height) // 2))
         draw.text((left, 5), title, fill=(60, 60, 60))
     return np.asarray(canvas)
 
@@ -52,14 +52,13 @@ def samples(examples: Sequence[Mapping], path: Path) -> Path:
 
 def bars(values: Mapping[str, float], path: Path) -> Path:
     """IoU by light, distance and fault."""
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(7, 0.28 * len(values) + 1))
+    drawing, ((axis,),) = figure(figsize=(7, 0.28 * len(values) + 1))
     names = list(values)[::-1]
     axis.barh(names, [values[name] for name in names], color=["#c06030" if "robust" in name else "#4070a0" for name in names])
     for place, name in enumerate(names):
         axis.text(values[name] + 0.5, place, f"{values[name]:.1f}", va="center", fontsize=7)
     axis.set(xlabel="IoU of what is not free, percent", xlim=(0, max(100 * 0.2, 1.15 * max(values.values()))))
-    return _save(plt, figure, path)
+    return save(drawing, path)
 
 
 def grid_of_scores(lights: Sequence[str], bands: Sequence[str], scores: Mapping[str, np.ndarray], path: Path) -> Path:
@@ -68,8 +67,7 @@ def grid_of_scores(lights: Sequence[str], bands: Sequence[str], scores: Mapping[
     Args:
         scores: by name (lights, bands), NaN for none.
     """
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, len(scores), figsize=(2.7 * len(scores), 0.5 * len(lights) + 1.2), squeeze=False)
+    drawing, axes = figure(1, len(scores), figsize=(2.7 * len(scores), 0.5 * len(lights) + 1.2))
     for axis, (name, values) in zip(axes[0], scores.items(), strict=True):
         axis.imshow(np.nan_to_num(values), vmin=0, vmax=100, cmap="Blues", aspect="auto")
         for (i, j), value in np.ndenumerate(values):
@@ -78,12 +76,12 @@ def grid_of_scores(lights: Sequence[str], bands: Sequence[str], scores: Mapping[
         axis.set_title(name, fontsize=9)
         axis.set_xticks(range(len(bands)), [band.replace("_", " ") for band in bands], fontsize=7, rotation=20)
         axis.set_yticks(range(len(lights)), lights if axis is axes[0, 0] else [""] * len(lights), fontsize=8)
-    return _save(plt, figure, path)
+    return save(drawing, path)
 
 
 def robustness(sound: float, faults: Mapping[str, float], path: Path) -> Path:
     """IoU over how wrong something is, a curve from ``sound`` (nothing wrong) on for each ``<what>_<how much>_<unit>``, a panel
-    for each unit; what has no strength (a black picture, a dead sensor) as level lines."""
+    for each unit; what has no strength (a black image, a dead sensor) as level lines."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     levels: dict[str, float] = {}
     for name, value in faults.items():
@@ -93,9 +91,8 @@ def robustness(sound: float, faults: Mapping[str, float], path: Path) -> Path:
                 curves.setdefault(unit, {}).setdefault(what, [(0.0, sound)]).append((float(amount), value))
             case _:
                 levels[name.replace("_", " ")] = value
-    plt = _pyplot()
     panels_ = max(len(curves), 1)
-    figure, axes = plt.subplots(1, panels_, figsize=(3.2 * panels_, 2.8), sharey=True, squeeze=False)
+    drawing, axes = figure(1, panels_, figsize=(3.2 * panels_, 2.8), sharey=True)
     for axis, (unit, by_what) in zip(axes[0], curves.items(), strict=False):
         for what, points in by_what.items():
             axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=what)
@@ -106,7 +103,7 @@ def robustness(sound: float, faults: Mapping[str, float], path: Path) -> Path:
         axis.legend(fontsize=6)
         axis.set_ylim(bottom=0)
     axes[0, 0].set_ylabel("IoU of what is not free, percent")
-    return _save(plt, figure, path)
+    return save(drawing, path)
 
 
 def _heat(values: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""Pictures of a run as PNG files: what was learnt and what the model sees. matplotlib is imported when first needed."""
+"""Figures as PNG files: helpers for all of them, and those of every run. matplotlib is imported when first needed."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +14,30 @@ from torch import Tensor
 RIGHT = "#1a9641"  # the colour of what was to be found
 
 
-def _pyplot():
+def figure(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """A new figure and its axes, (rows, columns); ``options`` as matplotlib's ``subplots``."""
+    return _pyplot().subplots(rows, columns, squeeze=False, **options)
+
+
+def empty_figure(**options: Any) -> Any:
+    """A new figure without axes; ``options`` as matplotlib's ``figure``."""
+    return _pyplot().figure(**options)
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG, its folder too, and free it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    _pyplot().close(figure)
+    return path
+
+
+def frame(axis: Any, left: float, top: float, width: float, height: float, **style: Any) -> None:
+    """Draw the outline of a box, in the axis's units."""
+    axis.add_patch(_pyplot().Rectangle((left, top), width, height, fill=False, **style))
+
+
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -36,8 +60,7 @@ def loss_curves(series: dict[str, tuple[list[int], list[float]]], path: Path) ->
     panels = [(title, names) for title, names in panels if names]
     if not panels:
         return None
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.6), squeeze=False)
+    drawing, axes = figure(1, len(panels), figsize=(5.2 * len(panels), 3.6))
     for axis, (title, names) in zip(axes[0], panels, strict=True):
         for name in names:
             steps, values = series[name]
@@ -47,17 +70,16 @@ def loss_curves(series: dict[str, tuple[list[int], list[float]]], path: Path) ->
         axis.set(xlabel="optimiser step", title=title)
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _save(plt, figure, path)
+    return save(drawing, path)
 
 
 def confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> Path:
     """Share of each true class (rows) that was taken for each class (columns); names are left out above 120 classes."""
-    plt = _pyplot()
     counts = matrix.double().numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     classes = len(class_names)
     side = max(4.0, min(0.13 * classes + 2, 14))
-    figure, axis = plt.subplots(figsize=(side, side))
+    drawing, ((axis,),) = figure(figsize=(side, side))
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axis.plot([-0.5, classes - 0.5], [-0.5, classes - 0.5], color=RIGHT, linewidth=0.8, alpha=0.6)
     if classes <= 120:
@@ -70,8 +92,8 @@ def confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> Path:
         axis.tick_params(length=0, which="both")
     top1 = 100 * counts.trace() / max(counts.sum(), 1)
     axis.set(xlabel="predicted", ylabel="true", title=f"zero-shot confusion, share of the true class (top-1 {top1:.1f} %)")
-    figure.colorbar(image, shrink=0.6, pad=0.02)
-    return _save(plt, figure, path)
+    drawing.colorbar(image, shrink=0.6, pad=0.02)
+    return save(drawing, path)
 
 
 def retrieved_images(examples: Sequence[dict], load_image: Callable[[int], Image.Image], path: Path) -> Path:
@@ -79,11 +101,10 @@ def retrieved_images(examples: Sequence[dict], load_image: Callable[[int], Image
 
     Args:
         examples: {'caption', 'right': image row, 'images': rows, best first}.
-        load_image: image row to picture.
+        load_image: image row to PIL image.
     """
-    plt = _pyplot()
     columns = 1 + max(len(example["images"]) for example in examples)
-    figure, axes = plt.subplots(len(examples), columns, figsize=(1.6 * columns, 2.1 * len(examples)), squeeze=False)
+    drawing, axes = figure(len(examples), columns, figsize=(1.6 * columns, 2.1 * len(examples)))
     for axis_row, example in zip(axes, examples, strict=True):
         _show(axis_row[0], load_image(example["right"]), "its own image")
         for rank, axis in enumerate(axis_row[1:]):
@@ -94,7 +115,7 @@ def retrieved_images(examples: Sequence[dict], load_image: Callable[[int], Image
             _show(axis, load_image(row), str(rank + 1), framed=row == example["right"])
         width = 17 * columns  # characters that fit above the row
         axis_row[0].set_title(textwrap.fill(example["caption"], width), loc="left", fontsize=9)
-    return _save(plt, figure, path)
+    return save(drawing, path)
 
 
 def retrieved_captions(examples: Sequence[dict], load_image: Callable[[int], Image.Image], path: Path) -> Path:
@@ -102,12 +123,9 @@ def retrieved_captions(examples: Sequence[dict], load_image: Callable[[int], Ima
 
     Args:
         examples: {'image': image row, 'captions': best first, 'right': one bool for each of them}.
-        load_image: image row to picture.
+        load_image: image row to PIL image.
     """
-    plt = _pyplot()
-    figure, axes = plt.subplots(
-        len(examples), 2, figsize=(9, 1.9 * len(examples)), width_ratios=[1, 4.4], squeeze=False, layout="constrained"
-    )
+    drawing, axes = figure(len(examples), 2, figsize=(9, 1.9 * len(examples)), width_ratios=[1, 4.4], layout="constrained")
     for (left, right), example in zip(axes, examples, strict=True):
         _show(left, load_image(example["image"]))
         right.axis("off")
@@ -115,7 +133,7 @@ def retrieved_captions(examples: Sequence[dict], load_image: Callable[[int], Ima
             text = textwrap.shorten(f"{rank + 1}  {caption}", 110, placeholder=" …")
             style = {"color": RIGHT, "weight": "bold"} if good else {"color": "#333333"}
             right.text(0, 0.9 - 0.2 * rank, text, fontsize=8.5, va="center", transform=right.transAxes, **style)
-    return _save(plt, figure, path)
+    return save(drawing, path)
 
 
 def _show(axis, image: Image.Image, label: str = "", framed: bool = False) -> None:
@@ -125,10 +143,3 @@ def _show(axis, image: Image.Image, label: str = "", framed: bool = False) -> No
     axis.set_xlabel(label, fontsize=7, color=RIGHT if framed else "#777777", labelpad=3)
     for spine in axis.spines.values():
         spine.set(visible=framed, color=RIGHT, linewidth=4)
-
-
-def _save(plt, figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path

@@ -1,4 +1,4 @@
-"""Pictures of manipulated pairs: boxes on the image, suspicious words marked in the caption; the truth is green."""
+"""Figures of manipulated pairs: boxes on the image, suspicious words marked in the caption; the truth is green."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from experiments.figures.canvas import RIGHT, _pyplot, _save
+from experiments.figures.canvas import RIGHT, figure, frame, save
 from models.hammer.evaluation import KINDS
 
 if TYPE_CHECKING:
-    from experiments.prediction.manipulation import Finding
+    from experiments.prediction.hammer import Finding
 
-FOUND = "#d7191c"  # the colour of what the model points at
+PREDICTED = "#d7191c"  # the colour of what the model points at
 WORDS_PER_LINE = 9
 
 
@@ -28,39 +28,38 @@ class Truth(NamedTuple):
 
 
 def findings(examples: Sequence[tuple[Image.Image, Finding, Truth | None]], path: Path) -> Path:
-    """A row per pair: the image with the box found (red) and the true one (green, dashed), the verdict, and the caption with
-    the words found red and the true ones underlined in green."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(len(examples), 2, figsize=(9.5, 2.1 * len(examples)), width_ratios=[1, 3.6], squeeze=False)
-    for (left, right), (picture, found, truth) in zip(axes, examples, strict=True):
-        left.imshow(picture)
+    """A row per pair: the image with the predicted box (red) and the true one (green, dashed), the verdict, and the caption
+    with the predicted words red and the true ones underlined in green."""
+    drawing, axes = figure(len(examples), 2, figsize=(9.5, 2.1 * len(examples)), width_ratios=[1, 3.6])
+    for (left, right), (image, finding, truth) in zip(axes, examples, strict=True):
+        left.imshow(image)
         left.axis("off")
         right.axis("off")
         if truth is not None and len(truth.box) == 4:
-            _frame(plt, left, truth.box, RIGHT, "--")
-        if found.box is not None:
-            _frame(plt, left, found.box, FOUND, "-")
-        likely = [f"{kind} {100 * chance:.0f} %" for kind, chance in found.kinds.items() if chance >= 0.5]
-        verdict = f"manipulated {100 * found.manipulated:.0f} %   {', '.join(likely) or 'no kind above 50 %'}"
+            _frame(left, truth.box, RIGHT, "--")
+        if finding.box is not None:
+            _frame(left, finding.box, PREDICTED, "-")
+        likely = [f"{kind} {100 * chance:.0f} %" for kind, chance in finding.kinds.items() if chance >= 0.5]
+        verdict = f"manipulated {100 * finding.manipulated:.0f} %   {', '.join(likely) or 'no kind above 50 %'}"
         right.text(0, 0.95, verdict, fontsize=9.5, weight="bold", va="top", transform=right.transAxes)
         if truth is not None:
             right.text(0, 0.78, f"truth: {truth.kinds}", fontsize=9, color=RIGHT, va="top", transform=right.transAxes)
-        _caption(figure, right, found, truth)
-    return _save(plt, figure, path)
+        _caption(drawing, right, finding, truth)
+    return save(drawing, path)
 
 
-def _frame(plt, axis, box: Sequence[float], colour: str, style: str) -> None:
+def _frame(axis, box: Sequence[float], colour: str, style: str) -> None:
     x1, y1, x2, y2 = box
-    axis.add_patch(plt.Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, color=colour, lw=2, ls=style))
+    frame(axis, x1 - 0.5, y1 - 0.5, x2 - x1, y2 - y1, color=colour, lw=2, ls=style)
 
 
-def _caption(figure, axis, found: Finding, truth: Truth | None) -> None:
+def _caption(drawing, axis, finding: Finding, truth: Truth | None) -> None:
     """Word beside word, so that each can have its own colour."""
-    renderer = figure.canvas.get_renderer()
-    for start in range(0, len(found.words), WORDS_PER_LINE):
+    renderer = drawing.canvas.get_renderer()
+    for start in range(0, len(finding.words), WORDS_PER_LINE):
         x, y = 0.0, 0.55 - 0.2 * (start // WORDS_PER_LINE)
-        for number, (word, chance) in enumerate(found.words[start : start + WORDS_PER_LINE], start):
-            style = {"color": FOUND, "weight": "bold"} if chance >= 0.5 else {"color": "#333333"}
+        for number, (word, chance) in enumerate(finding.words[start : start + WORDS_PER_LINE], start):
+            style = {"color": PREDICTED, "weight": "bold"} if chance >= 0.5 else {"color": "#333333"}
             drawn = axis.text(x, y, word, fontsize=10, va="center", transform=axis.transAxes, **style)
             extent = drawn.get_window_extent(renderer).transformed(axis.transAxes.inverted())
             if truth is not None and number in truth.words:
@@ -74,11 +73,10 @@ def kinds(predicted: Tensor, true: Tensor, path: Path) -> Path:
     Args:
         predicted, true: (N, 4) bool.
     """
-    plt = _pyplot()
     rows = sorted({tuple(row) for row in true.tolist()}, key=lambda row: (sum(row), [not kind for kind in row]))
     names = ["+".join(name for name, has in zip(KINDS, row, strict=True) if has) or "pristine" for row in rows]
     shares = [predicted[(true == true.new_tensor(row)).all(dim=1)].double().mean(dim=0).tolist() for row in rows]
-    figure, axis = plt.subplots(figsize=(4.2, 0.42 * len(rows) + 1.2))
+    drawing, ((axis,),) = figure(figsize=(4.2, 0.42 * len(rows) + 1.2))
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for y, line in enumerate(shares):
         for x, share in enumerate(line):
@@ -86,8 +84,8 @@ def kinds(predicted: Tensor, true: Tensor, path: Path) -> Path:
     for y, row in enumerate(rows):
         for x, has in enumerate(row):
             if has:
-                axis.add_patch(plt.Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, fill=False, color=RIGHT, lw=2))
+                frame(axis, x - 0.47, y - 0.46, 0.94, 0.92, color=RIGHT, lw=2)
     axis.set_xticks(range(4), KINDS)
     axis.set_yticks(range(len(rows)), names)
     axis.set(xlabel="predicted, percent of the row", title="kinds of manipulation (true ones framed)")
-    return _save(plt, figure, path)
+    return save(drawing, path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -10,22 +12,27 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.overrides import key_of
+from experiments.run.ranks import is_main_process
 from models.errors import UserError
-from models.io import atomic_write, stable_hash
+from models.io import atomic_write, explained, recover, stable_hash
 
 log = logging.getLogger("run")
 
-# What may differ between two starts of the same run.
-VOLATILE = ("paths", "resume", "logger", "stages", "description", "compare", "pipeline", "predict")
+# What may differ between two starts of the same run: places, what is done with its results, and what changes its speed.
+VOLATILE = ("paths", "resume", "logger", "stages", "description", "compare", "pipeline", "predict", "threads", "optimize")
+VOLATILE_ANYWHERE = ("num_workers", "every_n_minutes", "log_every_n_steps", "profiler", "sweep_name")
 
 
 class Run:
@@ -37,7 +44,7 @@ class Run:
         self.memory: dict[str, Any] = {}  # what stages share within this process
         self.shared: dict[str, Any] = {}  # data and encoders, shared with the variants of this run
         self.stage = ""  # the one that is running
-        self.record: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.record: dict[str, Any] = read_record(folder) if self.path.is_file() else {}
 
     @property
     def notes(self) -> list[str]:
@@ -63,8 +70,11 @@ class Run:
         self.save()
 
     def set_status(self, status: str) -> None:
+        """Anything but 'running' is the end of the run in this process: others may take the directory."""
         self.record["status"] = status
         self.save()
+        if status != "running":
+            unlock(self.dir)
 
     def save(self) -> None:
         if is_main_process():
@@ -72,10 +82,68 @@ class Run:
                 temporary.write_text(json.dumps(self.record, indent=1))
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """The content of a run's ``run.json``. Raises UserError where it is damaged."""
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text())
+        if record["identity"] and record["created"] and record["status"] and isinstance(record["stages"], dict):
+            return record
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} is damaged. Remove the directory of this run, or restore the file, and start again.")
+
+
 def identity_of(cfg: DictConfig) -> str:
     """Hash of the resolved configuration without what may differ between two starts of the same run."""
-    content = OmegaConf.to_container(cfg, resolve=True)
-    return stable_hash({key: value for key, value in content.items() if key not in VOLATILE})
+    return stable_hash(_lasting(OmegaConf.to_container(cfg, resolve=True)))
+
+
+def _lasting(content: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides the results."""
+
+    def prune(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: prune(value) for key, value in node.items() if key not in VOLATILE_ANYWHERE}
+        return [prune(item) for item in node] if isinstance(node, list) else node
+
+    return prune({key: value for key, value in content.items() if key not in VOLATILE})
+
+
+def quoted(value: object) -> str:
+    """``value`` as one Hydra override value that means exactly these characters: ``f"resume={quoted(folder)}"``."""
+    return QuotedString(str(value), Quote.single).with_quotes().replace("${", r"\${")
+
+
+# Locks of the run directories that this process works in. POSIX locks: they end with the process, however it ends, and
+# neither forked workers nor the other ranks, which write nothing here, hold them.
+_LOCKS: dict[Path, IO[str]] = {}
+
+
+def lock(folder: Path) -> str | None:
+    """Take a run directory for this process until :func:`unlock` or its end; returns who has it if another process does."""
+    if folder in _LOCKS or not is_main_process():
+        return None
+    with explained(folder):
+        file = (folder / "run.lock").open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                return file.read() or "another process"
+            log.warning("%s: this file system has no locks (%s). Do not start this run twice at once.", folder, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+    _LOCKS[folder] = file
+    return None
+
+
+def unlock(folder: Path) -> None:
+    """Give a run directory free again."""
+    if folder in _LOCKS:
+        _LOCKS.pop(folder).close()
 
 
 def open_run(cfg: DictConfig) -> Run:
@@ -102,16 +170,23 @@ def open_run(cfg: DictConfig) -> Run:
 
 
 def _enter(cfg: DictConfig, folder: Path, name: str, identity: str, overrides: list[str]) -> Run:
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if holder := lock(folder):
+        raise UserError(f"{folder} is in use by {holder}. Wait for it, stop it, or start a fresh run without resume.")
+    if is_main_process():
+        for inner in (folder, folder / "checkpoints"):
+            recover(inner)
     run = Run(cfg, folder, overrides)
     if run.record and run.record["identity"] != identity:
+        unlock(folder)
         raise UserError(
             f"{folder} holds a run of another configuration:\n{_differences(folder, cfg)}\n"
             "Repeat its overrides (see its config.yaml), or start a fresh run without resume."
         )
     if not run.record:
         run.record = {"experiment": name, "identity": identity, "created": _now(), "notes": [], "stages": {}}
-        run.record["overrides"] = overrides
+        run.record |= {"id": uuid.uuid4().hex[:12], "overrides": overrides}
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))
     run.record |= {"status": "running", "host": socket.gethostname(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
@@ -129,31 +204,27 @@ def variant_of(run: Run, name: str, cfg: DictConfig, overrides: list[str]) -> Ru
 
 
 def _newest_unfinished(home: Path, identity: str) -> Path | None:
-    candidates = []
+    """The newest unfinished run of this configuration that no other process works on, locked."""
+    for created, folder in sorted(_unfinished(home, identity), reverse=True):
+        holder = lock(folder)
+        if holder is None:
+            log.info("resume=auto: going on with %s, begun %s", folder, created)
+            return folder
+        log.info("resume=auto: %s is in use by %s", folder, holder)
+    log.info("resume=auto: no unfinished run of this configuration; starting a fresh one")
+    return None
+
+
+def _unfinished(home: Path, identity: str) -> Iterator[tuple[str, Path]]:
     for file in home.glob("*/run.json"):
-        record = json.loads(file.read_text())
+        try:
+            record = read_record(file.parent)
+        except UserError as error:
+            log.warning("resume=auto leaves out a run: %s", error)
+            continue
         same_job = record.get("slurm_job") in (None, os.environ.get("SLURM_JOB_ID"))
-        unfinished = record["identity"] == identity and record["status"] != "finished"
-        if unfinished and same_job and not _is_alive(record):
-            candidates.append((record["created"], file.parent))
-    if not candidates:
-        log.info("resume=auto: no unfinished run of this configuration; starting a fresh one")
-        return None
-    folder = max(candidates)[1]
-    log.info("resume=auto: going on with %s", folder)
-    return folder
-
-
-def _is_alive(record: dict) -> bool:
-    if record["status"] != "running" or record.get("host") != socket.gethostname() or record["pid"] == os.getpid():
-        return False
-    try:
-        os.kill(record["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        if record["identity"] == identity and record["status"] != "finished" and same_job:
+            yield record["created"], file.parent.resolve()
 
 
 def _fresh(home: Path) -> Path:
@@ -161,7 +232,8 @@ def _fresh(home: Path) -> Path:
     for count in range(100):
         folder = home / (stamp if count == 0 else f"{stamp}_{count}")
         try:
-            folder.mkdir(parents=True)
+            with explained(folder):
+                folder.mkdir(parents=True)
             return folder
         except FileExistsError:
             continue
@@ -180,38 +252,28 @@ def _slug(overrides: list[str]) -> str:
         for override in overrides
         if override not in _COMMAND_LINE and key_of(override) not in ("experiment", "sweep")
     ]
-    text = ",".join(part.replace("/", "-") for part in parts) or "defaults"
-    return text if len(text) <= 100 else f"{text[:83]}-{stable_hash(parts)}"
+    text = ",".join(parts) or "defaults"
+    if "/" not in text and len(text) <= 100:
+        return text
+    return f"{text.replace('/', '-')[:83]}-{stable_hash(parts)}"  # two jobs never share a directory
 
 
 def _differences(folder: Path, cfg: DictConfig) -> str:
-    old, new = OmegaConf.load(folder / "config.yaml"), OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    left, right = _flat(old), _flat(new)
-    keys = [k for k in sorted(left.keys() | right.keys()) if k.split(".")[0] not in VOLATILE]
+    configs = OmegaConf.load(folder / "config.yaml"), cfg
+    left, right = (_flat(_lasting(OmegaConf.to_container(config, resolve=True))) for config in configs)
+    keys = sorted(left.keys() | right.keys())
     lines = [f"  {k}: {left.get(k, 'absent')} there, {right.get(k, 'absent')} now" for k in keys if left.get(k) != right.get(k)]
     return "\n".join(lines[:10])
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    container = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-    if not isinstance(container, dict):
-        return {prefix: container}
-    return {k: v for key, value in container.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
-
-
-def quoted(value: str) -> str:
-    """A value of a Hydra override, safe whatever characters it holds."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
 
 
 def _now() -> str:
     return datetime.now().isoformat(timespec="microseconds")
-
-
-def is_main_process() -> bool:
-    """True for the process that writes: rank 0, also before the process group exists."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("SLURM_PROCID", 0)) == 0
 
 
 def environment() -> dict[str, Any]:
@@ -219,7 +281,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     packages = ("torch", "pytorch-lightning", "transformers", "timm", "hydra-core")
-    found = {
+    facts = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -231,4 +293,4 @@ def environment() -> dict[str, Any]:
     }
     root = Path(__file__).resolve().parents[2]
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False)
-    return {**found, "commit": git.stdout.strip() or None}
+    return {**facts, "commit": git.stdout.strip() or None}

@@ -6,6 +6,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from experiments.run.ranks import is_main_process
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 
 class Interrupted(BaseException):
@@ -13,11 +19,13 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
+        # Lightning kills the main process when another rank ends with a code other than 0; the main process tells.
+        self.exit_code = 128 + signum if is_main_process() else 0
 
 
 class _State:
     received: int | None = None
+    listening = False
     deferred = False
 
 
@@ -26,33 +34,73 @@ def received() -> int | None:
     return _State.received
 
 
+def check() -> None:
+    """Raise :class:`Interrupted` if the run was asked to stop."""
+    if _State.received is not None:
+        raise Interrupted(_State.received)
+
+
 @contextmanager
 def listening() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into :class:`Interrupted`, raised where the code stands unless it is deferred."""
 
     def on_signal(signum: int, frame: object) -> None:
         if _State.received is not None:  # asked twice: do not wait for anything
-            os._exit(128 + signum)
+            os._exit(Interrupted(signum).exit_code)
         _State.received = signum
         if not _State.deferred:
             raise Interrupted(signum)
 
     previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    _State.received = None
+    _State.received, _State.listening = None, True
     try:
         yield
     finally:
+        _State.listening = False
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, a signal only sets :func:`received`; the code asks for it where stopping loses nothing."""
+    """Inside, a signal only sets :func:`received`; the code asks for it where stopping loses nothing.
+
+    An error inside counts as the consequence of the signal where there was one: reading workers that it has ended, say.
+    """
     _State.deferred = True
     try:
         yield
+    except Exception:
+        check()
+        raise
     finally:
         _State.deferred = False
-    if _State.received is not None:
-        raise Interrupted(_State.received)
+    check()
+
+
+@contextmanager
+def handled_here(trainer: pl.Trainer) -> Iterator[None]:
+    """Runs a trainer with this module's handlers instead of Lightning's. Unless signals are deferred, when all ranks stop in
+    the same step, an interruption of the main process ends the others.
+
+    Lightning's handler broadcasts among the ranks, which hangs unless all of them receive the signal in the same step, and
+    its training loop asks for the signal with a broadcast and a synchronisation of the device in every step.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    try:
+        yield
+    except Interrupted:
+        if not _State.deferred and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)
+        raise
+
+
+def _leave_process_group() -> None:
+    if _State.listening:
+        os.setpgid(0, 0)
+
+
+# A signal to the whole process group (Ctrl-C in a terminal) is for the main process; the forked workers that read for it
+# must live until its step is done. Workers end by themselves when their parent does.
+os.register_at_fork(after_in_child=_leave_process_group)

@@ -4,31 +4,48 @@ from __future__ import annotations
 
 import csv
 import logging
+import netrc
 import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+from experiments.config.instantiation import build
+from experiments.run.ranks import is_main_process
+from models.io import explained
+
+if TYPE_CHECKING:
+    from experiments.run.directory import Run
 
 log = logging.getLogger("run")
 
 
 class MetricsFile(Logger):
-    """Appends ``step,metric,value`` rows, so that a run that dies keeps all it logged and a resumed one goes on."""
+    """Appends ``step,metric,value`` rows, one for each metric of a step, so that a run that dies keeps all it logged.
 
-    def __init__(self, folder: Path, resume_step: int | None = None):
+    Args:
+        folder: run directory.
+        size: bytes of the file that belong to the checkpoint the run goes on from (0: it starts afresh); rows after them are
+            cut off, since their steps are trained again.
+    """
+
+    def __init__(self, folder: Path, size: int = 0):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
-        rows = []
-        if self.path.exists() and resume_step is not None:
-            with self.path.open(newline="") as file:  # steps after the checkpoint will be trained again
-                rows = [row for row in csv.reader(file) if row and row[0] != "step" and int(row[0]) <= resume_step]
-        with self.path.open("w", newline="") as file:
-            csv.writer(file).writerows([["step", "metric", "value"], *rows])
+        self.last: tuple[int, set[str]] = (-1, set())  # step and metrics of the newest rows
+        if is_main_process():
+            with explained(self.path), self.path.open("a+b") as file:
+                file.seek(0)
+                whole = file.read(size).rpartition(b"\n")
+                file.truncate(len(whole[0] + whole[1]))  # one step for the file system: a crash leaves all rows or these
+                if not whole[1]:
+                    file.write(b"step,metric,value\n")
 
     @property
     def name(self) -> str:
@@ -43,19 +60,39 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        with self.path.open("a", newline="") as file:
-            rows = ((step or 0, name, repr(float(value))) for name, value in metrics.items() if name != "epoch")
-            csv.writer(file).writerows(rows)
+        step = step or 0
+        written = self.last[1] if step == self.last[0] else set()
+        rows = [(step, name, repr(float(value))) for name, value in metrics.items() if name not in written | {"epoch"}]
+        with explained(self.path), self.path.open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        self.last = step, written | metrics.keys()
+
+    @rank_zero_only
+    def sync(self) -> int:
+        """Bring all rows to the disk; returns the size of the file in bytes, for the checkpoint that is about to be written."""
+        with explained(self.path), self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
 
 
 def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """``metrics.csv`` as {metric: (steps, values)}."""
+    """``metrics.csv`` as {metric: (steps, values)}. A torn last row is left out, and damaged ones with a warning."""
     series: dict[str, tuple[list[int], list[float]]] = {}
-    with Path(path).open(newline="") as file:
-        for row in csv.DictReader(file):
-            steps, values = series.setdefault(row["metric"], ([], []))
-            steps.append(int(row["step"]))
-            values.append(float(row["value"]))
+    damaged = 0
+    with Path(path).open(errors="replace") as file:
+        next(file, None)  # the heading
+        for line in file:
+            try:
+                step, name, value = line.split(",")
+                row = int(step), float(value)
+            except ValueError:
+                damaged += 1
+                continue
+            if line.endswith("\n"):  # else the writer has been cut off, perhaps within the number
+                for column, number in zip(series.setdefault(name, ([], [])), row, strict=True):
+                    column.append(number)
+    if damaged:
+        log.warning("%s: %d rows are damaged and left out", path, damaged)
     return series
 
 
@@ -63,6 +100,7 @@ def wandb_logger(
     folder: Path,
     name: str,
     config: dict,
+    run_id: str,
     project: str = "multimodal",
     entity: str | None = None,
     group: str | None = None,
@@ -71,17 +109,20 @@ def wandb_logger(
     """A W&B run of this job; offline without key or network, and None (with a warning) when W&B fails: a run never does.
 
     Args:
+        run_id: of the W&B run; a run of ours that is resumed goes on with it.
         folder: run directory; offline data lies in ``<folder>/wandb`` for ``wandb sync``.
         mode: 'auto' is online where a key and the network are at hand, offline elsewhere.
     """
+    if not is_main_process():
+        return None
     if mode == "auto":
         mode = "online" if _wandb_reachable() else "offline"
     try:
         import wandb
 
         run = wandb.init(
-            project=project, entity=entity, group=group, name=name, dir=str(folder), config=config, mode=mode,
-            reinit="finish_previous", settings=wandb.Settings(init_timeout=30),
+            project=project, entity=entity, group=group, name=name, id=run_id, resume="allow", dir=str(folder), config=config,
+            mode=mode, reinit="finish_previous", settings=wandb.Settings(init_timeout=30),
         )  # fmt: skip
         return WandbLogger(experiment=run)
     except Exception as error:  # W&B is a convenience; its failures must not cost a run
@@ -98,20 +139,31 @@ def finish_wandb(succeeded: bool) -> None:
             log.warning("W&B did not close its run: %s", error)
 
 
-def log_wandb_pictures(pictures: dict[str, Path], metrics: dict[str, float]) -> None:
-    """Final metrics into the summary and pictures as images, when a W&B run is open."""
+def log_wandb_figures(run: Run, figures: dict[str, Path], metrics: dict[str, float]) -> None:
+    """Final metrics into the summary and figures as images of this run's W&B run; nothing where it logs to none."""
     wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None or wandb.run.id != run.record["id"]:
+        configured(run)  # training was done in an earlier process, or a compared variant has opened its own run since
+        wandb = sys.modules.get("wandb")
     if wandb is None or wandb.run is None:
         return
     try:
         wandb.run.summary.update(metrics)
-        wandb.log({f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()})
+        wandb.log({f"figures/{name}": wandb.Image(str(path)) for name, path in figures.items()})
     except Exception as error:
-        log.warning("W&B did not take the pictures: %s", error)
+        log.warning("W&B did not take the figures: %s", error)
+
+
+def configured(run: Run) -> list[Logger]:
+    """The loggers that the group ``logger`` names, each a factory ``(folder, name, config, run_id) -> logger or None``."""
+    name, config = f"{run.record['experiment']}/{run.dir.name}", OmegaConf.to_container(run.cfg, resolve=True)
+    factories = [build(node) for node in (run.cfg.logger or {}).values() if node]
+    made = (factory(folder=run.dir, name=name, config=config, run_id=run.record["id"]) for factory in factories)
+    return [logger for logger in made if logger is not None]
 
 
 def _wandb_reachable() -> bool:
-    has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _netrc()
+    has_key = bool(os.environ.get("WANDB_API_KEY")) or _in_netrc("api.wandb.ai")
     if os.environ.get("WANDB_MODE") in ("offline", "disabled") or not has_key:
         return False
     try:
@@ -121,6 +173,8 @@ def _wandb_reachable() -> bool:
         return False
 
 
-def _netrc() -> str:
-    path = Path.home() / ".netrc"
-    return path.read_text() if path.is_file() else ""
+def _in_netrc(host: str) -> bool:
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

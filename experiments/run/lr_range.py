@@ -15,13 +15,15 @@ log = logging.getLogger("run")
 
 
 class LearningRateRangeTest(pl.Callback):
-    """Sets the optimiser's rate to what :func:`~models.optim.lr_range.range_test` suggests (STRUCTURE, specification 5.1).
+    """Sets the optimiser's rate to what :func:`~models.optim.lr_range.range_test` suggests, as STRUCTURE's official code does.
 
-    It runs once, at the start of a training; a resumed one has its rate from the checkpoint. The regulariser counts with
-    its full weight, as in the official code.
+    It runs once, at the start of a training; a resumed one has its rate from the checkpoint. Loss terms that warm up (modules
+    with ``warmup_steps``) count with their full weight.
 
     Args:
-        iterations, start, end: of the test.
+        iterations: batches of the test.
+        start: lowest rate.
+        end: highest rate.
     """
 
     def __init__(self, iterations: int = 100, start: float = 1e-7, end: float = 10.0):
@@ -33,14 +35,14 @@ class LearningRateRangeTest(pl.Callback):
         if len(trainer.optimizers) != 1 or len(trainer.optimizers[0].param_groups) != 1:
             raise UserError("the learning-rate range test needs one optimiser with one parameter group: module.decay_all=true.")
         batches = itertools.cycle(itertools.islice(iter(trainer.train_dataloader), self.iterations))
-        regulariser = getattr(pl_module, "regulariser", None)
 
         def loss(_: int) -> torch.Tensor:
             batch = pl_module.transfer_batch_to_device(next(batches), pl_module.device, 0)
             return pl_module.batch_loss(batch)
 
-        if regulariser is not None:
-            warmup, regulariser.warmup_steps = regulariser.warmup_steps, 0
+        warmups = {module: module.warmup_steps for module in pl_module.modules() if hasattr(module, "warmup_steps")}
+        for module in warmups:
+            module.warmup_steps = 0
         try:
             rate = range_test(
                 pl_module,
@@ -52,13 +54,12 @@ class LearningRateRangeTest(pl.Callback):
                 before_step=lambda: pl_module.on_before_optimizer_step(trainer.optimizers[0]),
             )
         finally:
-            if regulariser is not None:
-                regulariser.warmup_steps = warmup
+            for module, steps in warmups.items():
+                module.warmup_steps = steps
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = group["initial_lr"] = rate
         for config in trainer.lr_scheduler_configs:
-            config.scheduler.base_lrs = [rate] * len(config.scheduler.base_lrs)
-            multiplier = config.scheduler.lr_lambdas[0](0)
-            for group in trainer.optimizers[0].param_groups:
-                group["lr"] = rate * multiplier
+            multiplier = pl_module.multiplier(rate)  # a schedule with absolute bounds depends on the rate
+            config.scheduler.base_lrs, config.scheduler.lr_lambdas = [rate], [multiplier]
+            trainer.optimizers[0].param_groups[0]["lr"] = rate * multiplier(0)
         log.info("learning-rate range test: %.3g", rate)

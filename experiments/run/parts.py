@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.instantiation import build
 from experiments.evaluation.base import TrainedSplit
+from experiments.run.checkpoint_io import read_weights
 from experiments.run.directory import Run
 from models.errors import UserError
 from models.io import read_tensors, stable_hash
@@ -84,7 +85,7 @@ def load_weights(module: BaseModule, checkpoint: Path, fine_tune: bool = False) 
     if not checkpoint.is_dir():
         module.load_official(read_tensors(checkpoint))
         return
-    weights = read_tensors(checkpoint / "weights.safetensors")
+    weights = read_weights(checkpoint)
     expected = module.state_dict()
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     wrong = [

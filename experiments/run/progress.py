@@ -18,14 +18,14 @@ SECONDS_BETWEEN_DRAWINGS = 0.2
 class Progress:
     """``with Progress("encode images", total=5000) as progress: progress.advance(64)``."""
 
-    def __init__(self, what: str, total: int, start: int = 0):
-        self.what, self.total, self.done, self.start = what, total, start, start
+    def __init__(self, label: str, total: int, start: int = 0):
+        self.label, self.total, self.done, self.start = label, total, start, start
         self.began = self.last_line = time.monotonic()
         self.bars: Bars | None = None
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
             self.bars = Bars(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), transient=True)
-            self.task = self.bars.add_task(what, total=total, completed=start, rate="", note="")
+            self.task = self.bars.add_task(label, total=total, completed=start, rate="", note="")
 
     def __enter__(self) -> Progress:
         if self.bars:
@@ -37,7 +37,7 @@ class Progress:
             self.bars.stop()
         if exc[0] is None and self.done > self.start:
             seconds = time.monotonic() - self.began
-            log.info("%s: %d in %.1f s (%.1f/s)", self.what, self.done - self.start, seconds, self._rate())
+            log.info("%s: %d in %.1f s (%.1f/s)", self.label, self.done - self.start, seconds, self._rate())
 
     def _rate(self) -> float:
         return (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
@@ -54,4 +54,6 @@ class Progress:
             self.last_line = time.monotonic()
             left = (self.total - self.done) / max(rate, 1e-9)
             share = 100 * self.done / max(self.total, 1)
-            log.info("%s: %d/%d (%.0f %%), %.1f/s, %.0f s left %s", self.what, self.done, self.total, share, rate, left, note())
+            log.info(
+                "%s: %d/%d (%.0f %%), %.1f/s, %.0f s left %s", self.label, self.done, self.total, share, rate, left, note()
+            )

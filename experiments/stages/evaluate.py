@@ -28,7 +28,7 @@ def evaluate(run: Run, subject: Callable[[Run, str], Any] = parts.trained_split)
     split = "test" if "test" in parts.datamodule(run).splits else "val"
     if split != "test":
         run.note("EVALUATED ON VAL: the data has no test split.")
-    facts: Facts = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "pictures": {}}
+    facts: Facts = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "figures": {}}
     evaluated = None
     for name, suite in (run.cfg.evaluation or {}).items():
         if suite is None:  # a recipe does without a suite of the option it inherits
@@ -40,11 +40,11 @@ def evaluate(run: Run, subject: Callable[[Run, str], Any] = parts.trained_split)
         for column, values in result.baselines.items():
             facts["baselines"].setdefault(column, {}).update({f"{split}/{key}": value for key, value in values.items()})
         facts["hashes"][name] = result.hashes
-        for picture, draw in result.pictures.items():
-            path = run.dir / "pictures" / f"{picture}.png"
+        for figure, draw in result.figures.items():
+            path = run.dir / "figures" / f"{figure}.png"
             path.parent.mkdir(exist_ok=True)
             draw(path)
-            facts["pictures"][picture] = path.name
+            facts["figures"][figure] = path.name
         for note in result.notes:
             run.note(note)
     parts.note_skipped(run)

@@ -1,4 +1,4 @@
-"""Stage ``report``: the table on screen, ``result.json``, pictures, and the summary of the W&B run."""
+"""Stage ``report``: the table on screen, ``result.json``, figures, and the summary of the W&B run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("run")
 def report(run: Run) -> Facts:
     """Write ``result.json``, draw the loss curves and print the table.
 
-    A stage adds to the report by its facts: ``metrics``, ``baselines`` (columns), ``hashes``, ``pictures``, and ``result``,
+    A stage adds to the report by its facts: ``metrics``, ``baselines`` (columns), ``hashes``, ``figures``, and ``result``,
     further entries of ``result.json``.
     """
     facts = {name: stage["facts"] for name, stage in run.record["stages"].items()}
@@ -43,8 +43,8 @@ def report(run: Run) -> Facts:
     }
     with atomic_write(run.dir / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1, default=str))
-    drawn = _draw(run, _merged(facts, "pictures"))
-    loggers.log_wandb_pictures(drawn, metrics)
+    drawn = _draw(run, _merged(facts, "figures"))
+    loggers.log_wandb_figures(run, drawn, metrics)
     _print_table(run, metrics, baselines, durations)
     return {}
 
@@ -54,11 +54,11 @@ def _merged(facts: dict[str, Facts], key: str) -> dict:
     return {name: value for of_stage in facts.values() for name, value in of_stage.get(key, {}).items()}
 
 
-def _draw(run: Run, pictures: dict[str, str]) -> dict[str, Path]:
-    folder, drawn = run.dir / "pictures", {}
+def _draw(run: Run, figures: dict[str, str]) -> dict[str, Path]:
+    folder, drawn = run.dir / "figures", {}
     if (run.dir / "metrics.csv").is_file():
         drawn["loss"] = canvas.loss_curves(loggers.read_metrics(run.dir / "metrics.csv"), folder / "loss.png")
-    drawn |= {name: folder / file for name, file in pictures.items()}
+    drawn |= {name: folder / file for name, file in figures.items()}
     return {name: path for name, path in drawn.items() if path is not None}
 
 
@@ -76,7 +76,7 @@ def _print_table(run: Run, metrics: dict, baselines: dict[str, dict], durations:
     for note in run.notes:
         console.print(f"! {note}", markup=False)
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in durations.items() if seconds is not None)
-    console.print(f"{spent}\nresult, pictures and checkpoints: {run.dir}", markup=False, highlight=False)
+    console.print(f"{spent}\nresult, figures and checkpoints: {run.dir}", markup=False, highlight=False)
 
 
 def _number(value: float | None) -> str:

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from models.all_in_one.model import AllInOne
 from models.encoders.weights import find_weights, tensor_file
-from models.io import CheckpointError, read_tensors
+from models.io import CheckpointError, load_strictly, read_tensors
 
 HEADS = {  # first part of a parameter's name -> the task it belongs to; None: nothing of ours
     "itm_score": "match", "mlm_score": "mlm", "txt_proj": "contrastive", "vid_proj": "contrastive", "rank_output": "rank",
     "rank_output_2": "rank_reason", "vqa_classifier": "answer", "mc_vqa_classifier": "option",
     "vcop_classifier": None, "nlvr2_classifier": None, "mpp_score": None,
 }  # fmt: skip
-BACKBONE = ("text_embeddings", "token_type_embeddings", "transformer", "pooler")
 HEAD_WIDTH = 64  # of every released size: the number of attention heads cannot be read from the weights
 
 
@@ -65,23 +65,9 @@ def load_official(model: AllInOne, weights: Mapping[str, Tensor], rank_from_matc
     state = model.state_dict()
     _fit_tables(named, state, model)
     tasks = {HEADS[part] for name in named if (part := name.split(".")[0]) in HEADS}
-    wanted = {name for name in state if HEADS.get(name.split(".")[0], "backbone") in {"backbone", *tasks}}
-    missing = sorted(name for name in wanted if name not in named and HEADS.get(name.split(".")[0]) != "match")
-    if missing:
-        raise CheckpointError(f"the checkpoint lacks {missing[:6]} ({len(missing)} in all): it is no All-in-One of this kind.")
-    foreign = sorted(name for name in named if name.split(".")[0] not in (*BACKBONE, *HEADS))
-    deeper = sorted(name for name in named if name.split(".")[0] in BACKBONE and name not in state)
-    if foreign or deeper:
-        raise CheckpointError(f"the checkpoint holds {[*foreign, *deeper][:6]}, which this model has not.")
-    used = {name: value for name, value in named.items() if name in state}
-    wrong = [
-        f"{name} {tuple(value.shape)} instead of {tuple(state[name].shape)}"
-        for name, value in used.items()
-        if value.shape != state[name].shape
-    ]
-    if wrong:
-        raise CheckpointError(f"the checkpoint is of another size than the model: {', '.join(wrong[:4])}.")
-    model.load_state_dict({**state, **used})
+    used = {name: value for name, value in named.items() if name in state or name.split(".")[0] not in HEADS}
+    absent_heads = tuple(f"{part}." for part, task in HEADS.items() if task == "match" or task not in tasks)
+    load_strictly(model, used, absent_heads)
     if rank_from_match and "match" in tasks and "rank" not in tasks:
         model.rank_like_match()
     return Loaded(sorted(state.keys() - used.keys()), sorted(named.keys() - used.keys()))
@@ -95,14 +81,14 @@ def load_backbone(model: AllInOne, weights: Mapping[str, Tensor]) -> None:
     dropped = re.compile(r"head|pre_logits|fc_norm")
     named = {f"transformer.{name}": value for name, value in weights.items() if not dropped.match(name)}
     state = model.state_dict()
-    wanted = {name for name in state if name.startswith("transformer.") and name != "transformer.temporal_embed"}
     key = "transformer.pos_embed"
     if key in named and named[key].shape != state[key].shape:
-        named[key] = _resized_grid(named[key], state[key].shape[1], model.transformer.specials)
-    wrong = sorted(wanted ^ named.keys()) + sorted(n for n in wanted & named.keys() if named[n].shape != state[n].shape)
-    if wrong:
-        raise CheckpointError(f"these are not the weights of this model's ViT: {wrong[:6]} do not fit.")
-    model.load_state_dict({**state, **named})
+        visual = model.transformer
+        named[key] = resample_abs_pos_embed(
+            named[key], [visual.side] * 2, num_prefix_tokens=visual.specials, interpolation="bilinear", antialias=False
+        )
+    others = tuple({f"{name.split('.')[0]}." for name in state} - {"transformer."})
+    load_strictly(model, named, (*others, "transformer.temporal_embed"))
 
 
 def timm_weights(name: str, weights: str | None = None) -> dict[str, Tensor]:
@@ -162,11 +148,3 @@ def _fit_tables(named: dict[str, Tensor], state: Mapping[str, Tensor], model: Al
     if key in named and len(named[key]) != len(state[key]):
         overlap = min(len(named[key]), len(state[key]))
         named[key] = torch.cat([named[key][:overlap], state[key][overlap:]])
-
-
-def _resized_grid(table: Tensor, positions: int, specials: int) -> Tensor:
-    """A position table (1, specials + n*n, D) with its grid resized to ``positions - specials`` places."""
-    side, wanted = (round((count - specials) ** 0.5) for count in (table.shape[1], positions))
-    grid = table[:, specials:].transpose(1, 2).unflatten(2, (side, side))
-    resized = F.interpolate(grid, (wanted, wanted), mode="bilinear", align_corners=False)
-    return torch.cat([table[:, :specials], resized.flatten(2).transpose(1, 2)], dim=1)

@@ -26,7 +26,7 @@ def multiply_adds(model: AllInOne, frames: int, text_length: int, patches: int |
     total = frames * patches * 3 * model.transformer.patch_size**2 * width
     for i in range(len(blocks)):
         if save and i == len(blocks) - 1:  # query, its image among tokens, mixed value, output, MLP, attention over tokens
-            heads = blocks[0].attn.heads
+            heads = blocks[0].attn.num_heads
             total += sequences * (4 * width * width + 2 * width * hidden + 2 * heads * length * width)
         else:  # query, key, value, output, MLP, attention
             total += sequences * length * (4 * width * width + 2 * width * hidden + 2 * length * width)

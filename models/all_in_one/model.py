@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from models.all_in_one.blocks import Block
 from models.all_in_one.rolling import roll_tokens
-from models.all_in_one.text import MLMHead, TextEmbedding
 from models.all_in_one.visual import Patches, PatchOrder, Tokens, VisualEmbedding
+from models.layers.bert import BertEmbeddings, MLMHead
+from models.layers.heads import mlp_head
 
 Head = Literal["match", "mlm", "contrastive", "rank", "rank_reason", "answer", "option"]
 Mixing = Literal["roll", "none", "joint"]
@@ -92,7 +93,7 @@ class AllInOne(nn.Module):
         self.width, self.mixing, self.roll_divisor = width, mixing, roll_divisor
         self.train_order, self.eval_order, self.order_seed = train_order, eval_order, order_seed
         self.tasks = tuple(tasks)
-        self.text_embeddings = TextEmbedding(width, vocab_size, text_length, drop_rate)
+        self.text_embeddings = BertEmbeddings(vocab_size, text_length, width, drop_rate)
         self.token_type_embeddings = nn.Embedding(2, width)
         self.transformer = VisualEmbedding(width, patch_size, image_size, frames, distilled, time_vectors, drop_rate)
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
@@ -258,9 +259,7 @@ class AllInOne(nn.Module):
 
 def _classifier(width: int, hidden: int, out: int, drop_rate: float) -> nn.Sequential:
     """Modules 1, 2 and 4 hold the parameters, as in the official files."""
-    return nn.Sequential(
-        nn.Dropout(drop_rate), nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out)
-    )
+    return nn.Sequential(nn.Dropout(drop_rate), *mlp_head(width, hidden, out=out))
 
 
 def _per_candidate(part: Tensor | None, frames: int, candidates: int) -> Tensor | None:

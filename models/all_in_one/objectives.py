@@ -12,8 +12,8 @@ from models.all_in_one.model import AllInOne, Encoded
 from models.all_in_one.text import content_mask, trim
 from models.all_in_one.transport import Transport, word_patch_transport
 from models.all_in_one.visual import Patches
+from models.batch import IGNORE_INDEX
 
-IGNORED = -100  # label of tokens without a target, and of answers outside the training vocabulary
 TEMPERATURE = 0.05  # of the dual encoder, fixed (official)
 
 
@@ -36,7 +36,7 @@ def masked_language(
     ids, mask = trim(ids, mask)
     labels = labels[:, : ids.shape[1]]
     text = model.encode_pair(ids, mask, patches, order, read="text").text
-    chosen = labels != IGNORED
+    chosen = labels != IGNORE_INDEX
     logits = model.mlm_score(text[chosen])
     loss = F.cross_entropy(logits.float(), labels[chosen], reduction="sum") / max(int(chosen.sum()), 1)
     return loss, logits
@@ -133,6 +133,6 @@ def answer_logits(
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy over the samples whose answer is in the vocabulary; 0 when there is none (officially NaN)."""
-    known = labels != IGNORED
-    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    known = labels != IGNORE_INDEX
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
     return loss / known.sum().clamp(min=1)

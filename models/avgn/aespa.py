@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.avgn.transformer import PreNormBlock, init_transformer
+from models.avgn.transformer import PreNormBlock
+from models.layers.heads import init_linear_
 
 
 class AESPA(PreNormBlock):
@@ -24,7 +25,7 @@ class AESPA(PreNormBlock):
         self.pos = nn.Parameter(torch.randn(positions, dim) * 0.02)
         self.type_a = nn.Parameter(torch.randn(dim) * 0.02)
         self.norm = nn.LayerNorm(dim)
-        self.apply(init_transformer)
+        self.apply(init_linear_)
 
     def forward(self, maps: Tensor, audio: Tensor) -> Tensor:
         """Maps (N, Cv, n, n) and audio (N, Ca) to the enhanced coarse map (N, d, n, n)."""
@@ -36,9 +37,9 @@ class AESPA(PreNormBlock):
 
         For pictures; the place of the audio token itself is left out, so a map sums to less than one.
         """
-        query, key, _ = self.attn.project(self.norm1(self._tokens(maps, audio)))
-        scores = (query[:, :, :1] * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        return scores.softmax(-1)[:, :, 0, 1:].mean(dim=1).unflatten(1, maps.shape[2:])
+        tokens = self.norm1(self._tokens(maps, audio))
+        weights = self.attn(tokens[:, :1], tokens, tokens)[1]  # (N, 1, 1 + n*n)
+        return weights[:, 0, 1:].unflatten(1, maps.shape[2:])
 
     def _tokens(self, maps: Tensor, audio: Tensor) -> Tensor:
         sound = self.a_proj(audio) + self.type_a

@@ -14,10 +14,15 @@ from typing import Any
 
 from torch import nn
 
+COUNTED = (nn.Conv2d, nn.Linear, nn.GRU, nn.MultiheadAttention)
+
 
 def _macs(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> int:
     if hasattr(module, "macs"):
         return module.macs(*arguments)
+    if isinstance(module, nn.MultiheadAttention):  # self-attention; its output projection is not called as a module
+        samples, tokens, dim = arguments[0].shape
+        return samples * tokens * (4 * dim * dim + 2 * tokens * dim)
     if isinstance(module, nn.Conv2d):
         return output.numel() * module.in_channels // module.groups * prod(module.kernel_size)
     if isinstance(module, nn.Linear):
@@ -34,7 +39,7 @@ def counting_macs(network: nn.Module) -> Iterator[Counter[str]]:
     counted: Counter[str] = Counter()
     hooks = []
     for name, module in network.named_modules():
-        if hasattr(module, "macs") or isinstance(module, (nn.Conv2d, nn.Linear, nn.GRU)):
+        if hasattr(module, "macs") or isinstance(module, COUNTED):
             part = name.split(".")[0]
 
             def count(module: nn.Module, arguments: tuple, output: Any, part: str = part) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet50
 
-from models.avgn.checkpoint import mobilenet_from_official, resnet_from_official
+from models.avgn.checkpoint import mobilenet_from_official
 from models.encoders.weights import find_weights, tensor_file
-from models.io import read_tensors
+from models.io import load_strictly, read_tensors
 
 
 class MobileNetV2(nn.Module):
@@ -33,10 +33,10 @@ class MobileNetV2(nn.Module):
         if channels != 3:
             self.features[0][0] = nn.Conv2d(channels, 32, 3, 2, 1, bias=False)
         if pretrained:
-            option = "module.network.audio_CNN.weights" if channels == 1 else "module.network.global_CNN.weights"
+            option = "module.model.audio_CNN.weights" if channels == 1 else "module.model.global_CNN.weights"
             path = find_weights("MobileNetV2", "timm/mobilenetv2_100.ra_in1k", weights, option)
             state = mobilenet_from_official(read_tensors(tensor_file(path)), self.features, channels)
-            self.features.load_state_dict(state)
+            load_strictly(self.features, state, source=path)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.features(x)
@@ -53,8 +53,9 @@ class ResNet50(nn.Module):
         for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             self.add_module(name, getattr(trunk, name))
         if pretrained:
-            path = find_weights("ResNet-50", "timm/resnet50.tv_in1k", weights, "module.network.local_CNN.weights")
-            self.load_state_dict(resnet_from_official(read_tensors(tensor_file(path)), self))
+            path = find_weights("ResNet-50", "timm/resnet50.tv_in1k", weights, "module.model.local_CNN.weights")
+            tensors = read_tensors(tensor_file(path))
+            load_strictly(self, {key: value for key, value in tensors.items() if not key.startswith("fc.")}, source=path)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.children():

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from models.avgn.aespa import AESPA
@@ -22,7 +23,6 @@ from models.avgn.saliency import AVTeST, Order, Saliency, top_snippets, uniform_
 from models.errors import UserError
 
 Select = Literal["saliency", "saliency_visual", "saliency_audio", "uniform", "random"]
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Glance(NamedTuple):
@@ -103,9 +103,9 @@ class AVGN(nn.Module):
     ):
         super().__init__()
         if patch_size > image_size:
-            raise UserError(f"module.network.patch_size={patch_size} does not fit into frames of image_size={image_size}.")
+            raise UserError(f"module.model.patch_size={patch_size} does not fit into frames of image_size={image_size}.")
         if dim % heads:
-            raise UserError(f"module.network.dim={dim} does not divide into heads={heads}.")
+            raise UserError(f"module.model.dim={dim} does not divide into heads={heads}.")
         self.image_size, self.patch_size, self.glance_size = image_size, patch_size, glance_size
         self.num_selected, self.order, self.select = num_selected, order, select
         self.policy_form, self.modality, self.detach_inputs = policy, modality, detach_inputs
@@ -121,8 +121,8 @@ class AVGN(nn.Module):
         self.global_fc = nn.Sequential(nn.Dropout(aux_dropout), nn.Linear(visual, num_classes))
         self.audio_fc = nn.Sequential(nn.Dropout(aux_dropout), nn.Linear(audio, num_classes))
         self.local_fc = nn.Sequential(nn.Dropout(aux_dropout), nn.Linear(local, num_classes))
-        self.register_buffer("pixel_mean", torch.tensor(MEAN)[:, None, None] * 255, persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(STD)[:, None, None] * 255, persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_DEFAULT_MEAN)[:, None, None] * 255, persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(IMAGENET_DEFAULT_STD)[:, None, None] * 255, persistent=False)
 
     # ---- parts, in the order in which they run ---------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.avgn.transformer import PreNormBlock, init_transformer
+from models.avgn.transformer import PreNormBlock
+from models.layers.heads import init_linear_
 
 Order = Literal["temporal", "saliency"]
 
@@ -49,7 +50,7 @@ class AVTeST(nn.Module):
         self.layers = nn.ModuleList([PreNormBlock(dim, heads, dropout) for _ in range(layers)])
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, 1))
-        self.apply(init_transformer)
+        self.apply(init_linear_)
         nn.init.zeros_(self.head[2].weight)  # every snippet is equally salient at the start
 
     def forward(self, visual: Tensor, audio: Tensor, ignore: Tensor | None = None, padded: Tensor | None = None) -> Saliency:

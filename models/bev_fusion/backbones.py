@@ -6,7 +6,7 @@ import timm
 from torch import nn
 
 from models.encoders.weights import find_weights, tensor_file
-from models.io import CheckpointError, read_tensors
+from models.io import load_strictly, read_tensors
 
 CLASSIFIERS = ("fc.", "classifier.", "head.")
 
@@ -28,13 +28,9 @@ def image_backbone(name: str, pretrained: bool = True, weights: str | None = Non
     file = tensor_file(find_weights(name, hub.hf_hub_id if hub else None, weights, "module.model.<...>_backbone.weights"))
     tensors = {key: value for key, value in read_tensors(file).items() if not key.startswith(CLASSIFIERS)}
     expected = model.state_dict()
-    # features_only drops the stages behind the last one and flattens nothing in ResNets: names stay torchvision's.
     first = next(iter(expected))
     if first in tensors and tensors[first].shape[1] != in_chans:
         tensors[first] = expected[first]
-    missing = sorted(expected.keys() - tensors.keys())
-    wrong = [key for key in expected if key in tensors and tensors[key].shape != expected[key].shape]
-    if missing or wrong:
-        raise CheckpointError(f"{file} does not hold the weights of {name}: missing {missing[:4]}, other shapes {wrong[:4]}.")
-    model.load_state_dict({key: tensors[key] for key in expected})
+    # The stages behind the last one whose map is given are not built.
+    load_strictly(model, {key: value for key, value in tensors.items() if key in expected}, source=file)
     return model

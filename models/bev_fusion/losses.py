@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IGNORE = 255
+from models.batch import VOID_LABEL
 
 
 def coarse_target(label: Tensor) -> tuple[Tensor, Tensor]:
     """Labels (B, 2H, 2W) to occupancy (B, H, W) of 2x2 blocks and whether a block has any labelled cell, both float."""
     blocks = label.unfold(1, 2, 2).unfold(2, 2, 2).flatten(-2)
-    known = blocks != IGNORE
+    known = blocks != VOID_LABEL
     return ((blocks > 0) & known).any(-1).float(), known.any(-1).float()
 
 
@@ -28,15 +28,15 @@ def occupancy_loss(logit: Tensor, target: Tensor, valid: Tensor, positive_weight
 def class_loss(logits: Tensor, label: Tensor, class_weight: Tensor) -> Tensor:
     """Weighted cross-entropy of (B, K, H, W) over labelled cells, divided by the sum of the weights used; 0 without any."""
     weight = class_weight.to(logits.device, torch.float32)
-    total = F.cross_entropy(logits.float(), label, weight, ignore_index=IGNORE, reduction="sum")
-    used = weight[label[label != IGNORE]].sum()
+    total = F.cross_entropy(logits.float(), label, weight, ignore_index=VOID_LABEL, reduction="sum")
+    used = weight[label[label != VOID_LABEL]].sum()
     return total / used.clamp(min=1e-12)
 
 
 def dice_loss(logits: Tensor, label: Tensor) -> Tensor:
     """1 - soft Dice, smoothed by 1, mean over the classes from 1 on; sums run over all labelled cells of the batch."""
     classes = logits.shape[1]
-    known = (label != IGNORE)[:, None]
+    known = (label != VOID_LABEL)[:, None]
     p = logits.float().softmax(1) * known
     y = F.one_hot(label.masked_fill(~known[:, 0], 0), classes).movedim(-1, 1) * known
     both, either = (p * y).sum((0, 2, 3)), p.sum((0, 2, 3)) + y.sum((0, 2, 3))

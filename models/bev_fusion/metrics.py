@@ -6,12 +6,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from models.batch import VOID_LABEL
 from models.bev_fusion.geometry import BevGrid
+from models.metrics.classification import confusion_matrix
 
-IGNORE = 255
+CELL_SCORES = ("iou", "precision", "recall", "f1")
 SLACK = 1e-9  # metres by which a cell may lie beyond the match radius
 EIGHT = np.ones((3, 3), dtype=bool)
 TABLE = ("image", "matched", "distance", "euclidean", "absolute", "normalized")
@@ -19,9 +22,8 @@ TABLE = ("image", "matched", "distance", "euclidean", "absolute", "normalized")
 
 def confusion(label: NDArray, predicted: NDArray, classes: int) -> NDArray[np.int64]:
     """(K, K) counts over the cells whose label is not 255: rows are labels, columns predictions."""
-    known = label != IGNORE
-    index = label[known].astype(np.int64) * classes + predicted[known].astype(np.int64)
-    return np.bincount(index, minlength=classes * classes).reshape(classes, classes)
+    label, predicted = (torch.from_numpy(np.asarray(cells, dtype=np.int64)) for cells in (label, predicted))
+    return confusion_matrix(predicted, label, classes, VOID_LABEL).numpy()
 
 
 def cell_scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -35,6 +37,12 @@ def cell_scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
         "recall": recall,
         "f1": _ratio(2 * precision * recall, precision + recall),
     }
+
+
+def cell_metrics(label: NDArray, predicted: NDArray, num_classes: int) -> dict[str, float]:
+    """Mean over the classes but free space of each cell score, in percent; maps (N, rows, cols) or (N, cells)."""
+    scores = cell_scores(confusion(label, predicted, num_classes))
+    return {name: 100 * float(scores[name][1:].mean()) for name in CELL_SCORES}
 
 
 class ObjectScores(NamedTuple):
@@ -70,7 +78,7 @@ def object_scores(
     rows: list[tuple] = []
     kept = right = 0
     for image, (truth, guess) in enumerate(zip(label, predicted, strict=True)):
-        known = truth != IGNORE
+        known = truth != VOID_LABEL
         wanted, wanted_count = ndimage.label((truth > 0) & known, EIGHT)
         given, given_count = ndimage.label((guess > 0) & known, EIGHT)
         sizes = np.bincount(given.ravel(), minlength=given_count + 1)

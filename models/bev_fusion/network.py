@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from models.errors import UserError
 MODALITIES = ("fusion", "camera_only", "ultrasonic_only")
 PLACES = ("early", "mid", "late")
 ALIGN_AT = ("ultrasonic", "camera", "fused")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class Pyramid(nn.Module):
@@ -103,8 +103,8 @@ class BEVFusion(nn.Module):
         self.decoder = Decoder(width, channels, classes)
         if self.place == "late":
             self.camera_decoder = Decoder(channels, channels, classes)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor, grid: Tensor, valid: Tensor, echo_map: Tensor | None) -> Occupancy:
         """Occupancy on the feature grid and class logits on one twice as fine.

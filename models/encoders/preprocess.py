@@ -11,12 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import resolve_data_config
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -30,8 +26,8 @@ class ImagePreprocess:
     size: tuple[int, int]
     shortest: int | None
     interpolation: str = "BICUBIC"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
 
     def __call__(self, image: Image.Image) -> Tensor:
         image = image if image.mode == "RGB" else image.convert("RGB")
@@ -116,6 +112,6 @@ def from_processor_config(config: dict | None) -> ImagePreprocess:
         size=(crop["height"], crop["width"]),
         shortest=shortest,
         interpolation=Image.Resampling(config.get("resample", Image.Resampling.BICUBIC)).name,
-        mean=tuple(config.get("image_mean", IMAGENET_MEAN)) if normalises else (0.0, 0.0, 0.0),
-        std=tuple(config.get("image_std", IMAGENET_STD)) if normalises else (1.0, 1.0, 1.0),
+        mean=tuple(config.get("image_mean", IMAGENET_DEFAULT_MEAN)) if normalises else (0.0, 0.0, 0.0),
+        std=tuple(config.get("image_std", IMAGENET_DEFAULT_STD)) if normalises else (1.0, 1.0, 1.0),
     )

@@ -20,7 +20,7 @@ from models.encoders.positions import use_scaled_positions
 from models.encoders.preprocess import from_processor_folder, from_timm_config
 from models.encoders.transformer import load_transformer, network_identity
 from models.encoders.weights import find_weights, tensor_file
-from models.io import CheckpointError, hash_tensors, read_tensors
+from models.io import hash_tensors, load_strictly, read_tensors
 
 OPTION = "encoder.vision.weights"
 
@@ -225,10 +225,7 @@ def _load_timm(name: str, path: Path, image_size: int | None) -> nn.Module:
     heads = network.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     tensors = {key: value for key, value in tensors.items() if not key.startswith(tuple(f"{head}." for head in heads))}
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not hold the weights of {name}: {str(error)[:500]}") from error
+    load_strictly(network, tensors, source=path)
     return network
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.alignment.projectors import LinearProjector, ResidualMLPProjector, TokenProjector
 from models.freeze_align.head import TokenAlignmentHead
-from models.io import CheckpointError
+from models.io import CheckpointError, load_strictly
 
 _SLOTS = {
     "local_vision": "local_vision_proj.",
@@ -30,6 +30,11 @@ _TOKEN = {
 }
 _MLP = {"projection.": "projection.", "down.": "fc.", "norm.": "layer_norm."}
 _KINDS: dict[type[nn.Module], dict[str, str]] = {TokenProjector: _TOKEN, ResidualMLPProjector: _MLP, LinearProjector: {"": ""}}
+
+
+def import_head(weights: dict[str, Tensor], head: TokenAlignmentHead) -> TokenAlignmentHead:
+    """The importer of ``module=freeze_align``; the poolings are those of ``head``."""
+    return head_from_official(weights, head.vision_pooling, head.text_pooling)
 
 
 def head_from_official(
@@ -65,7 +70,7 @@ def head_from_official(
     for name, slot in slots.items():
         for ours, official in _KINDS[kinds[name]].items() if slot else ():
             state |= {f"{name}.{ours}{part}": slot[f"{official}{part}"] for part in ("weight", "bias")}
-    head.load_state_dict(state)
+    load_strictly(head, state)
     return head
 
 

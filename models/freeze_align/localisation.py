@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-VOID = 255
+from models.batch import VOID_LABEL
 
 
 class LocalisationIoU(NamedTuple):
@@ -60,7 +60,7 @@ class LocalisationMeter:
 
 def classes_in(labels: Tensor) -> list[int]:
     """The classes of a label map that are judged: neither background nor void."""
-    return [label for label in labels.unique().tolist() if label not in (0, VOID)]
+    return [label for label in labels.unique().tolist() if label not in (0, VOID_LABEL)]
 
 
 def outline(similarity: Tensor, size: Sequence[int], threshold: float) -> Tensor:

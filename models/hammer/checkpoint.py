@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from models.hammer.model import TOWERS, Hammer
-from models.hammer.vit import resize_positions
-from models.io import CheckpointError
+from models.io import CheckpointError, load_strictly
 
 QUEUES = ("image_queue", "text_queue", "queue_ptr")
 NEW_IN_HAMMER = (  # what ALBEF has not: they keep their initial values
@@ -71,30 +71,19 @@ def load_official(model: Hammer, weights: dict[str, Tensor]) -> list[str]:
     """
     if model.modality != "both":
         raise CheckpointError(f"official checkpoints are of the complete model, not of modality={model.modality}.")
-    found, state = _named(weights), model.state_dict()
-    albef = "bbox_head.0.weight" not in found
+    named, state = _named(weights), model.state_dict()
+    albef = "bbox_head.0.weight" not in named
     if albef:
-        found = {k: v for k, v in found.items() if not re.match(r"text_encoder(_m)?\.cls\.|itm_head\.", k)}
+        named = {k: v for k, v in named.items() if not re.match(r"text_encoder(_m)?\.cls\.|itm_head\.", k)}
     for tower in ("visual_encoder", "visual_encoder_m"):
-        if (key := f"{tower}.pos_embed") in found and found[key].shape != state[key].shape:
-            found[key] = resize_positions(found[key].float(), state[key].shape[1])
-    if "image_queue" in found and found["image_queue"].shape != state["image_queue"].shape:
-        found = {key: value for key, value in found.items() if key not in QUEUES}
-    missing = sorted(state.keys() - found.keys())
+        if (key := f"{tower}.pos_embed") in named and named[key].shape != state[key].shape:
+            grid = model.visual_encoder.patch_embed.grid_size
+            named[key] = resample_abs_pos_embed(named[key].float(), list(grid), antialias=False)
+    if "image_queue" in named and named["image_queue"].shape != state["image_queue"].shape:
+        named = {key: value for key, value in named.items() if key not in QUEUES}
     optional = tuple(f"{tower}_m." for tower in TOWERS) + QUEUES + (NEW_IN_HAMMER if albef else ())
-    wrong = [key for key in missing if not key.startswith(optional)] + sorted(found.keys() - state.keys())
-    shapes = [
-        f"{key} {tuple(found[key].shape)}, here {tuple(state[key].shape)}"
-        for key in sorted(found.keys() & state.keys())
-        if found[key].shape != state[key].shape
-    ]
-    if wrong or shapes:
-        raise CheckpointError(
-            f"this checkpoint does not fit the model: missing or unknown {wrong[:5]}, of other shape {shapes[:5]}. Give the "
-            "sizes it was trained with (module.model.*)."
-        )
-    model.load_state_dict(found, strict=False)
-    if not any(key.startswith("visual_encoder_m.") for key in found):
+    missing = load_strictly(model, named, optional)
+    if not any(key.startswith("visual_encoder_m.") for key in named):
         with torch.no_grad():
             for average, online in model.momentum_pairs():
                 average.copy_(online)

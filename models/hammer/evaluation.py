@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.hammer.metrics import (
-    average_precision,
     binary_metrics,
     box_metrics,
     grounding_iou,
     multi_label_metrics,
     token_metrics,
 )
-from models.hammer.token_grounding import IGNORE
+from models.metrics.average_precision import average_precision
 
 KINDS = ("FS", "FA", "TS", "TA")  # face swap, face attribute, text swap, text attribute
 
 
-def join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Batches of predictions below each other, captions padded to the longest; rows met twice ('index') count once."""
-    joined = {}
-    for name in parts[0]:
-        values = [part[name] for part in parts]
-        if name.startswith("token"):
-            length = max(value.shape[1] for value in values)
-            values = [F.pad(value, (0, length - value.shape[1]), value=IGNORE) for value in values]
-        joined[name] = torch.cat(values)
-    _, first = torch.unique(joined["index"], return_inverse=True)
-    rows = torch.zeros(int(first.max()) + 1, dtype=torch.int64).scatter_(0, first, torch.arange(len(first)))
-    return {name: value[rows] for name, value in joined.items()}
-
-
 def dgm4_metrics(found: Mapping[str, Tensor]) -> dict[str, float]:
-    """Percent, by flat name, of what :func:`join` gives; groups whose prediction is absent are left out.
+    """Percent, by flat name, of the rows of a split; groups whose prediction is absent are left out.
 
     Args:
         found: 'real_fake' (N, 2) and 'multi_label' (N, 4) logits, 'box' (N, 4), 'token' (N, T) predicted classes; the
@@ -46,8 +29,8 @@ def dgm4_metrics(found: Mapping[str, Tensor]) -> dict[str, float]:
     binary = binary_metrics(found["real_fake"], found["fake"])
     out |= {"binary/auc": binary.auc, "binary/eer": binary.eer, "binary/acc": binary.accuracy}
     labels, logits = found["labels"], found["multi_label"]
-    precision, kinds = average_precision(logits, labels), multi_label_metrics(logits, labels)
-    out |= {"kinds/map": float(precision.mean()), "kinds/cf1": kinds.cf1, "kinds/of1": kinds.of1}
+    precision, kinds = average_precision(logits, labels == 1), multi_label_metrics(logits, labels)
+    out |= {"kinds/map": float(precision.mean()) / 100, "kinds/cf1": kinds.cf1, "kinds/of1": kinds.of1}
     out |= {"kinds/macro_f1": kinds.macro_f1}
     out |= {f"kinds/f1_{name}": float(value) for name, value in zip(KINDS, kinds.class_f1, strict=True)}
     if "box" in found:

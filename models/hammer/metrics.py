@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
-from models.hammer.boxes import paired_iou, to_corners
-from models.hammer.token_grounding import IGNORE
+from models.batch import IGNORE_INDEX
+from models.hammer.boxes import paired_iou
 
 EMPTY = 1e-4  # a predicted coordinate below this share of the image counts as collapsed
 
@@ -63,16 +64,6 @@ class MultiLabelMetrics(NamedTuple):
     cf1: float
     class_f1: Tensor
     macro_f1: float
-
-
-def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
-    """(C,) per class: the mean over its positives of (positives so far / rank), highest logit (N, C) first.
-
-    Float32, as the official meter; NaN for a class without positives. Their mean is the mAP.
-    """
-    hits = labels.gather(0, logits.argsort(dim=0, descending=True, stable=True)).double()
-    ranks = torch.arange(1, len(hits) + 1, dtype=torch.float64, device=hits.device)[:, None]
-    return ((hits.cumsum(0) / ranks * hits).sum(0) / hits.sum(0)).float()
 
 
 def multi_label_metrics(logits: Tensor, labels: Tensor, top_k: int | None = None) -> MultiLabelMetrics:
@@ -134,7 +125,8 @@ def box_metrics(iou: Tensor) -> BoxMetrics:
 
 def grounding_iou(predicted: Tensor, target: Tensor, official_empty_rule: bool = True) -> Tensor:
     """:func:`evaluation_iou` of centre boxes (N, 4)."""
-    return evaluation_iou(to_corners(predicted), to_corners(target), official_empty_rule)
+    corners = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (predicted, target))
+    return evaluation_iou(*corners, official_empty_rule)
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens
@@ -148,11 +140,11 @@ class TokenMetrics(NamedTuple):
 
 
 def token_metrics(predicted: Tensor, labels: Tensor) -> TokenMetrics:
-    """Micro counts over all tokens whose label is not IGNORE; ``predicted`` and ``labels`` of one shape, 1 manipulated.
+    """Micro counts over all tokens whose label is not IGNORE_INDEX; ``predicted`` and ``labels`` of one shape, 1 manipulated.
 
     Precision without a positive prediction, recall without a positive label and F1 without either are NaN.
     """
-    kept = labels != IGNORE
+    kept = labels != IGNORE_INDEX
     predicted, labels = predicted[kept] == 1, labels[kept] == 1
     correct, said, true = (int(x.sum()) for x in (predicted & labels, predicted, labels))
     precision, recall = _ratio(correct, said), _ratio(correct, true)

@@ -12,12 +12,13 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.hammer.batch import MANIPULATIONS as MANIPULATIONS
 from models.hammer.bert import FusionBert
-from models.hammer.vit import VisionTransformer
 from models.layers.feature_queue import enqueue_
+from models.layers.heads import init_linear_, mlp_head
 from models.optim.ema import ema_update_
 
 TOWERS = ("visual_encoder", "vision_proj", "text_encoder", "text_proj")  # those with a momentum copy, suffix ``_m``
@@ -97,8 +98,18 @@ class Hammer(nn.Module):
         super().__init__()
         self.momentum, self.modality = momentum, modality
         if modality != "text":
-            self.visual_encoder = VisionTransformer(image_size, patch_size, width, vision_layers, vision_heads, mlp_ratio)
-            self.bbox_head = mlp_head(width, 4)
+            self.visual_encoder = VisionTransformer(
+                image_size,
+                patch_size,
+                embed_dim=width,
+                depth=vision_layers,
+                num_heads=vision_heads,
+                mlp_ratio=mlp_ratio,
+                num_classes=0,
+                global_pool="",
+            )
+            nn.init.trunc_normal_(self.visual_encoder.cls_token, std=0.02)  # ALBEF; timm begins at almost 0
+            self.bbox_head = _head(width, 4)
             self.cls_token_local = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
             self.norm_layer_aggr = nn.LayerNorm(width)
             self.aggregator = nn.MultiheadAttention(width, grounding_heads, batch_first=True)
@@ -115,15 +126,15 @@ class Hammer(nn.Module):
                 dropout,
                 cross_attention=modality == "both",
             )
-            self.text_encoder.classifier = mlp_head(width, 2)
+            self.text_encoder.classifier = _head(width, 2)
             self.token_dropout = nn.Dropout(dropout)
         if modality == "both":
             self.vision_proj, self.text_proj = nn.Linear(width, embed_dim), nn.Linear(width, embed_dim)
             self.norm_layer_it_cross_atten = nn.LayerNorm(width)
             self.it_cross_attn = nn.MultiheadAttention(width, grounding_heads, batch_first=True)
             self.temp = nn.Parameter(torch.tensor(float(temperature)))
-        self.itm_head, self.cls_head = mlp_head(width, 2), mlp_head(width, 4)
-        self.apply(_initialise)
+        self.itm_head, self.cls_head = _head(width, 2), _head(width, 4)
+        self.apply(init_linear_)
         if modality == "both":
             self._add_momentum_towers(copy_momentum_classifier)
             for name in ("image_queue", "text_queue"):
@@ -171,7 +182,7 @@ class Hammer(nn.Module):
         for name in TOWERS:
             setattr(self, f"{name}_m", copy.deepcopy(getattr(self, name)).requires_grad_(False))
         if not copy_classifier:
-            self.text_encoder_m.classifier.apply(_initialise)
+            self.text_encoder_m.classifier.apply(init_linear_)
 
     def momentum_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(average, online parameter) of every tower."""
@@ -206,25 +217,10 @@ class Hammer(nn.Module):
         self.temp.clamp_(*TEMPERATURE_RANGE)
 
 
-def mlp_head(width: int, out: int) -> nn.Sequential:
-    """Three linear layers, the hidden ones of twice the width with LayerNorm and GELU: used four times."""
-    return nn.Sequential(
-        nn.Linear(width, 2 * width),
-        nn.LayerNorm(2 * width),
-        nn.GELU(),
-        nn.Linear(2 * width, 2 * width),
-        nn.LayerNorm(2 * width),
-        nn.GELU(),
-        nn.Linear(2 * width, out),
-    )
+def _head(width: int, out: int) -> nn.Sequential:
+    """Two hidden layers of twice the width: used four times."""
+    return mlp_head(width, 2 * width, 2 * width, out=out)
 
 
 def _unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1)
-
-
-def _initialise(module: nn.Module) -> None:
-    """Linear layers normal with std 0.02 and no bias; LayerNorms start neutral, as torch makes them."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

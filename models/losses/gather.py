@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
 
 import torch
@@ -33,41 +32,6 @@ def gather_texts(text: Tensor, scope: GradientScope) -> tuple[Tensor, int]:
     if scope is GradientScope.RANK or world_size() == 1:
         return text, 0
     return _Gather.apply(text, scope is GradientScope.ALL), dist.get_rank() * len(text)
-
-
-@torch.no_grad()
-def whole_batch(index: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Rows (B, ...) of this rank to those of all ranks, each ``index`` once, in ascending order. No gradient.
-
-    For evaluation, where the last batch repeats samples so that all ranks take as many steps: without the repeats every
-    rank has what one process would have had. Ranks may differ in B and in the second dimension, which is padded with
-    zeros. Every rank must come with the same names. Without a process group nothing is changed.
-    """
-    if world_size() == 1:
-        return index, dict(values)
-    index, order = _unique(_of_all_ranks(index))
-    return index, {name: _of_all_ranks(value)[order] for name, value in values.items()}
-
-
-def _unique(index: Tensor) -> tuple[Tensor, Tensor]:
-    """The values of ``index`` (n,) in ascending order, and where each stands first."""
-    ordered, order = index.sort(stable=True)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return ordered[first], order[first]
-
-
-def _of_all_ranks(x: Tensor) -> Tensor:
-    shape = torch.tensor(x.shape, device=x.device)
-    shapes = [torch.empty_like(shape) for _ in range(world_size())]
-    dist.all_gather(shapes, shape)
-    sizes = [tuple(other.tolist()) for other in shapes]
-    largest = [max(lengths) for lengths in zip(*sizes, strict=True)]
-    padded = x.new_zeros(largest)
-    padded[tuple(slice(length) for length in x.shape)] = x
-    received = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(received, padded)
-    return torch.cat([part[: size[0]] for part, size in zip(received, sizes, strict=True)])
 
 
 def world_size() -> int:

@@ -18,16 +18,19 @@ def multi_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> Tensor:
-    """(C,) in percent: per class the mean over its positives of the precision at each; 0 without positives.
+    """(C,) in percent: per class the mean over its positives of the precision at each; NaN without positives.
+
+    Equal scores keep the order of the rows, as in the official codes; torchmetrics and scikit-learn join them.
 
     Args:
-        scores: (N, C), larger is surer; equal scores keep the order of the rows. positives: (N, C) bool.
+        scores: (N, C), larger is surer.
+        positives: (N, C) bool.
     """
     order = scores.argsort(dim=0, descending=True, stable=True)
     hits = positives.gather(0, order).double()
     rank = torch.arange(1, len(scores) + 1, device=scores.device, dtype=torch.float64)[:, None]
     precision = hits.cumsum(dim=0) / rank
-    return 100 * (precision * hits).sum(dim=0) / hits.sum(dim=0).clamp_min(1)
+    return 100 * (precision * hits).sum(dim=0) / hits.sum(dim=0)
 
 
 def mean_average_precision(scores: Tensor, labels: Tensor, absent: Absent = "leave_out") -> float:
@@ -41,8 +44,6 @@ def mean_average_precision(scores: Tensor, labels: Tensor, absent: Absent = "lea
     if absent == "official":
         present = labels[labels >= 0].unique()
         labels = torch.where(labels >= 0, torch.searchsorted(present, labels.contiguous()), -1)
-    positives = multi_hot(labels, classes)
-    values = average_precision(scores, positives)
-    if absent == "leave_out":
-        values = values[positives.any(dim=0)]
-    return float(values.mean()) if len(values) else 0.0
+    values = average_precision(scores, multi_hot(labels, classes))
+    mean = values.nanmean() if absent == "leave_out" else values.nan_to_num().mean()
+    return float(mean.nan_to_num())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
 
 
 def class_vectors(prompts: Tensor) -> Tensor:
@@ -57,21 +58,28 @@ def balanced_top_k(logits: Tensor, labels: Tensor, k: int) -> float:
 
 
 def balanced_accuracy(predicted: Tensor, labels: Tensor, classes: int) -> float:
-    """Mean over the classes that occur of their recall, in percent."""
-    counts = torch.bincount(labels, minlength=classes)
-    right = torch.bincount(labels[predicted == labels], minlength=classes)
-    present = counts > 0
-    return (right[present].double() / counts[present]).mean().item() * 100
+    """Mean over the classes that occur among the labels of their recall, in percent.
+
+    torchmetrics' macro accuracy counts a class that is only predicted as well.
+    """
+    matrix = confusion_matrix(predicted, labels, classes)
+    counts = matrix.sum(dim=1)
+    return (matrix.diagonal().double() / counts).nanmean().item() * 100
 
 
 def macro_f1(predicted: Tensor, labels: Tensor, classes: int) -> float:
     """Mean of the F1 of the classes that occur among labels or predictions, in percent."""
-    right = torch.bincount(labels[predicted == labels], minlength=classes).double()
-    either = torch.bincount(labels, minlength=classes) + torch.bincount(predicted, minlength=classes)
-    present = either > 0
-    return (2 * right[present] / either[present]).mean().item() * 100
+    return 100 * multiclass_f1_score(predicted, labels, classes, average="macro").item()
 
 
-def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts (C, C), rows are true classes, columns predictions."""
-    return torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int, ignore: int | None = None) -> Tensor:
+    """Counts (C, C), rows are true classes, columns predictions; labels equal to ``ignore`` do not count.
+
+    Raises ValueError for a label that is neither a class nor ``ignore``.
+    """
+    wrong = (labels < 0) | (labels >= classes)
+    if ignore is not None:
+        wrong &= labels != ignore
+    if bool(wrong.any()):
+        raise ValueError(f"there is a label {int(labels[wrong][0])}, but there are {classes} classes")
+    return multiclass_confusion_matrix(predicted, labels, classes, ignore_index=ignore, validate_args=False)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.metrics.cka import cka
+
 Metric = Literal["mutual_knn", "cka", "unbiased_cka", "cycle_knn", "cknna", "svcca", "lcs_knn", "hcs", "l_hop_cka"]
-METRICS = ("mutual_knn", "cka", "unbiased_cka", "cycle_knn", "cknna", "svcca", "lcs_knn", "hcs", "l_hop_cka")
+METRICS: tuple[Metric, ...] = get_args(Metric)
 TILE_ENTRIES = 2**22
 
 
@@ -54,13 +56,6 @@ def cycle_knn(a: Tensor, b: Tensor) -> float:
     """Share of samples that are a neighbour in ``a`` (n, k) of one of their neighbours in ``b`` (n, k)."""
     own = torch.arange(len(a), device=a.device)[:, None]
     return (a[b].flatten(1) == own).any(dim=1).double().mean().item()
-
-
-def cka(x: Tensor, y: Tensor, unbiased: bool = False) -> float:
-    """Linear CKA of features (n, dx), (n, dy) with 1e-6 in the denominator (Platonic representations' code), in float64."""
-    hsic = _unbiased_hsic if unbiased else _biased_hsic
-    x, y = x.double(), y.double()
-    return (hsic(x, y) / ((hsic(x, x) * hsic(y, y)).sqrt() + 1e-6)).item()
 
 
 def cknna(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> float:
@@ -211,23 +206,15 @@ def _membership(lists: Tensor) -> Tensor:
     return inside.scatter_(1, lists, True)
 
 
-def _biased_hsic(x: Tensor, y: Tensor) -> Tensor:
-    return ((x - x.mean(dim=0)).T @ (y - y.mean(dim=0))).square().sum()
-
-
-def _unbiased_hsic(x: Tensor, y: Tensor) -> Tensor:
-    """Song et al.'s estimator of kernels XXᵀ and YYᵀ with zeroed diagonals, from the features alone."""
-    n = len(x)
-    own_x, own_y = x.square().sum(dim=1), y.square().sum(dim=1)
-    sum_x, sum_y = x.sum(dim=0), y.sum(dim=0)
-    row_x, row_y = x @ sum_x - own_x, y @ sum_y - own_y  # row sums of the kernels without their diagonals
-    trace = (x.T @ y).square().sum() - (own_x * own_y).sum()
-    whole = row_x.sum() * row_y.sum() / ((n - 1) * (n - 2))
-    return (trace + whole - 2 / (n - 2) * (row_x * row_y).sum()) / (n * (n - 3))
-
-
 def _sparse_hsic(x: Tensor, y: Tensor, lists: Tensor, used: Tensor) -> Tensor:
-    """The same estimator of kernels that are kept only at the entries (i, lists[i]) where ``used`` (n, k)."""
+    """:func:`~models.metrics.cka.unbiased_hsic` of kernels that are kept only at the entries (i, lists[i]) where ``used``.
+
+    Args:
+        x: (n, dx) features.
+        y: (n, dy) features.
+        lists: (n, k) columns.
+        used: (n, k) bool.
+    """
     n, k = lists.shape
     rows = torch.arange(n, device=x.device)[:, None].expand(n, k)[used]
     columns = lists[used]

@@ -95,13 +95,9 @@ def chance_recall_at(k: int, pool: int, right: int | Tensor = 1) -> float:
     return (1 - miss).mean().item() * 100
 
 
-def validation_retrieval(image: Tensor, text: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """SAIL's in-training validator on one-to-one pairs (N, D): recall (percent), ranks from 1, accuracy of cosine signs.
-
-    ``positive_accuracy`` is the share of pairs with a cosine above 0, ``negative_accuracy`` of non-pairs below 0.
-    """
-    pairs = torch.arange(len(image), device=image.device)
-    i2t, t2i = retrieval_ranks(image, text, pairs)
+def retrieval_metrics(image: Tensor, text: Tensor, owner: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """Recall at ``ks`` in percent, mean and median rank from 1, both ways, and ``mean_recall``; see :func:`retrieval_ranks`."""
+    i2t, t2i = retrieval_ranks(image, text, owner)
     metrics: dict[str, float] = {}
     for name, ranks in (("i2t", i2t), ("t2i", t2i)):
         metrics |= {f"{name}_recall@{k}": recall_at(ranks, k) for k in ks}
@@ -109,8 +105,16 @@ def validation_retrieval(image: Tensor, text: Tensor, ks: Sequence[int] = (1, 5,
         # The official median is the floor of NumPy's, which averages the two middle ranks.
         metrics[f"{name}_median_rank"] = float(torch.floor(torch.quantile(ranks.double(), 0.5))) + 1
     metrics["mean_recall"] = sum(metrics[f"{n}_recall@{k}"] for n in ("i2t", "t2i") for k in ks) / (2 * len(ks))
-    metrics |= _sign_accuracies(F.normalize(image, dim=-1), F.normalize(text, dim=-1))
     return metrics
+
+
+def validation_retrieval(image: Tensor, text: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """SAIL's in-training validator on one-to-one pairs (N, D): :func:`retrieval_metrics` and the accuracy of cosine signs.
+
+    ``positive_accuracy`` is the share of pairs with a cosine above 0, ``negative_accuracy`` of non-pairs below 0.
+    """
+    metrics = retrieval_metrics(image, text, torch.arange(len(image), device=image.device), ks)
+    return metrics | _sign_accuracies(F.normalize(image, dim=-1), F.normalize(text, dim=-1))
 
 
 def _sign_accuracies(image: Tensor, text: Tensor, tile: int = 1024) -> dict[str, float]:

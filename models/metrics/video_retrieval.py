@@ -43,6 +43,15 @@ def rank_summary(ranks: Tensor, ks: Sequence[int] = (1, 5, 10, 50)) -> dict[str,
     return found | {"median_rank": ranks.quantile(0.5).item() + 1, "mean_rank": ranks.mean().item() + 1}
 
 
+def pair_ranks(scores: Tensor, owner: Tensor, ks: Sequence[int] = (1, 5, 10), letter: str = "v") -> dict[str, float]:
+    """``t2v_<measure>`` and ``v2t_<measure>`` of :func:`rank_summary` for scores (n, m) and the video of each text (n,).
+
+    ``letter`` takes the place of v where the media are others.
+    """
+    ranks = {f"t2{letter}": text_to_video_ranks(scores, owner), f"{letter}2t": video_to_text_ranks(scores, owner)}
+    return {f"{way}_{measure}": value for way, of in ranks.items() for measure, value in rank_summary(of, ks).items()}
+
+
 def any_hit_recall(scores: Tensor, right: Tensor, k: int) -> float:
     """Share of queries (q,) with any right candidate among the k with the largest scores: scores, right (q, c)."""
     top = scores.topk(min(k, scores.shape[1]), dim=1).indices

@@ -1,6 +1,12 @@
-"""Learning-rate schedules as factors of the base rate: factories ``(total_steps, ...) -> multiplier(step)``.
+"""Learning-rate schedules: factories ``(total_steps, steps_per_epoch, base_lr, ...) -> multiplier(step)``.
 
-Past ``total_steps`` a schedule stays at its last value.
+Every factory takes the same first three arguments, whether it needs them or not, so that any schedule fits any method:
+
+    total_steps: optimiser steps of the training. Past them a schedule stays at its last value, unless it says otherwise.
+    steps_per_epoch: optimiser steps of one epoch.
+    base_lr: the rate that the multiplier scales; schedules with absolute bounds need it.
+
+A warm-up is a whole number of steps, or a share of all steps if it is a float below 1.
 """
 
 from __future__ import annotations
@@ -11,32 +17,45 @@ from collections.abc import Callable
 Multiplier = Callable[[int], float]
 
 
-def _warmup_steps(total_steps: int, warmup: int | float) -> int:
+def _steps(total_steps: int, amount: int | float) -> int:
     """A whole number is steps; a fraction below 1 is that share of all steps, rounded up (SAIL: 0.1)."""
-    return math.ceil(warmup * total_steps) if isinstance(warmup, float) and warmup < 1 else int(warmup)
+    return math.ceil(amount * total_steps) if isinstance(amount, float) and amount < 1 else int(amount)
 
 
-def _warming(multiplier: Multiplier, warmup_steps: int) -> Multiplier:
+def _after_warmup(multiplier: Multiplier, warmup_steps: int) -> Multiplier:
     """Linear warm-up ``(s + 1) / warmup_steps``, then the given schedule."""
     return lambda step: (step + 1) / warmup_steps if step < warmup_steps else multiplier(step)
 
 
-def warmup_cosine(total_steps: int, warmup: int | float = 0.1) -> Multiplier:
+def warmup_cosine(total_steps: int, steps_per_epoch: int, base_lr: float, warmup: int | float = 0.1) -> Multiplier:
     """Half a cosine from 1 to 0 after the warm-up (SAIL, training code)."""
-    start = _warmup_steps(total_steps, warmup)
+    start = _steps(total_steps, warmup)
     span = max(total_steps - start, 1)
-    return _warming(lambda step: 0.5 * (1 + math.cos(math.pi * min((step - start) / span, 1))), start)
+    return _after_warmup(lambda step: 0.5 * (1 + math.cos(math.pi * min((step - start) / span, 1))), start)
 
 
-def warmup_constant(total_steps: int, warmup: int | float = 0.1) -> Multiplier:
+def warmup_constant(total_steps: int, steps_per_epoch: int, base_lr: float, warmup: int | float = 0.1) -> Multiplier:
     """1 after the warm-up."""
-    return _warming(lambda step: 1.0, _warmup_steps(total_steps, warmup))
+    return _after_warmup(lambda step: 1.0, _steps(total_steps, warmup))
 
 
 def warmup_constant_cooldown(
-    total_steps: int, cooldown_steps: int, warmup: int | float = 0.1, power: float = 1.0, end: float = 0.0
+    total_steps: int,
+    steps_per_epoch: int,
+    base_lr: float,
+    warmup: int | float = 0.1,
+    cooldown: int | float = 0.1,
+    power: float = 1.0,
+    end: float = 0.0,
 ) -> Multiplier:
-    """1 after the warm-up, then a polynomial fall to ``end`` (a factor) over the last ``cooldown_steps``."""
+    """1 after the warm-up, then a polynomial fall at the end (SAIL, training code).
+
+    Args:
+        cooldown: length of the fall, in steps or as a share of all steps.
+        power: of the polynomial; 1 is a straight line.
+        end: factor at the last step.
+    """
+    cooldown_steps = _steps(total_steps, cooldown)
     start = total_steps - cooldown_steps
 
     def multiplier(step: int) -> float:
@@ -45,62 +64,65 @@ def warmup_constant_cooldown(
         left = max(1 - (step - start) / cooldown_steps, 0)
         return end + (1 - end) * left**power
 
-    return _warming(multiplier, _warmup_steps(total_steps, warmup))
+    return _after_warmup(multiplier, _steps(total_steps, warmup))
 
 
-def cosine_by_epoch(total_steps: int, epochs: int, extra_epochs: int = 0) -> Multiplier:
-    """Half a cosine over ``epochs``, constant within each epoch (AdaFocusV2). Its loop runs one epoch more, at rate 0:
-    ``extra_epochs=1`` and ``trainer.max_epochs = epochs + 1`` reproduce it.
+def warmup_linear(total_steps: int, steps_per_epoch: int, base_lr: float, warmup: int | float = 0.1) -> Multiplier:
+    """From 0 to 1 over the warm-up, then linearly to 0 at ``total_steps`` (All-in-One; transformers' schedule of power 1).
+
+    A share of all steps is rounded down here.
     """
-    steps = max(total_steps // (epochs + extra_epochs), 1)
-    return lambda step: 0.5 * (1 + math.cos(math.pi * min(step // steps, epochs) / epochs))
-
-
-def steps_by_epoch(total_steps: int, epochs: int, milestones: list[int], factor: float = 0.1) -> Multiplier:
-    """The rate falls by ``factor`` at each of the epochs ``milestones`` (AdaMML: 20, 40, 50 of 60)."""
-    steps = max(total_steps // epochs, 1)
-    return lambda step: factor ** sum(step // steps >= milestone for milestone in milestones)
-
-
-def warmup_linear(total_steps: int, warmup: int | float = 0.1) -> Multiplier:
-    """From 0 to 1 over the warm-up, then linearly to 0 at ``total_steps`` (All-in-One; transformers' schedule of power 1)."""
     start = int(warmup * total_steps) if isinstance(warmup, float) and warmup < 1 else int(warmup)
     span = max(total_steps - start, 1)
     return lambda step: step / max(start, 1) if step < start else max(total_steps - step, 0) / span
 
 
-def epochwise_cosine(
+def cosine_per_epoch(
     total_steps: int,
-    epochs: int,
-    warmup: int = 1000,
-    warmup_start: float = 0.01,
-    warmup_every: int = 100,
-    end: float = 0.01,
+    steps_per_epoch: int,
+    base_lr: float,
+    min_lr: float = 0.0,
+    warmup_lr: float = 0.0,
+    warmup_stairs: int = 0,
+    steps_per_stair: int = 100,
+    extra_epochs: int = 0,
 ) -> Multiplier:
-    """A cosine that moves once per epoch, after a staircase within epoch 0 (freeze-align, training code).
+    """A cosine that moves once per epoch, after a staircase inside the first one (ALBEF's, used by HAMMER and freeze-align).
 
-    The rate after iteration ``warmup_every * k`` of epoch 0 is ``warmup_start + k (1 - warmup_start) warmup_every /
-    warmup``, up to iteration ``warmup``; epoch e >= 1 has ``end + (1 - end) (1 + cos(pi e / epochs)) / 2``.
+    Epoch e > 0 has the rate ``min_lr + (base_lr - min_lr)(1 + cos(pi e / E)) / 2`` where E is the number of epochs. During
+    epoch 0 the rate climbs from ``warmup_lr`` to ``base_lr``; an epoch that is shorter than the stairs cuts the warm-up.
 
     Args:
-        epochs: of the whole training; ``total_steps / epochs`` steps make one.
-        warmup, warmup_every: in steps. warmup_start, end: factors of the base rate.
+        min_lr: rate that the cosine ends at, absolute.
+        warmup_lr: first rate of the warm-up, absolute.
+        warmup_stairs: number of stairs; 0 begins at ``base_lr``.
+        steps_per_stair: each stair is reached one step late, because the official scheduler moves after the optimiser.
+        extra_epochs: epochs at the end that stay at ``min_lr`` and do not count in E (AdaFocusV2's loop runs one, at 0).
     """
-    per_epoch = max(total_steps // epochs, 1)
-    stairs = max(warmup // warmup_every, 1)
+    epochs = max(math.ceil(total_steps / steps_per_epoch) - extra_epochs, 1)
 
-    def multiplier(step: int) -> float:
-        epoch = min(step // per_epoch, epochs - 1) if total_steps else 0
-        if epoch > 0:
-            return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-        # The scheduler moves after the optimiser: iteration i runs at what iteration i - 1 set.
-        stair = min(max(step - 1, 0) // warmup_every, stairs)
-        return warmup_start + (1 - warmup_start) * stair / stairs
+    def rate(step: int) -> float:
+        epoch, step = divmod(step, steps_per_epoch)
+        if epoch:
+            return min_lr + 0.5 * (base_lr - min_lr) * (1 + math.cos(math.pi * min(epoch / epochs, 1)))
+        climbed = max(step - 1, 0) // steps_per_stair
+        return base_lr if climbed >= warmup_stairs else warmup_lr + climbed * (base_lr - warmup_lr) / warmup_stairs
 
-    return multiplier
+    return lambda step: rate(step) / base_lr
 
 
-def repeating_cosine(total_steps: int, period: int) -> Multiplier:
-    """``(1 + cos(pi step / period)) / 2``: falls for ``period`` steps, then rises again (STRUCTURE's schedule, not stopped
-    at its T_max)."""
-    return lambda step: 0.5 * (1 + math.cos(math.pi * step / period))
+def repeating_cosine(total_steps: int, steps_per_epoch: int, base_lr: float, period: int | None = None) -> Multiplier:
+    """``(1 + cos(pi step / period)) / 2``: it falls for one period, then rises again (STRUCTURE's is not stopped at its T_max).
+
+    Args:
+        period: in optimiser steps; null: 50 epochs.
+    """
+    length = 50 * steps_per_epoch if period is None else period
+    return lambda step: 0.5 * (1 + math.cos(math.pi * step / length))
+
+
+def multi_step(
+    total_steps: int, steps_per_epoch: int, base_lr: float, milestones: list[int], factor: float = 0.1
+) -> Multiplier:
+    """The rate falls by ``factor`` at each of the epochs ``milestones`` (AdaMML: 20, 40, 50 of 60)."""
+    return lambda step: factor ** sum(step // steps_per_epoch >= milestone for milestone in milestones)

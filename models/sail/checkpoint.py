@@ -11,11 +11,11 @@ import re
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.alignment.head import AlignmentHead
 from models.alignment.projectors import GatedProjector, LinearProjector, MLPProjector
-from models.io import CheckpointError
+from models.io import CheckpointError, load_strictly
 from models.sail.sharelock import ShareLockHead
 
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|model\.(?=vlhead\.|_orig_mod\.)|vlhead\.)+")
@@ -34,13 +34,22 @@ def head_from_official(weights: dict[str, Tensor]) -> AlignmentHead | ShareLockH
     weights = {_PREFIX.sub("", key): value.float() if value.is_floating_point() else value for key, value in weights.items()}
     try:
         if "text_mapping_network.layers.0.weight" in weights:
-            return _load(_sharelock(weights), {_rename(k, _SHARELOCK_NAMES, back=True): v for k, v in weights.items()})
-        return _load(_aligned(weights), _from_official(weights))
+            state = {_rename(k, _SHARELOCK_NAMES, back=True): v for k, v in weights.items()}
+            head = _sharelock(weights)
+        else:
+            state, head = _from_official(weights), _aligned(weights)
     except KeyError as error:
         raise CheckpointError(
             f"these are not the weights of a SAIL head: {error} is missing. There are {len(weights)} tensors, "
             f"e.g. {sorted(weights)[:4]}."
         ) from None
+    load_strictly(head, state)
+    return head
+
+
+def import_head(weights: dict[str, Tensor], head: AlignmentHead) -> AlignmentHead | ShareLockHead:
+    """The importer of ``module=sail``; what ``head`` is built like follows from the weights alone."""
+    return head_from_official(weights)
 
 
 def _aligned(weights: dict[str, Tensor]) -> AlignmentHead:
@@ -135,16 +144,3 @@ def _rename(key: str, names: dict[str, str], back: bool = False) -> str:
     for ours, official in names.items():
         key = key.replace(official, ours) if back else key.replace(ours, official)
     return key
-
-
-def _load(head: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    expected = head.state_dict()
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    wrong = [f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}" for k, v in expected.items()
-             if k in state and state[k].shape != v.shape]  # fmt: skip
-    if missing or unexpected or wrong:
-        raise CheckpointError(
-            f"this SAIL head does not fit {type(head).__name__}: missing {missing}, unexpected {unexpected}, shapes {wrong}."
-        )
-    head.load_state_dict(state)
-    return head

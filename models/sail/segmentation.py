@@ -7,33 +7,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Model
 
 from models.alignment.head import AlignmentHead
 from models.encoders.pooling import pool_tokens
-from models.io import CheckpointError
-
-
-def dinov2_from_weights(weights: dict[str, Tensor], num_attention_heads: int) -> Dinov2Model:
-    """A DINOv2 whose sizes follow from its weights (transformers' names); only the number of heads cannot be read off."""
-    projection = weights["embeddings.patch_embeddings.projection.weight"]
-    hidden, _, patch, _ = projection.shape
-    grid = int((weights["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
-    gated = "encoder.layer.0.mlp.weights_in.weight" in weights
-    config = Dinov2Config(
-        hidden_size=hidden,
-        num_hidden_layers=1 + max(int(k.split(".")[2]) for k in weights if k.startswith("encoder.layer.")),
-        num_attention_heads=num_attention_heads,
-        image_size=grid * patch,
-        patch_size=patch,
-        mlp_ratio=4 if gated else weights["encoder.layer.0.mlp.fc1.weight"].shape[0] // hidden,
-        use_swiglu_ffn=gated,
-    )
-    # from_pretrained, because transformers renames modules between versions and maps the released names itself.
-    model, report = Dinov2Model.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
-    if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
-        raise CheckpointError(f"these are not DINOv2 weights: {report}")
-    return model.eval()
 
 
 class SegmentationEncoder(nn.Module):

@@ -12,12 +12,17 @@ from torch import Tensor, nn
 
 from models.alignment.head import AlignmentHead
 from models.alignment.projectors import LinearProjector, LowRankProjector, ReLUProjector
-from models.io import CheckpointError
+from models.io import CheckpointError, load_strictly
 
 _SIDES = {"vision_projector": "alignment_image", "text_projector": "alignment_text"}  # ours -> official
 _LINEAR = {"": "linear_mapping."}
 _LOW_RANK = {"direct.": "P.", "down.": "W1.", "up.": "W2.", "gate_logit": "logit_alpha"}
 _RELU = {"": "mlp."}
+
+
+def import_head(weights: dict[str, Tensor], head: AlignmentHead) -> AlignmentHead:
+    """The importer of ``module=structure``; the fixed temperature is that of ``head``."""
+    return head_from_official(weights, 1 / float(head.scale()))
 
 
 def head_from_official(weights: dict[str, Tensor], temperature: float = 0.05, dropout: float = 0.1) -> AlignmentHead:
@@ -51,7 +56,7 @@ def head_from_official(weights: dict[str, Tensor], temperature: float = 0.05, dr
     for ours, side in sides.items():
         names = _names(getattr(head, ours))
         state = {_renamed(key, {official: mine for mine, official in names.items()}): value for key, value in side.items()}
-        getattr(head, ours).load_state_dict(state)
+        load_strictly(getattr(head, ours), state)
     return head
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from datamodules.order import OrderedBatches, draw, epoch_order
+from datamodules.order import HeldOutBatches, OrderedBatches, draw, epoch_order
 
 
 def rows(sampler) -> list[list[int]]:
@@ -55,3 +55,15 @@ def test_draws_are_pure_uniform_and_independent_of_company():
     assert chisquare(np.bincount(drawn, minlength=5)).pvalue > 1e-3
     again = draw(choices, index, seed=1, epoch=3)
     assert chisquare(np.bincount(drawn * 5 + again, minlength=25)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 4, 20, 21])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_held_out_batches_are_those_of_one_process(size, world_size):
+    alone = [request.rows.tolist() for request in HeldOutBatches(size, 4)]
+    assert sum(alone, []) == list(range(size))
+    ranks = [[r.rows.tolist() for r in HeldOutBatches(size, 4, rank, world_size)] for rank in range(world_size)]
+    assert len({len(of_rank) for of_rank in ranks}) == 1  # collectives stay in step
+    for rank, of_rank in enumerate(ranks):
+        own = alone[rank::world_size]
+        assert of_rank[: len(own)] == own and all(repeat == alone[-1] for repeat in of_rank[len(own) :])

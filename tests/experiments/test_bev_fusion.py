@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from datamodules.readers.video import VideoReader
-from experiments.prediction.bev import drive_in
+from experiments.prediction.bev_fusion import drive_in
 from models.errors import UserError
 from tests.experiments.launch import launch, runs
 

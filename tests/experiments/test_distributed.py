@@ -9,7 +9,7 @@ def test_two_ranks_train_one_run(tmp_path):
     done = launch_cold(
         tmp_path,
         "experiment=sail_dinov2", "debug=tiny/alignment/default", "features.batch_size=8", "trainer=ddp",
-        "trainer.max_steps=-1", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", 
+        "trainer.max_steps=-1", "trainer.max_epochs=2", "trainer.log_every_n_steps=1",
         "trainer.accelerator=cpu", "trainer.devices=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -27,8 +27,8 @@ def test_two_ranks_encode_as_they_train(tmp_path):
     """Each rank runs the frozen encoders on its own share of augmented pictures."""
     done = launch_cold(
         tmp_path,
-        "experiment=paper/alignment/freeze_align_dinov2", "debug=tiny/alignment/freeze_align", "features.batch_size=8", "trainer=ddp",
-        "loss.scope=all", "trainer.max_steps=-1", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", 
+        "experiment=paper/alignment/freeze_align_dinov2", "debug=tiny/alignment/freeze_align", "features.batch_size=8",
+        "trainer=ddp", "loss.scope=all", "trainer.max_steps=-1", "trainer.max_epochs=2", "trainer.log_every_n_steps=1",
         "trainer.accelerator=cpu", "trainer.devices=2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ def test_trained_model_judges_a_pair_and_official_files_load(tmp_path):
     done = launch(tmp_path, *DEMO)
     assert done.returncode == 0, done.stderr
     (run,) = runs(tmp_path, "hammer_dgm4")
-    assert {path.stem for path in (run / "pictures").glob("*.png")} == {"loss", "examples", "kinds"}
+    assert {path.stem for path in (run / "figures").glob("*.png")} == {"loss", "examples", "kinds"}
     weights = load_file(run / "checkpoints" / "last" / "weights.safetensors")
     official = {name.removeprefix("model."): value for name, value in weights.items()}
     official["text_encoder.bert.embeddings.position_ids"] = torch.arange(64)[None]
@@ -31,7 +31,7 @@ def test_trained_model_judges_a_pair_and_official_files_load(tmp_path):
     pair = (f"predict.image={picture}", "predict.text='a large red star, on white'")
     told = launch(tmp_path, *DEMO, "stages=[predict]", file, *pair)
     assert told.returncode == 0, told.stderr
-    verdict = json.loads((runs(tmp_path, "hammer_dgm4")[-1] / "prediction.json").read_text())
+    (verdict,) = json.loads((runs(tmp_path, "hammer_dgm4")[-1] / "predictions.json").read_text())
     assert 0 <= verdict["manipulated"] <= 1 and len(verdict["kinds"]) == 4
     assert [word for word, _ in verdict["words"]] == ["a", "large", "red", "star,", "on", "white"]
     assert (runs(tmp_path, "hammer_dgm4")[-1] / "prediction.png").is_file()

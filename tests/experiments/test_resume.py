@@ -74,7 +74,7 @@ def test_resume_of_another_configuration_is_refused(tmp_path):
 def test_evaluate_and_predict_from_a_checkpoint(tmp_path):
     assert launch(tmp_path, *SHORT, "trainer.max_epochs=2").returncode == 0
     (run,) = runs(tmp_path, "sail_dinov2")
-    picture = next((run / "pictures").glob("*.png"))
+    picture = next((run / "figures").glob("*.png"))
     again = launch(tmp_path, *SHORT, "trainer.max_epochs=2", "stages=[evaluate,report]", f"checkpoint={run}")
     assert again.returncode == 0, again.stderr
     second = runs(tmp_path, "sail_dinov2")[-1]

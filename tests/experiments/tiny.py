@@ -7,7 +7,6 @@ The first of these that exists is taken: ``tiny/<family>/<recipe>``, ``tiny/<fam
 from __future__ import annotations
 
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from experiments.config.listing import FOLDER
 from experiments.config.resolvers import register_resolvers
@@ -19,7 +18,6 @@ RECIPES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in
 def choices_of(recipe: str, *overrides: str) -> dict[str, str]:
     """Group -> option of a composed recipe."""
     register_resolvers()
-    GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", [f"experiment={recipe}", *overrides], return_hydra_config=True)
     return {group: option for group, option in cfg.hydra.runtime.choices.items() if option}

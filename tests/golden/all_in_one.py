@@ -18,6 +18,7 @@ from models.all_in_one.checkpoint import model_from_official
 from models.all_in_one.model import AllInOne
 from models.all_in_one.rolling import roll_tokens
 from models.all_in_one.visual import grids_from_pixels
+from models.batch import IGNORE_INDEX
 from models.metrics.video_retrieval import any_hit_recall, rank_summary, text_to_video_ranks, video_to_text_ranks
 from tests.golden.harness import Case
 
@@ -81,22 +82,26 @@ def downstream_losses(case: Case) -> dict[str, Tensor]:
         return tuple(torch.stack([inputs[part[k]] for part in parts], dim=1) for k in (0, 1))
 
     out = {}
-    questions = (inputs["text_ids"], inputs["text_masks"])
-    logits, _ = objectives.answer_logits(model, *questions, patches, inputs.get("patch_perm_openend"))
-    labels = inputs["vqa_labels"]
-    out |= {"openend_logits": logits, "openend_loss": objectives.answer_loss(logits, labels)}
-    known = labels != objectives.IGNORED
-    out["openend_accuracy"] = (logits.argmax(dim=1) == labels)[known].float().mean()
-    first = torch.zeros_like(labels)
-    for name, head, candidates, answer in (
-        ("mc_vqa", "mc_vqa_classifier", texts("options_text", config["n_opt"]), inputs["answer"]),
-        ("choice", "rank_output", texts("false_text", config["n_opt"]), inputs["answer"]),
-        ("rank", "rank_output", texts("false_text", config["n_false"] + 1), first),
-        ("vcr_q2a", "rank_output", texts("options_text", config["n_vcr"]), inputs["vcr_answer"]),
-        ("vcr_qar", "rank_output_2", texts("qar_text", config["n_vcr"], own=False), inputs["reason_answer"]),
+    if "openend_logits" in case.wanted:
+        questions = (inputs["text_ids"], inputs["text_masks"])
+        logits, _ = objectives.answer_logits(model, *questions, patches, inputs["patch_perm_openend"])
+        labels = inputs["vqa_labels"]
+        out |= {"openend_logits": logits, "openend_loss": objectives.answer_loss(logits, labels)}
+        known = labels != IGNORE_INDEX
+        out["openend_accuracy"] = (logits.argmax(dim=1) == labels)[known].float().mean()
+    for name, head, prefix, count, answer in (
+        ("mc_vqa", "mc_vqa_classifier", "options_text", "n_opt", "answer"),
+        ("choice", "rank_output", "false_text", "n_opt", "answer"),
+        ("rank", "rank_output", "false_text", "n_false", None),
+        ("vcr_q2a", "rank_output", "options_text", "n_vcr", "vcr_answer"),
+        ("vcr_qar", "rank_output_2", "qar_text", "n_vcr", "reason_answer"),
     ):
+        if f"{name}_scores" not in case.wanted:
+            continue
+        candidates = texts(prefix, config[count] + (name == "rank"), own=name != "vcr_qar")
         scores = objectives.candidate_scores(model, head, *candidates, patches, inputs[f"patch_perm_{name}"])
-        out |= {f"{name}_scores": scores, f"{name}_loss": objectives.choice_loss(scores, answer)}
+        labels = torch.zeros(len(scores), dtype=torch.int64) if answer is None else inputs[answer]
+        out |= {f"{name}_scores": scores, f"{name}_loss": objectives.choice_loss(scores, labels)}
     return out
 
 
@@ -151,7 +156,7 @@ def retrieval_metrics(case: Case) -> dict[str, Tensor]:
 
 def frames_and_transforms(case: Case) -> dict[str, Tensor]:
     config, inputs = case.config, case.inputs
-    slots = 16 if not inputs["num_frames"].numel() else max(16, int(inputs["num_frames"].max()))
+    slots = int(inputs["num_frames"].max())
     columns: dict[str, list] = {"uniform_idx": [], "rand_low": [], "rand_high": []}
     for wanted, length in zip(inputs["num_frames"].tolist(), inputs["vlen"].tolist(), strict=True):
         columns["uniform_idx"].append(middle_frames(wanted, length))

@@ -11,11 +11,13 @@ from datamodules.transforms.frame_sampling import sample_frames
 from datamodules.transforms.sound import cut_clip
 from models.avgn import losses
 from models.avgn.audio import LogMel, LogSTFT, mel_filters
-from models.avgn.checkpoint import load_into, parts_from_weights
+from models.avgn.checkpoint import canonical, load_into
+from models.avgn.classifier import CumulativeClassifier
 from models.avgn.exits import apply_exit, exit_confidence, exit_thresholds, input_order
 from models.avgn.network import AVGN, Glance, take
-from models.avgn.policy import crop_patches
+from models.avgn.policy import PolicyNetwork, crop_patches
 from models.avgn.saliency import top_snippets
+from models.io import load_strictly
 from models.metrics.average_precision import average_precision, mean_average_precision, multi_hot
 from models.metrics.classification import top_k_accuracy
 from tests.golden.harness import Case
@@ -27,29 +29,39 @@ def logmel(case: Case) -> dict[str, Tensor]:
     assert (config["mel_scale"], config["mel_norm"]) == ("htk", None)
     names = ("sample_rate", "n_fft", "win_length", "hop_length", "f_min", "f_max", "eps", "pad_mode")
     mel = LogMel(**{name: config[name] for name in names}, bands=config["n_mels"], frames=config["n_frames"])
-    linear = LogSTFT(**{name: alt[name] for name in ("n_fft", "win_length", "hop_length", "pad_mode", "eps")})
-    wave, short = case.inputs["cut_wave"].numpy(), case.inputs["cut_short"].numpy()
-    rate, length = cut["sample_rate"], cut["length"]
-    clips = [cut_clip(wave, centre, length, rate) for centre in case.inputs["cut_centres"].tolist()]
-    return {
+    out = {}
+    if alt:
+        linear = LogSTFT(**{name: alt[name] for name in ("n_fft", "win_length", "hop_length", "pad_mode", "eps")})
+        out["log_stft_24k"] = linear(case.inputs["wave"])[0]
+    if cut:
+        wave, short = case.inputs["cut_wave"].numpy(), case.inputs["cut_short"].numpy()
+        rate, length = cut["sample_rate"], cut["length"]
+        clips = [cut_clip(wave, centre, length, rate) for centre in case.inputs["cut_centres"].tolist()]
+        out["cut"] = torch.from_numpy(np.stack(clips))
+        out["cut_short"] = torch.from_numpy(cut_clip(short, len(short) / rate / 2, length, rate))
+    return out | {
         "mel_fb": mel_filters(
             config["n_fft"] // 2 + 1, config["n_mels"], config["sample_rate"], config["f_min"], config["f_max"]
         ),
         "logmel": mel(case.inputs["wave"]),
-        "log_stft_24k": linear(case.inputs["wave"])[0],
-        "cut": torch.from_numpy(np.stack(clips)),
-        "cut_short": torch.from_numpy(cut_clip(short, len(short) / rate / 2, length, rate)),
     }
 
 
 def adafocus_v2_modules(case: Case) -> dict[str, Tensor]:
-    parts = {name: part.eval() for name, part in parts_from_weights(case.weights).items()}
-    actions = parts["policy"](case.inputs["policy_featmap"], case.config["num_segments"]).flatten(0, 1)
+    weights = canonical(case.weights)
+    hidden, flat = weights["policy.encoder.4.weight"].shape
+    reduced, channels = weights["policy.encoder.0.weight"].shape[:2]
+    policy = PolicyNetwork(channels, flat // reduced, hidden)
+    steps, classes, width = weights["classifier.heads.weight"].shape
+    classifier = CumulativeClassifier(weights["classifier.mlp.0.weight"].shape[1], classes, steps, width)
+    for name, part in (("policy.", policy), ("classifier.", classifier)):
+        load_strictly(part.eval(), {key.removeprefix(name): value for key, value in weights.items() if key.startswith(name)})
+    actions = policy(case.inputs["policy_featmap"], case.config["num_segments"]).flatten(0, 1)
     action_leaf = actions.detach().requires_grad_()
     frames = case.inputs["frames"].clone().requires_grad_()
     patches = crop_patches(frames, action_leaf, case.config["patch_size"])
     (patches * case.inputs["patch_loss_weight"]).sum().backward()
-    logits = parts["classifier"](case.inputs["classifier_features"])
+    logits = classifier(case.inputs["classifier_features"])
     return {
         "actions": actions,
         "patches": patches,
@@ -147,29 +159,26 @@ def metrics_exit(case: Case) -> dict[str, Tensor]:
     train, val = case.inputs["train_logits"], case.inputs["val_logits"]
     scores = val[-1].softmax(dim=-1)
     first = targets[:, 0]
-    # As in the notes: videos whose first label is the class are gone, in others the label is erased.
-    kept = first != config["missing_class"]
-    absent = torch.where(targets == config["missing_class"], -1, targets)
     out = {
         "map": mean_average_precision(scores, targets, "zero"),
-        "ap": average_precision(scores, multi_hot(targets, config["num_classes"])),
+        "ap": average_precision(scores, multi_hot(targets, config["num_classes"])).nan_to_num(),
         "top1": torch.tensor([top_k_accuracy(val[-1], first, 1)]),
         "top5": torch.tensor([top_k_accuracy(val[-1], first, 5)]),
-        "map_missing_class_official": mean_average_precision(scores[kept], absent[kept], "official"),
-        "map_missing_class_present_only": mean_average_precision(scores[kept], absent[kept], "leave_out"),
-        "frame_indices": torch.from_numpy(
-            np.stack(
-                [
-                    sample_frames(config["segments"], count, official="adafocus") + 1
-                    for count in case.inputs["num_frames"].tolist()
-                ]
-            )
-        ),
     }
+    if config["missing_class"] is not None:
+        # As in the notes: videos whose first label is the class are gone, in others the label is erased.
+        others = first != config["missing_class"]
+        absent = torch.where(targets == config["missing_class"], -1, targets)
+        out["map_missing_class_official"] = mean_average_precision(scores[others], absent[others], "official")
+        out["map_missing_class_present_only"] = mean_average_precision(scores[others], absent[others], "leave_out")
+    if config["segments"]:
+        lengths, segments = case.inputs["num_frames"].tolist(), config["segments"]
+        frames = [sample_frames(segments, length, official="adafocus") + 1 for length in lengths]
+        out["frame_indices"] = torch.from_numpy(np.stack(frames))
     for length in (int(name.rpartition("_")[2]) for name in case.wanted if name.startswith("input_order_")):
         out[f"input_order_{length}"] = torch.tensor(input_order(length))
     for criterion in ("confidence", "entropy"):
-        for p in config["exit_p"]:
+        for p in config["exit_p"] or ():
             thresholds = exit_thresholds(exit_confidence(train, criterion), p)
             left = apply_exit(val, thresholds, criterion)
             step = torch.arange(1, config["stages"] + 1, dtype=torch.float64)

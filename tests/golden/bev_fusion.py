@@ -11,8 +11,8 @@ import torch
 
 from datamodules.simulated.driving.scene import Scene, cast, occupancy
 from datamodules.simulated.driving.ultrasound import Acoustics, clean_traces, echoes
-from models.bev_fusion.checkpoint import cadconv_from_official, decoder_from_official
-from models.bev_fusion.decoder import Fusion
+from models.bev_fusion.cadconv import CaDConv
+from models.bev_fusion.decoder import Decoder, Fusion
 from models.bev_fusion.echoes import (
     UltrasonicRig,
     combine_pairs,
@@ -25,7 +25,10 @@ from models.bev_fusion.geometry import BevGrid, camera_from_json, sampling_grid
 from models.bev_fusion.losses import class_loss, coarse_target, dice_loss, occupancy_loss
 from models.bev_fusion.metrics import cell_scores, confusion, object_scores
 from models.bev_fusion.view import sample_views
+from models.io import load_strictly
 from tests.golden.harness import Case, Masked
+
+PARTS = ("cadconv.", "decoder.")
 
 
 def projection(case: Case) -> dict:
@@ -95,10 +98,17 @@ def ultrasonic_bev(case: Case) -> dict:
 
 def fusion_decoder(case: Case) -> dict:
     config, camera, label = case.config, case.inputs["camera"], case.inputs["label"]
-    options = {"dilations": config["dilations"], "groups": config["groups"]}
-    dynamic = cadconv_from_official(case.weights, mode="dynamic", **options).eval()
-    select = cadconv_from_official(case.weights, mode="select", **options).eval()
-    decoder = decoder_from_official(case.weights).eval()
+    weights = {part: {k.removeprefix(part): v for k, v in case.weights.items() if k.startswith(part)} for part in PARTS}
+    of_cadconv, of_decoder = weights.values()
+    middle, width = of_cadconv["compress.0.weight"].shape[:2]
+    dynamic, select = (
+        CaDConv(width, config["dilations"], config["groups"], middle, mode).eval() for mode in ("dynamic", "select")
+    )
+    for convolution, other in ((dynamic, ("static.",)), (select, ("kernel.", "value.", "out."))):
+        load_strictly(convolution, {key: value for key, value in of_cadconv.items() if not key.startswith(other)})
+    channels, inside = of_decoder["stage1.0.0.weight"].shape[:2]
+    decoder = Decoder(inside, channels, len(of_decoder["cls.weight"])).eval()
+    load_strictly(decoder, of_decoder)
     ultrasonic = case.inputs["ultrasonic"].clone().requires_grad_()
     alpha, taps = dynamic.choices(ultrasonic)
     aligned = dynamic(ultrasonic)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,13 +24,14 @@ from models.freeze_align.checkpoint import head_from_official, to_official
 from models.freeze_align.fine_grained import fine_grained_loss, words_that_count
 from models.freeze_align.localisation import LocalisationMeter
 from models.losses.contrastive import info_nce
-from models.metrics.cka import kernel_cka, linear_cka, linear_hsic, local_cka, rbf_kernel
+from models.metrics.cka import linear_hsic
 from models.metrics.classification import descriptive_class_vectors, keep_top_scores, top_k_accuracy
 from models.metrics.retrieval import recall_at, retrieval_ranks
-from models.optim.schedules import epochwise_cosine
+from models.optim.schedules import cosine_per_epoch
 from tests.golden.harness import Case
 
-KERNEL_SIGMA = 3.0  # of `kernel_cka_sigma`, which the files' config does not name
+KERNEL_SIGMA = 3.0  # of `kernel_cka_sigma`, where the file's config does not name it
+RETRIEVAL_K = (1, 5, 10)  # of `local_cka_retrieval`, likewise
 
 
 def _f64(value: float) -> Tensor:
@@ -68,22 +71,24 @@ def cka(case: Case) -> dict[str, Tensor]:
     queries = slice(base, base + case.config["query"])
     graph = local_cka(x[:base], y[:base], x[queries], y[queries])
     own = torch.arange(len(graph))
+    sigma, ks = case.config.get("sigma", KERNEL_SIGMA), case.config.get("k", RETRIEVAL_K)
     return {
         "linear_hsic_xy": linear_hsic(x, y),
         "linear_cka": linear_cka(x, y),
         "kernel_cka_median": kernel_cka(rbf_kernel(x), rbf_kernel(y)),
-        "kernel_cka_sigma": kernel_cka(rbf_kernel(x, KERNEL_SIGMA), rbf_kernel(y, KERNEL_SIGMA)),
+        "kernel_cka_sigma": kernel_cka(rbf_kernel(x, sigma), rbf_kernel(y, sigma)),
         "rbf_x_median": rbf_kernel(x),
         "local_cka_graph": graph,
-        "local_cka_retrieval": torch.stack([_f64(top_k_accuracy(graph, own, k) / 100) for k in (1, 5, 10)]),
+        "local_cka_retrieval": torch.stack([_f64(top_k_accuracy(graph, own, k) / 100) for k in ks]),
     }
 
 
 def metric_retrieval(case: Case) -> dict[str, Tensor]:
     ranks = retrieval_ranks(case.inputs["image"], case.inputs["text"], case.inputs["owner"])
     out: dict[str, Tensor] = {}
+    ks = sorted(int(match[1]) for key in case.config["keys"] if (match := re.fullmatch(r"txt_r(\d+)", key)))
     for name, found in zip(("txt", "img"), ranks, strict=True):
-        recalls = {k: _f64(recall_at(found, k)) for k in (1, 5, 10)}
+        recalls = {k: _f64(recall_at(found, k)) for k in ks}
         out |= {f"{name}_r{k}": value for k, value in recalls.items()}
         out[f"{name}_r_mean"] = torch.stack(list(recalls.values())).mean()
     return out | {"r_mean": (out["txt_r_mean"] + out["img_r_mean"]) / 2}
@@ -100,13 +105,14 @@ def zeroshot_vdt(case: Case) -> dict[str, Tensor]:
 def lr_schedule(case: Case) -> dict[str, Tensor]:
     config = case.config
     total = config["epochs"] * config["iterations_per_epoch"]
-    multiplier = epochwise_cosine(
+    multiplier = cosine_per_epoch(
         total,
-        epochs=config["epochs"],
-        warmup=config["warmup_epochs"] * config["warmup_step_size"],
-        warmup_every=config["warmup_step_size"],
-        warmup_start=config["warmup_lr"] / config["lr"],
-        end=config["min_lr"] / config["lr"],
+        config["iterations_per_epoch"],
+        config["lr"],
+        min_lr=config["min_lr"],
+        warmup_lr=config["warmup_lr"],
+        warmup_stairs=config["warmup_epochs"],
+        steps_per_stair=config["warmup_step_size"],
     )
     return {"lr": torch.tensor([config["lr"] * multiplier(step) for step in range(total)], dtype=torch.float64)}
 
@@ -167,6 +173,59 @@ def dinov2_embeddings(case: Case) -> dict[str, Tensor]:
             out[f"embeddings.{name}"] = embeddings(pixels)
             out[f"position.{name}"] = embeddings.interpolate_pos_encoding(out[f"embeddings.{name}"], height, width)
     return out
+
+
+# CKA in freeze-align's forms, which nothing but its reference files asks for.
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    """Linear CKA of (n, dx) and (n, dy), in [0, 1]; give float64 where many digits matter."""
+    return linear_hsic(x, y) / (linear_hsic(x, x) * linear_hsic(y, y)).sqrt()
+
+
+def rbf_kernel(x: Tensor, sigma: float | Tensor | None = None) -> Tensor:
+    """``exp(-|xi - xj|² / (2 sigma²))`` (n, n); ``sigma`` None is the root of the (lower) median non-zero squared distance."""
+    gram = x @ x.T
+    own = gram.diagonal()
+    squared = (own[None, :] - gram) + (own[:, None] - gram)
+    if sigma is None:
+        sigma = squared[squared != 0].median().sqrt()
+    return torch.exp(-squared / (2 * sigma**2))
+
+
+def kernel_cka(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741 - K and L are the field's names
+    """CKA of two kernel matrices (n, n)."""
+    k, l = _centred(k), _centred(l)  # noqa: E741
+    return (k * l).sum() / (k.square().sum() * l.square().sum()).sqrt()
+
+
+def local_cka(x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
+    """(q, r): linear CKA of the base pairs (n, dx), (n, dy) with one query pair added, for all q x r query pairs.
+
+    The highest entry of a row is the match of that query among ``query_y`` (freeze-align's training-free retrieval).
+    """
+    # One sample more is a rank-one change of every covariance, so the base is gone through once.
+    n = len(x)
+    factor = n / (n + 1)
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    x, y = x - x_mean, y - y_mean
+    a, b = query_x - x_mean, query_y - y_mean  # (q, dx), (r, dy)
+    cross = x.T @ y
+    norm_x, norm_y = _grown(x, a, factor), _grown(y, b, factor)
+    hsic = cross.square().sum() + 2 * factor * a @ cross @ b.T
+    hsic = hsic + factor**2 * a.square().sum(dim=1)[:, None] * b.square().sum(dim=1)[None, :]
+    return hsic / (norm_x[:, None] * norm_y[None, :]).sqrt()
+
+
+def _grown(x: Tensor, a: Tensor, factor: float) -> Tensor:
+    """``|XᵀX + factor a aᵀ|²_F`` for each row of ``a``."""
+    covariance = x.T @ x
+    inner = ((a @ covariance) * a).sum(dim=1)
+    return covariance.square().sum() + 2 * factor * inner + factor**2 * a.square().sum(dim=1).square()
+
+
+def _centred(kernel: Tensor) -> Tensor:
+    return kernel - kernel.mean(dim=0, keepdim=True) - kernel.mean(dim=1, keepdim=True) + kernel.mean()
 
 
 RUNNERS = {

@@ -10,31 +10,33 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from datamodules.tokenizers.word_labels import CaptionTokenizer, clean_caption
-from datamodules.transforms.augment import MAX_LEVEL, PHOTOMETRIC, apply_operation
+from datamodules.transforms.augment import MAX_LEVEL, apply_operation
 from datamodules.transforms.image_box import box_target, image_tensor
 from experiments.benchmarks.reference.hammer import similarities
 from lightning_modules.hammer import HammerModule
+from models.batch import IGNORE_INDEX
 from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
-from models.hammer.boxes import box_losses, paired_giou, paired_iou, to_centres, to_corners
+from models.hammer.boxes import box_losses, paired_iou
 from models.hammer.checkpoint import hammer_from_official
 from models.hammer.contrastive import manipulation_contrastive
 from models.hammer.metrics import (
-    average_precision,
     binary_metrics,
     box_metrics,
     evaluation_iou,
+    grounding_iou,
     multi_label_metrics,
     token_metrics,
 )
 from models.hammer.model import Hammer
 from models.hammer.parameter_groups import hammer_groups
-from models.hammer.schedule import epoch_cosine
-from models.hammer.token_grounding import IGNORE
-from models.hammer.vit import resize_positions
 from models.layers.feature_queue import enqueue_
+from models.metrics.average_precision import average_precision
+from models.optim.schedules import cosine_per_epoch
 from tests.golden.harness import Case
 
 # Official names of the loss terms and weights -> ours.
@@ -74,7 +76,7 @@ def train_forward(case: Case) -> dict[str, Tensor]:
     model = _model(case).train()
     weights = {TERMS[name]: weight for name, weight in config["loss_weights"].items()}
     options = {"token_momentum": config["token_momentum"], "label_smoothing": config["label_smoothing"]}
-    module = HammerModule(model, loss_weights=weights, alpha=config["alpha"], **options)
+    module = HammerModule(lambda: model, loss_weights=weights, alpha=config["alpha"], **options)
     batch = {
         FAKE: torch.tensor([int(label != "orig") for label in config["labels"]]),
         MULTI_LABEL: inputs["multi_label"],
@@ -136,10 +138,10 @@ def bbox_losses(case: Case) -> dict[str, Tensor]:
     }
     for name, (l1, giou) in variants.items():
         out |= {f"loss_bbox_{name}": l1, f"loss_giou_{name}": giou}
-    corners = to_corners(inputs["pred_cxcywh"])
-    iou, union = paired_iou(corners, to_corners(target))
-    out |= {"pred_xyxy": corners, "roundtrip_cxcywh": to_centres(corners), "iou": iou, "union": union}
-    out["giou"] = paired_giou(corners, to_corners(target))
+    corners, target_corners = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (inputs["pred_cxcywh"], target))
+    iou, union = paired_iou(corners, target_corners)
+    out |= {"pred_xyxy": corners, "roundtrip_cxcywh": box_convert(corners, "xyxy", "cxcywh"), "iou": iou, "union": union}
+    out["giou"] = 1 - generalized_box_iou_loss(corners, target_corners, eps=0.0)
     return out | {"eval_iou": evaluation_iou(inputs["eval_pred_xyxy"], inputs["eval_target_xyxy"])}
 
 
@@ -148,17 +150,18 @@ def metrics(case: Case) -> dict[str, Tensor]:
     binary = binary_metrics(inputs["logits_real_fake"], inputs["is_fake"])
     out = {"AUC_cls": binary.auc, "EER_cls": binary.eer, "ACC_cls": binary.accuracy}
     logits, labels = inputs["logits_multicls"], inputs["multi_label"]
-    precision = average_precision(logits, labels)
-    for suffix, top in (("", None), ("_k3", 3)):
+    precision = average_precision(logits, labels == 1) / 100
+    limits = {match[1] for name in case.wanted if (match := re.search(r"_k(\d+)$", name))}
+    for suffix, top in (("", None), *((f"_k{limit}", int(limit)) for limit in limits)):
         kinds = multi_label_metrics(logits, labels, top)
         names = {"OP": kinds.op, "OR": kinds.or_, "OF1": kinds.of1, "CP": kinds.cp, "CR": kinds.cr, "CF1": kinds.cf1}
         out |= {f"{name}{suffix}": value for name, value in names.items()}
     out["F1_multicls_FS_FA_TS_TA"] = multi_label_metrics(logits, labels).class_f1
     out |= {"AP_per_class": precision, "MAP": precision.mean()}
-    iou = evaluation_iou(to_corners(inputs["output_coord"]), to_corners(inputs["fake_image_box"]))
+    iou = grounding_iou(inputs["output_coord"], inputs["fake_image_box"])
     names = ("IOU_score", "IOU_ACC_50", "IOU_ACC_75", "IOU_ACC_95")
     out |= dict(zip(names, box_metrics(iou), strict=True))
-    wanted = torch.where(inputs["token_label"] == case.config["token_ignore_index"], IGNORE, inputs["token_label"])
+    wanted = torch.where(inputs["token_label"] == case.config["token_ignore_index"], IGNORE_INDEX, inputs["token_label"])
     found = token_metrics(inputs["logits_tok"].argmax(-1), wanted)
     names = ("Precision_tok", "Recall_tok", "F1_tok", "ACC_tok")
     out |= dict(zip(names, found, strict=True))
@@ -199,11 +202,11 @@ def image_box_transform(case: Case) -> dict[str, Tensor]:
         for name, flip in (("eval", False), ("train_noflip", False), ("train_flip", True)):
             out[f"{name}_image{i}"] = image_tensor(image, config["image_res"], flip)
             out[f"{name}_box{i}"] = box_target(box, image.size, flip)
-    level = config["aug_level"] / MAX_LEVEL
-    sources = {name: "image0" for name in PHOTOMETRIC} | {"AutoContrast_zero_min": "image_zero_min"}
-    for name, source in sources.items():
-        pixels = apply_operation(name.split("_")[0], case.inputs[source].numpy(), level, True, True)
-        out[f"aug_{name}"] = torch.from_numpy(np.array(pixels))
+    for name in (name for name in case.wanted if name.startswith("aug_")):
+        _, operation, *variant = name.split("_", 2)
+        source = case.inputs["_".join(["image", *variant]) if variant else "image0"].numpy()
+        pixels = apply_operation(operation, source, config["aug_level"] / MAX_LEVEL, True, True)
+        out[name] = torch.from_numpy(np.array(pixels))
     return out
 
 
@@ -226,11 +229,10 @@ def schedule_and_pos_embed(case: Case) -> dict[str, Tensor]:
     assert schedule["sched"] == "cosine"
     length, epochs = config["iterations_epoch0"], config["epochs_recorded"]
     curves = [
-        epoch_cosine(
+        cosine_per_epoch(
             length * schedule["epochs"],
             length,
             rates[i],
-            schedule["epochs"],
             schedule["min_lr"],
             schedule["warmup_lr"],
             schedule["warmup_epochs"],
@@ -243,7 +245,7 @@ def schedule_and_pos_embed(case: Case) -> dict[str, Tensor]:
     ):
         values = [[rates[i] * curve(step) for i, curve in zip(columns, curves, strict=True)] for step in steps]
         out[f"lr_{name}"] = torch.tensor(values, dtype=torch.float64)
-    out["pos_embed"] = resize_positions(case.inputs["pos_embed"], config["new_grid"] ** 2 + 1)
+    out["pos_embed"] = resample_abs_pos_embed(case.inputs["pos_embed"], [config["new_grid"]] * 2, antialias=False)
     return out
 
 

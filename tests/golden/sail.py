@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model
 
 from models.encoders.pooling import pool_tokens
 from models.losses.barlow import barlow_twins
@@ -17,7 +18,7 @@ from models.metrics.winoground import winoground_correct
 from models.optim.parameter_groups import split_by_decay
 from models.optim.schedules import warmup_constant, warmup_constant_cooldown, warmup_cosine
 from models.sail.checkpoint import head_from_official, to_official
-from models.sail.segmentation import SegmentationEncoder, dinov2_from_weights, predict_classes, sliding_window_logits
+from models.sail.segmentation import SegmentationEncoder, predict_classes, sliding_window_logits
 from tests.golden.harness import Case
 
 
@@ -40,6 +41,8 @@ def align(case: Case) -> dict[str, Tensor]:
 def losses(case: Case) -> dict[str, Tensor]:
     out = {}
     for name, keys in (("siglip", ["text"]), ("siglip_multi", ["text", "extra_text"])):
+        if not case.inputs.keys() >= set(keys):
+            continue
         leaves = {k: v.clone().requires_grad_() for k, v in case.inputs.items()}
         loss = SigmoidLoss()(leaves["image"], [leaves[k] for k in keys], leaves["logit_scale"], leaves["logit_bias"])
         loss.losses["contrastive"].backward()
@@ -48,7 +51,8 @@ def losses(case: Case) -> dict[str, Tensor]:
         out[f"{name}.contrastive_loss"] = loss.losses["contrastive"]
     image, text = case.inputs["image"], case.inputs["text"]
     out["clip.contrastive_loss"] = info_nce(image, text, case.inputs["logit_scale"])
-    out["barlow.contrastive_loss"] = barlow_twins(image, text, case.config["barlow_lambda"])
+    if case.config["barlow_lambda"] is not None:
+        out["barlow.contrastive_loss"] = barlow_twins(image, text, case.config["barlow_lambda"])
     return out
 
 
@@ -63,7 +67,7 @@ def train_trace(case: Case) -> dict[str, Tensor]:
     else:
         optimizer = torch.optim.AdamW(split_by_decay(head.named_parameters()), eps=config["eps"], **hyper)
     total, warmup = config["total_steps"], config["warmup_steps"]
-    cosine = warmup_cosine(total, warmup)
+    cosine = warmup_cosine(total, 1, config["lr"], warmup)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
     trace: dict[str, list] = {"losses": [], "lrs": [], "log_scales": []}
     for step in range(config["steps"]):
@@ -80,11 +84,33 @@ def train_trace(case: Case) -> dict[str, Tensor]:
         trace["losses"].append(loss.item())
         trace["log_scales"].append(head.logit_scale.item())
     out = {name: torch.tensor(values, dtype=torch.float64) for name, values in trace.items()}
-    cooldown = warmup_constant_cooldown(total, config["cooldown_steps"], warmup)
-    for name, multiplier in (("cosine", cosine), ("const", warmup_constant(total, warmup)), ("const_cooldown", cooldown)):
+    constant = warmup_constant(total, 1, config["lr"], warmup)
+    cooldown = warmup_constant_cooldown(total, 1, config["lr"], warmup, config["cooldown_steps"])
+    for name, multiplier in (("cosine", cosine), ("const", constant), ("const_cooldown", cooldown)):
         curve = [config["lr"] * multiplier(step) for step in range(total)]
         out[f"lr_{name}"] = torch.tensor(curve, dtype=torch.float64)
     return out | {f"final.{name}": value for name, value in to_official(head).items()}
+
+
+def dinov2_from_weights(weights: dict[str, Tensor], num_attention_heads: int) -> Dinov2Model:
+    """A DINOv2 whose sizes follow from its weights (transformers' names); only the number of heads cannot be read off."""
+    projection = weights["embeddings.patch_embeddings.projection.weight"]
+    hidden, _, patch, _ = projection.shape
+    grid = int((weights["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
+    gated = "encoder.layer.0.mlp.weights_in.weight" in weights
+    config = Dinov2Config(
+        hidden_size=hidden,
+        num_hidden_layers=1 + max(int(k.split(".")[2]) for k in weights if k.startswith("encoder.layer.")),
+        num_attention_heads=num_attention_heads,
+        image_size=grid * patch,
+        patch_size=patch,
+        mlp_ratio=4 if gated else weights["encoder.layer.0.mlp.fc1.weight"].shape[0] // hidden,
+        use_swiglu_ffn=gated,
+    )
+    # from_pretrained, because transformers renames modules between versions and maps the released names itself.
+    model, report = Dinov2Model.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    assert not (report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]), report
+    return model.eval()
 
 
 def image_pooling(case: Case) -> dict[str, Tensor]:

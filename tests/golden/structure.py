@@ -70,7 +70,7 @@ def train(case: Case) -> dict[str, Tensor]:
     regulariser = _regulariser(config["loss"])
     trained = [p for p in head.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config["lr"], betas=tuple(config["betas"]), weight_decay=config["weight_decay"])
-    cosine = repeating_cosine(config["steps"], config["cosine_T_max"])
+    cosine = repeating_cosine(config["steps"], 1, config["lr"], period=config["cosine_T_max"])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
     image_features, text_features = case.inputs["image_features"], case.inputs["text_features"]
     trace: dict[str, list[float]] = {}
@@ -83,8 +83,10 @@ def train(case: Case) -> dict[str, Tensor]:
             out |= {"aligned_image_step0": image.detach().clone(), "aligned_text_step0": text.detach().clone()}
         clip = info_nce(image, text, head.scale())
         pairs = [(image_features[rows], image), (text_features[rows], text)]
-        if config.get("additional"):
-            pairs = _with_additional(case, head, regulariser, pairs)
+        for i, (name, encode) in enumerate((("add_image", head.encode_image), ("add_text", head.encode_text))):
+            if name in case.inputs:  # all unpaired samples join the regulariser of their modality
+                extra = case.inputs[name]
+                pairs[i] = regulariser.with_extra(pairs[i], (extra, encode(extra)))
         kept = regulariser(pairs, step)
         total = clip if kept is None else clip + kept.loss
         now = {
@@ -107,15 +109,6 @@ def train(case: Case) -> dict[str, Tensor]:
         scheduler.step()
     out |= {f"final.{name}": value for name, value in to_official(head).items()}
     return out | {name: torch.tensor(values, dtype=torch.float32) for name, values in trace.items()}
-
-
-def _with_additional(case: Case, head: AlignmentHead, regulariser: StructureRegulariser, pairs: list) -> list:
-    """Unpaired samples join the regulariser of their modality."""
-    count, joined = case.config["additional"], []
-    for name, encode, pair in zip(("image", "text"), (head.encode_image, head.encode_text), pairs, strict=True):
-        extra = next((v for k, v in case.inputs.items() if "additional" in k and name in k), None)
-        joined.append(pair if extra is None else regulariser.with_extra(pair, (extra[:count], encode(extra[:count]))))
-    return joined
 
 
 def _gradients(head: AlignmentHead) -> dict[str, Tensor]:
@@ -147,11 +140,16 @@ def metrics(case: Case) -> dict[str, Tensor]:
         if kind in ("trustworthiness", "continuity"):
             before, after = (x_last, y_last) if kind == "trustworthiness" else (y_last, x_last)
             out[name] = _f32(trustworthiness(before, after, int(k)))
-    groups = {"retrieval": inputs["retrieval_group"], "retrieval_nogroup": torch.arange(len(inputs["retrieval_image"]))}
-    for name, group in groups.items():
-        found = grouped_retrieval(inputs["retrieval_image"], inputs["retrieval_text"], group, config["retrieval_k"])
-        out |= {f"{name}.{key}": _f32(value / 100) for key, value in found.items()}
-    return out | _zero_shot(case) | {"lr_finder": torch.tensor(_lr_finder(case), dtype=torch.float64)}
+    if config["retrieval_k"]:
+        groups = {"retrieval": inputs["retrieval_group"], "retrieval_nogroup": torch.arange(len(inputs["retrieval_image"]))}
+        for name, group in groups.items():
+            found = grouped_retrieval(inputs["retrieval_image"], inputs["retrieval_text"], group, config["retrieval_k"])
+            out |= {f"{name}.{key}": _f32(value / 100) for key, value in found.items()}
+    if config["zs"]:
+        out |= _zero_shot(case)
+    if config["lr_finder"]:
+        out["lr_finder"] = torch.tensor(_lr_finder(case), dtype=torch.float64)
+    return out
 
 
 def _zero_shot_head(case: Case) -> AlignmentHead:
@@ -197,10 +195,12 @@ def csa_maps(case: Case) -> dict[str, Tensor]:
     half = len(image) // 2
     maps = csa(covariances([(image[:half], text[:half]), (image[half:], text[half:])]), config["sim_dim"])
     out = _csa_outputs("cca", maps, case)
+    options = config["reg"]
+    if options is None:
+        return out
     # Each pair of columns may be flipped: the refined maps are compared in the signs of the file's closed form.
     signs = (maps.image_map * case.weights["cca.W_image"]).sum(dim=0).sign()
     maps = maps._replace(image_map=maps.image_map * signs, text_map=maps.text_map * signs)
-    options = config["reg"]
     refined = refine(
         maps,
         image,

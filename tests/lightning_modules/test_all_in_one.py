@@ -5,9 +5,12 @@ from functools import partial
 import pytest
 import torch
 
-from experiments.evaluation.all_in_one import multiple_choice, pretraining, question_answering, retrieval
 from experiments.evaluation.base import TrainedSplit
-from lightning_modules.all_in_one import VideoTextModule, right
+from experiments.evaluation.multiple_choice import multiple_choice
+from experiments.evaluation.pretraining import pretraining
+from experiments.evaluation.question_answering import question_answering
+from experiments.evaluation.retrieval import pair_retrieval
+from lightning_modules.all_in_one import AllInOneModule
 from models import batch as keys
 from models.all_in_one.batch import FALSE_VIDEO, IMAGES, REASON, REASON_IDS, REASON_MASK
 from models.all_in_one.model import AllInOne
@@ -28,9 +31,9 @@ TASKS = {
 }
 
 
-def module(*tasks, **settings) -> VideoTextModule:
+def module(*tasks, **settings) -> AllInOneModule:
     torch.manual_seed(0)
-    return VideoTextModule(SMALL, tasks, vocab_size=40, answers=6 if "answer" in tasks else None, **settings)
+    return AllInOneModule(SMALL, tasks, vocab_size=40, answers=6 if "answer" in tasks else None, **settings)
 
 
 def batch(size=4, frames=3) -> dict:
@@ -70,18 +73,18 @@ def test_every_task_trains_every_parameter_it_is_given(task):
 
 def test_losses_add_up_over_tasks_and_streams():
     built = module("match", "mlm").eval()
-    clips, pictures = batch(), batch(frames=1)
-    together = built.shared_step({**clips, IMAGES: pictures}, "val").losses
+    clips, images = batch(), batch(frames=1)
+    together = built.shared_step({**clips, IMAGES: images}, "val").losses
     alone = built.shared_step(clips, "val").losses
     assert together.keys() == {"match", "align", "mlm", "image_match", "image_align", "image_mlm"}
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value)
 
 
-def test_pictures_of_co_training_get_no_time_vector():
+def test_images_of_co_training_get_no_time_vector():
     built = module("mlm").train()
-    pictures = {**batch(), IMAGES: batch(frames=1)}
-    losses = built.shared_step(pictures, "train").losses
+    images = {**batch(), IMAGES: batch(frames=1)}
+    losses = built.shared_step(images, "train").losses
     losses["image_mlm"].backward()
     assert built.model.transformer.temporal_embed.grad is None
     assert built.model.transformer.pos_embed.grad.abs().max() > 0
@@ -105,9 +108,23 @@ def test_linear_evaluation_freezes_the_backbone():
     assert not quiet.model.transformer.training and official.model.transformer.training
 
 
-def test_accuracy_leaves_unknown_answers_out():
-    outputs = {"answer_logits": torch.eye(4), "answer_labels": torch.tensor([0, 2, -100, 3])}
-    assert right(outputs)["answer"].tolist() == [True, False, True]
+def test_score_is_the_official_sum_and_leaves_unknown_answers_out():
+    rows = {"answer_predicted": torch.arange(4), "answer_labels": torch.tensor([0, 2, -100, 3])}
+    rows |= {"text": torch.eye(4), "media": torch.eye(4)}
+    metrics = module("answer").validation_metrics(rows)
+    assert metrics["answer/accuracy"] == 50 and metrics["answer/filtered_accuracy"] == pytest.approx(200 / 3)
+    assert metrics["score"] == pytest.approx(200 / 3 + 100 + 100)
+
+
+def test_training_reports_accuracy_of_known_targets():
+    built = module("mlm", "answer").eval()
+    report = built.shared_step(batch(), "train").report
+    rows = built.predict_step(batch())
+    known = rows["answer_labels"] != -100
+    hits = (rows["answer_predicted"] == rows["answer_labels"])[known]
+    assert float(report["answer/accuracy"]) == pytest.approx(100 * hits.float().mean().item())
+    assert rows["mlm_predicted"].shape == rows["mlm_labels"].shape
+    assert ((rows["mlm_predicted"] == -100) == (rows["mlm_labels"] == -100)).all()
 
 
 def test_fine_tuning_from_another_task_and_judging_a_fresh_head():
@@ -115,7 +132,7 @@ def test_fine_tuning_from_another_task_and_judging_a_fresh_head():
     assert tuned.load_pretrained(pretrained.state_dict())
     assert torch.equal(tuned.model.transformer.cls_token, pretrained.model.transformer.cls_token)
     with pytest.raises(UserError, match="no trained head"):
-        question_answering(TrainedSplit(tuned, None, "test"))
+        question_answering(TrainedSplit(tuned, _Data(), "test"))
     zero_shot = module("choice")
     zero_shot.load_pretrained(pretrained.state_dict())
     assert zero_shot.fresh_heads == []  # the matching head scores
@@ -132,8 +149,8 @@ def test_unknown_task_is_named():
 class _Split:
     fingerprint, answers = "x", tuple("abcdef")
 
-    class transform:  # noqa: N801
-        normalisation = ((0.0,) * 3, (1.0,) * 3)
+    def display(self, row):
+        raise AssertionError("figures are drawn later")
 
     def __init__(self, count, texts):
         from datamodules.readers.clip import ClipSource
@@ -174,8 +191,8 @@ def test_choice_and_pretraining_suites():
     result = multiple_choice(subject)
     assert result.baselines["chance"]["choice/both_accuracy"] == pytest.approx(100 / 9)
     outputs = subject.module.shared_step(batch(), "test").outputs
-    both = (outputs["reason_logits"].argmax(1) == outputs["reason_labels"])[:3]
-    both &= (outputs["reason_why_logits"].argmax(1) == outputs["reason_why_labels"])[:3]
+    both = (outputs["choice_predicted"] == outputs["choice_labels"])[:3]
+    both &= (outputs["reason_predicted"] == outputs["reason_labels"])[:3]
     assert result.metrics["choice/both_accuracy"] == pytest.approx(both.float().mean().item() * 100)
     assert pretraining(trained("match", "mlm")).metrics.keys() == {"match/accuracy", "mlm/accuracy"}
 
@@ -183,15 +200,18 @@ def test_choice_and_pretraining_suites():
 @torch.inference_mode()
 def test_retrieval_reranks_the_best_of_the_dual_encoder():
     subject = trained("contrastive", "rank")
-    plain = retrieval(subject, ks=[1, 2], views=2).metrics
+    plain = pair_retrieval(subject, ks=[1, 2], views=2).metrics
     assert {"retrieval/t2v_recall@1", "retrieval/v2t_median_rank"} <= plain.keys()
-    everything = retrieval(subject, ks=[1, 2], rerank=4).metrics
-    fused = retrieval(TrainedSplit(_as(subject.module, "rank"), subject.data, "test"), ks=[1, 2]).metrics
+    everything = pair_retrieval(subject, ks=[1, 2], rerank=4).metrics
+    fused = pair_retrieval(TrainedSplit(_as(subject.module, "rank"), subject.data, "test"), ks=[1, 2]).metrics
     assert everything["reranked/t2v_recall@1"] == fused["fused/t2v_recall@1"]
     assert everything["reranked/t2v_mean_rank"] == fused["fused/t2v_mean_rank"]
+    assert everything["reranked/v2t_recall@1"] == fused["fused/v2t_recall@1"]
+    with pytest.raises(UserError, match="rerank needs"):
+        pair_retrieval(TrainedSplit(_as(subject.module, "contrastive"), subject.data, "test"), rerank=1)
 
 
-def _as(built: VideoTextModule, *tasks) -> VideoTextModule:
+def _as(built: AllInOneModule, *tasks) -> AllInOneModule:
     other = module(*tasks).eval()
     other.load_pretrained(built.state_dict())
     return other
@@ -204,7 +224,7 @@ def test_dropout_and_patch_order_repeat_after_a_resume(tmp_path):
 
     quiet = {f"enable_{part}": False for part in ("checkpointing", "progress_bar", "model_summary")}
 
-    def run(epochs: int, resume: str | None = None) -> tuple[VideoTextModule, pl.Trainer]:
+    def run(epochs: int, resume: str | None = None) -> tuple[AllInOneModule, pl.Trainer]:
         built = module("match", "mlm", optimizer=partial(torch.optim.SGD, lr=0.1))
         assert built.model.train_order == "random" and built.model.text_embeddings.dropout.p > 0
         trainer = pl.Trainer(max_epochs=epochs, default_root_dir=tmp_path, callbacks=[RandomSteps(3)], **quiet)

@@ -52,13 +52,23 @@ def test_every_option_trains(batch, options):
     assert set(step.losses) == {"cat", "local", "global", "audio", "saliency"}
     sum(step.losses.values()).backward()
     grads = {name for name, p in module.named_parameters() if p.grad is not None and bool(p.grad.any())}
-    assert {"network.local_CNN.layers.0.weight", "network.global_CNN.layers.0.weight"} <= grads
+    assert {"model.local_CNN.layers.0.weight", "model.global_CNN.layers.0.weight"} <= grads
     assert all(bool(torch.isfinite(p.grad).all()) for p in module.parameters() if p.grad is not None)
-    moving = any(name.startswith("network.policy.") for name in grads)
+    assert not [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    moving = any(name.startswith("model.policy.") for name in grads)
     looks = options.get("network", {}).get("policy") is None and options.get("network", {}).get("patch_size") is None
     assert moving is (looks and "whole_until_epoch" not in options)
     fresh = small_network(**options.get("network", {}))
-    assert (module.network.num_selected, module.network.patch_size) == (fresh.num_selected, fresh.patch_size)
+    assert (module.model.num_selected, module.model.patch_size) == (fresh.num_selected, fresh.patch_size)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"objective": "audio"}], ids=str)
+def test_a_batch_without_sound_gives_every_trainable_parameter_a_gradient(batch, options):
+    """Plain DDP stops for a parameter without one; another rank may hear something."""
+    module = module_of(**{key: dict(value) if isinstance(value, dict) else value for key, value in options.items()})
+    losses = module.shared_step(batch | {AUDIO_VALID: torch.zeros(4, dtype=torch.bool)}, "train").losses
+    sum(losses.values()).backward()
+    assert not [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_policy_learns_through_the_crop_alone_and_saliency_leaves_the_encoders_alone(batch):
@@ -68,15 +78,15 @@ def test_policy_learns_through_the_crop_alone_and_saliency_leaves_the_encoders_a
     assert parts <= {"avtest", "audio_missing"} and "avtest" in parts
     module.zero_grad()
     module.shared_step(batch, "train").losses["cat"].backward()
-    assert bool(module.network.policy.fc[0].bias.grad.any()) and module.network.avtest.pos.grad is None
+    assert bool(module.model.policy.fc[0].bias.grad.any()) and module.model.avtest.pos.grad is None
 
 
 def test_groups_have_the_rates_of_their_parts():
     module = module_of(lr_scales={"policy": 0.1, "classifier": 5.0})
     scales = {id(p): group["lr_scale"] for group in module.parameter_groups() for p in group["params"]}
-    assert len(scales) == len(list(module.network.parameters()))
-    assert scales[id(module.network.policy.fc[0].weight)] == 0.1
-    assert scales[id(module.network.classifier.heads.weight)] == 5.0 and scales[id(module.network.audio_missing)] == 1.0
+    assert len(scales) == len(list(module.model.parameters()))
+    assert scales[id(module.model.policy.fc[0].weight)] == 0.1
+    assert scales[id(module.model.classifier.heads.weight)] == 5.0 and scales[id(module.model.audio_missing)] == 1.0
     with pytest.raises(UserError, match="polcy"):
         module_of(lr_scales={"polcy": 1.0}).parameter_groups()
 
@@ -87,7 +97,7 @@ def test_stage_0_trains_the_audio_encoder_alone(batch):
     module.shared_step(batch, "train").losses["audio"].backward()
     trained = {name.split(".")[1] for name, p in module.named_parameters() if p.requires_grad}
     assert trained == {"audio_CNN", "audio_fc"} and len(groups) == 1
-    assert bool(module.network.audio_CNN.layers[0].weight.grad.any())
+    assert bool(module.model.audio_CNN.layers[0].weight.grad.any())
 
 
 def test_the_teacher_hears_the_local_head_only_where_it_looked(batch):

@@ -1,5 +1,7 @@
 import argparse
 import collections
+import errno
+import hashlib
 import os
 import pickle
 import types
@@ -8,7 +10,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.io import CheckpointError, atomic_directory, atomic_write, hash_tensors, read_tensors, stable_hash
+from models.io import (
+    CheckpointError,
+    WriteError,
+    atomic_directory,
+    atomic_write,
+    hash_file,
+    hash_tensors,
+    load_strictly,
+    read_tensors,
+    recover,
+    stable_hash,
+)
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2])}
 
@@ -171,6 +184,45 @@ def test_atomic_directory_replaces_or_leaves(tmp_path):
     assert os.listdir(path) == ["sub"] and (path / "sub" / "file").read_text() == "two"
 
 
+@pytest.mark.parametrize("writer", [atomic_write, atomic_directory])
+def test_a_full_disk_is_explained(tmp_path, writer):
+    with pytest.raises(WriteError, match=f"cannot write {tmp_path / 'x'} .*No space left"), writer(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError), writer(tmp_path / "x"):
+        open(tmp_path / "absent")
+    assert os.listdir(tmp_path) == []
+
+
+def test_recover_leaves_other_files_alone(tmp_path):
+    for name in (".hidden", ".x.tmp", "x.01234567-1-01234567.tmp"):
+        (tmp_path / name).touch()
+    before = sorted(os.listdir(tmp_path))
+    recover(tmp_path)
+    recover(tmp_path / "absent")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_writer_removes_what_dead_writers_of_its_directory_left(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with atomic_directory(tmp_path / "set") as temporary:
+            (temporary / "file").write_text("half")
+            os._exit(1)
+    os.waitpid(child, 0)
+    (leftover,) = os.listdir(tmp_path)
+    mine = leftover.replace(f"-{child}-", f"-{os.getpid()}-")
+    for kept in (mine, leftover.replace(".set.", ".other.")):
+        (tmp_path / kept).mkdir()
+    with atomic_directory(tmp_path / "set"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == sorted(["set", mine, leftover.replace(".set.", ".other.")])
+
+
+def test_hash_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert hash_file(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+
+
 def test_stable_hash_ignores_key_order_only():
     assert stable_hash({"a": 1, "b": [1, 2]}) == stable_hash({"b": [1, 2], "a": 1})
     assert len({stable_hash(x) for x in ({"a": 1}, {"a": 2}, {"a": [1]}, {"b": 1})}) == 4
@@ -189,3 +241,26 @@ def test_hash_tensors_sees_name_dtype_shape_and_value():
         {"x": base["a"], "b": base["b"], "c": base["c"]},
     ]
     assert len({hash_tensors(x) for x in [base, *others]}) == 5
+
+
+# ------------------------------------------------------------------------------------------------------ strict loading
+
+
+def test_every_difference_is_reported_and_nothing_is_loaded():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    weights = {name: torch.full_like(value, 7.0) for name, value in module.state_dict().items()}
+    del weights["0.bias"]
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        load_strictly(module, weights | {"2.weight": torch.ones(1), "1.bias": torch.ones(4)}, source="a.pth")
+    for words in ("a.pth", "Sequential", "missing: 0.bias", "unexpected: 2.weight", "1.bias (4,) instead of (3,)"):
+        assert words in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_what_is_optional_keeps_its_values():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    bias = module[0].bias.clone()
+    weights = {name: value + 1 for name, value in module.state_dict().items() if "bias" not in name and "batches" not in name}
+    assert load_strictly(module, weights, ("0.bias", "1.")) == ["0.bias", "1.bias", "1.num_batches_tracked"]
+    assert torch.equal(module[0].bias, bias) and torch.equal(module[1].weight, weights["1.weight"])

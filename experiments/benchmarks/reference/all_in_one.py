@@ -63,7 +63,7 @@ def visual_embed(model: AllInOne, video: Tensor, order: Tensor) -> tuple[Tensor,
 
 
 def attention(module, x: Tensor, mask: Tensor) -> Tensor:
-    heads, width = module.heads, x.shape[-1]
+    heads, width = module.num_heads, x.shape[-1]
     q, k, v = module.qkv(x).view(*x.shape[:2], 3, heads, width // heads).permute(2, 0, 3, 1, 4)
     weights = (q @ k.transpose(-2, -1)) * (width // heads) ** -0.5
     weights = weights.masked_fill(~mask.bool()[:, None, None], float("-inf")).softmax(dim=-1)

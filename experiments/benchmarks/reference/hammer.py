@@ -77,7 +77,7 @@ def bert(tower, x: Tensor, mask: Tensor, image: Tensor | None, first: int, last:
         x = tower.embeddings(x)
     for layer in tower.encoder.layer[first:last]:
         x = _bert_attention(layer.attention, x, x, additive)
-        if hasattr(layer, "crossattention"):
+        if layer.crossattention is not None:
             x = _bert_attention(layer.crossattention, x, image, None)
         x = layer.output(F.gelu(layer.intermediate.dense(x)), x)
     return x

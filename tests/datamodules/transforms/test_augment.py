@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from scipy import stats
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import transforms
 
 from datamodules.transforms.augment import (
@@ -23,7 +24,7 @@ from datamodules.transforms.augment import (
     translate_x,
     translate_y,
 )
-from models.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocess
+from models.encoders.preprocess import ImagePreprocess
 
 IMAGE = np.random.default_rng(0).integers(10, 200, (24, 32, 3), dtype=np.uint8)
 
@@ -134,6 +135,8 @@ def test_crop_is_torchvision_s_crop():
     cropped = transforms.functional.resized_crop(
         picture, top, left, bottom - top, right - left, [16, 16], transforms.InterpolationMode.BICUBIC
     )
-    wanted = transforms.functional.normalize(transforms.functional.to_tensor(cropped), IMAGENET_MEAN, IMAGENET_STD)
+    wanted = transforms.functional.normalize(
+        transforms.functional.to_tensor(cropped), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    )
     found = AugmentedCrop(flip_probability=0)(picture, ImagePreprocess((16, 16), None), np.random.default_rng(3))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

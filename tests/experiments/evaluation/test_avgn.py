@@ -1,4 +1,4 @@
-"""The budget suite on a small network and simulated videos: rows, costs that follow the settings, exits and pictures."""
+"""The budget suite on a small network and simulated videos: rows, costs that follow the settings, exits and figures."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ def split(tmp_path_factory):
 @torch.inference_mode()
 def test_rows_of_every_budget_rival_and_exit(split, tmp_path):
     result = glance_budgets(
-        split, budgets=[1, 3, 99], patch_sizes=[8, 16], exit_p=[0.5, 2.0], metric="top1", timed_videos=4, pictured=2
+        split, budgets=[1, 3, 99], patch_sizes=[8, 16], exit_p=[0.5, 2.0], metric="top1", timed_videos=4, examples=2
     )
     found = result.metrics
     for budget in (1, 3):
@@ -46,17 +46,17 @@ def test_rows_of_every_budget_rival_and_exit(split, tmp_path):
         assert 1 <= found[f"steps@exit_p{p}"] <= 3 and found[f"gflops@exit_p{p}"] <= found["gflops"] * 1.0001
     assert found["gflops@exit_p0.5"] <= found["gflops@exit_p2"]
     assert 0 < found["videos_without_sound"] < 100 and any("NO SOUND" in note for note in result.notes)
-    for name, draw in result.pictures.items():
+    for name, draw in result.figures.items():
         draw(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
-    again = glance_budgets(split, budgets=[1], exit_p=[], metric="top1", timed_videos=4, pictured=1)
+    again = glance_budgets(split, budgets=[1], exit_p=[], metric="top1", timed_videos=4, examples=1)
     assert again.baselines["random frames and patches"]["top1@K1"] == random["top1@K1"]  # chance is the same every time
 
 
 @torch.inference_mode()
 def test_temporal_order_has_no_exit_and_says_so(split):
-    with split.module.network.using(order="temporal"):
-        result = glance_budgets(split, budgets=[2], metric="mAP", timed_videos=2, pictured=1)
+    with split.module.model.using(order="temporal"):
+        result = glance_budgets(split, budgets=[2], metric="mAP", timed_videos=2, examples=1)
     assert not any("exit" in name for name in result.metrics)
     assert any("early exit left out" in note for note in result.notes)
     absent = {"mAP_official", "mAP_all_classes"} <= result.metrics.keys()

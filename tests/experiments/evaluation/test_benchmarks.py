@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import Dinov2Config, Dinov2Model
 
 from datamodules.readers import benchmarks
@@ -23,7 +24,6 @@ from models.alignment.dual_encoder import DualEncoder
 from models.alignment.head import AlignmentHead
 from models.alignment.projectors import LinearProjector
 from models.encoders.base import Features
-from models.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from models.errors import UserError
 from models.sail.segmentation import SegmentationEncoder, sliding_window_logits
 
@@ -194,7 +194,7 @@ def test_knn_equals_scikit_learn():
 def _predict(split: EmbeddedSplit, file) -> torch.Tensor:
     """The steps one by one, from the best query to its class."""
     image = Image.open(file)
-    pixels = prepare(image, 16, IMAGENET_MEAN, IMAGENET_STD)
+    pixels = prepare(image, 16, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     prompts = ["a photo of a red", "a photo of a blue", "a photo of a green", "a photo of a grey"]
     queries = F.normalize(split.encode_text(prompts), dim=-1)
     encoder = SegmentationEncoder(split.encoders.vision.network)

@@ -73,14 +73,14 @@ def test_missing_everything_scores_nothing(data, module):
     assert not any("robust" in name for name in scores)
 
 
-def test_baselines_and_pictures(data, module, tmp_path):
+def test_baselines_and_figures(data, module, tmp_path):
     found = occupancy(TrainedSplit(module, data, "test"))
     share = found.baselines["all occupied"]["bev/iou"]
     label = torch.cat([batch[BEV_LABEL] for batch in TrainedSplit(module, data, "test").batches()])
     assert share == pytest.approx(100 * float((label > 0).float().mean()))
     assert "echo threshold" in found.baselines
-    assert {"samples", "iou", "by_light_and_distance", "robustness"} == found.pictures.keys()
-    for name, draw in found.pictures.items():
+    assert {"samples", "iou", "by_light_and_distance", "robustness"} == found.figures.keys()
+    for name, draw in found.figures.items():
         draw(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
 

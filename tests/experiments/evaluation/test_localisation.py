@@ -121,11 +121,11 @@ def test_scale_of_patches_and_texts_does_not_matter_but_names_do(root):
 
 def test_pictures_and_limit(root, tmp_path):
     result = localisation(_split(_Encoders(_head())), str(root), size=64, limit=1)
-    assert "first 1 of 2 pictures" in result.notes[0]
+    assert "first 1 of 2 images" in result.notes[0]
     assert result.baselines["centre box"]["localisation/image_iou"] == 0
-    (example,) = result.pictures["localisation"].args[0]
+    (example,) = result.figures["localisation"].args[0]
     assert example["name"] == "red" and example["iou"] == pytest.approx(result.metrics["localisation/image_iou"])
-    with Image.open(result.pictures["localisation"](tmp_path / "localisation.png")) as picture:
+    with Image.open(result.figures["localisation"](tmp_path / "localisation.png")) as picture:
         assert np.asarray(picture.convert("RGB")).std() > 10
 
 
@@ -183,4 +183,4 @@ def test_dinov2_as_the_recipe_runs_it(root, tmp_path):
     encoders = SimpleNamespace(vision=vision, head=head, preprocess=vision.preprocess, device=torch.device("cpu"))
     for image_size, side in ((None, 18), (280, 20)):
         result = localisation(_split(encoders), str(root), image_size=image_size)
-        assert result.pictures["localisation"].args[0][0]["map"].shape == (side, side)
+        assert result.figures["localisation"].args[0][0]["map"].shape == (side, side)

@@ -67,7 +67,7 @@ def test_lists_that_do_not_fit_are_refused(split, root):
     with pytest.raises(UserError, match="line 2: is blank"):
         multilingual_retrieval(split, str(root), str(root))
     spanish.write_text("rojo\nverde\nazul\n")
-    with pytest.raises(UserError, match="has 3 captions for 4 pictures"):
+    with pytest.raises(UserError, match="has 3 captions for 4 images"):
         multilingual_retrieval(split, str(root), str(root))
     (root / "c.jpg").unlink()
     with pytest.raises(UserError, match="no c.jpg in"):

@@ -9,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from experiments.evaluation.base import EmbeddedSplit
 from experiments.evaluation.retrieval import retrieval
 from experiments.evaluation.zero_shot import zero_shot
 from models.captions import clean_caption
-from models.encoders.preprocess import CLIP_MEAN, CLIP_STD, ImagePreprocess
+from models.encoders.preprocess import ImagePreprocess
 from models.errors import UserError
 
 WORDS = ["red", "green", "blue", "pink", "grey", "navy", "mint"]
@@ -56,9 +57,18 @@ def test_zero_shot_equals_scikit_learn():
         assert result.metrics[f"zeroshot/top{k}"] == pytest.approx(expected)
         assert result.baselines["chance"][f"zeroshot/top{k}"] == pytest.approx(100 * k / len(WORDS))
     assert result.metrics["zeroshot/balanced"] == pytest.approx(100 * balanced_accuracy_score(labels, scores.argmax(1)))
-    matrix, _names = result.pictures["confusion"].args
+    matrix, _names = result.figures["confusion"].args
     assert matrix.sum() == len(labels) and matrix.diagonal().sum() == (scores.argmax(1) == labels).sum()
     assert result.hashes["split"] == "abc" and result.hashes["prompts"] != zero_shot(split, ["a {}"]).hashes["prompts"]
+
+
+def test_most_frequent_class_stands_beside_zero_shot():
+    split = _split()
+    column = zero_shot(split, ["a {}"]).baselines["most frequent class"]
+    counts = torch.bincount(split.labels, minlength=len(WORDS)).double()
+    assert column["zeroshot/top1"] == pytest.approx(100 * float(counts.max() / counts.sum()))
+    assert column["zeroshot/top5"] == pytest.approx(100 * float(counts.sort(descending=True).values[:5].sum() / counts.sum()))
+    assert column["zeroshot/balanced"] == pytest.approx(100 / int((counts > 0).sum()))
 
 
 def test_zero_shot_leaves_out_what_has_no_label():
@@ -163,7 +173,7 @@ def test_official_pixel_statistics_encode_the_pictures_anew():
         preprocess = ImagePreprocess((2, 2), None)
 
         def embed_images(self, images, preprocess):
-            assert (preprocess.mean, preprocess.std) == (CLIP_MEAN, CLIP_STD) and preprocess.size == (2, 2)
+            assert (preprocess.mean, preprocess.std) == (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD) and preprocess.size == (2, 2)
             return -split.image[list(images)]
 
     split.load_encoders = Encoders
@@ -207,10 +217,10 @@ def test_retrieval_examples_name_the_right_answers():
     split.image = torch.eye(len(WORDS))
     split.owner, split.text = torch.arange(len(WORDS)), torch.eye(len(WORDS))
     split.captions, split.labels = WORDS, None
-    pictures = retrieval(split).pictures
-    for example in pictures["retrieved_images"].args[0]:
+    figures = retrieval(split).figures
+    for example in figures["retrieved_images"].args[0]:
         assert example["images"][0] == example["right"] == WORDS.index(example["caption"])
-    for example in pictures["retrieved_captions"].args[0]:
+    for example in figures["retrieved_captions"].args[0]:
         assert example["captions"][0] == WORDS[example["image"]]
         assert example["right"] == [True] + [False] * 4
 

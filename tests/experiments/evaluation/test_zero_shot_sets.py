@@ -8,11 +8,12 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
+from timm.data.constants import OPENAI_CLIP_MEAN
 
 from experiments.evaluation.base import EmbeddedSplit
 from experiments.evaluation.zero_shot import zero_shot
 from experiments.evaluation.zero_shot_sets import zero_shot_sets
-from models.encoders.preprocess import CLIP_MEAN, ImagePreprocess
+from models.encoders.preprocess import ImagePreprocess
 from models.errors import UserError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -64,12 +65,13 @@ def test_descriptions_by_the_order_of_numbered_folders(split, tmp_path):
     colours = ["red", "green", "blue"]
     root = _folders(tmp_path / "v2", {str(number): [colours[number % 3]] for number in range(12)})
     (tmp_path / "words.json").write_text(json.dumps({f"n{number:04d}": [colours[number % 3]] for number in range(12)}))
-    judge = partial(zero_shot, templates=["a {}"], descriptions_order="file", statistics="clip")
-    result = zero_shot_sets(split, judge, {"v2": {"images": root, "descriptions": str(tmp_path / "words.json")}})
+    judge = partial(zero_shot, templates=["a {}"], descriptions_order="file")
+    sets = {"v2": {"images": root, "descriptions": str(tmp_path / "words.json")}}
+    result = zero_shot_sets(split, judge, sets, statistics="clip")
     # Four classes share a colour: the first of them is named for all.
     assert result.metrics["zeroshot_sets/v2/descriptions_top1"] == 25
     assert result.metrics["zeroshot_sets/v2/descriptions_top5"] == 100
-    assert _Encoders.asked == [CLIP_MEAN]  # encoded once
+    assert _Encoders.asked == [OPENAI_CLIP_MEAN]  # encoded once
     assert result.metrics["zeroshot_sets/v2/descriptions_top5"] > result.metrics["zeroshot_sets/v2/top1"]
 
 

@@ -63,9 +63,9 @@ def test_co_training_names():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda w: w.pop("transformer.norm.weight"), "lacks"),
-        (lambda w: w.update({"encoder.weight": torch.ones(1)}), "which this model has not"),
-        (lambda w: w.update({"pooler.dense.bias": torch.ones(3)}), "another size"),
+        (lambda w: w.pop("transformer.norm.weight"), "missing: transformer.norm.weight"),
+        (lambda w: w.update({"encoder.weight": torch.ones(1)}), "unexpected: encoder.weight"),
+        (lambda w: w.update({"pooler.dense.bias": torch.ones(3)}), "another shape: pooler.dense.bias"),
     ],
 )
 def test_wrong_checkpoints_are_refused(change, message):

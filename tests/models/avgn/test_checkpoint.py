@@ -7,7 +7,7 @@ import torch
 from torchvision.models import mobilenet_v2
 
 from models.avgn.audio import LogMel
-from models.avgn.checkpoint import canonical, load_into, mobilenet_from_official, parts_from_weights, resnet_from_official
+from models.avgn.checkpoint import canonical, load_into, mobilenet_from_official
 from models.avgn.encoders import MobileNetV2, ResNet50, SmallConvNet
 from models.avgn.network import AVGN
 from models.io import CheckpointError
@@ -79,8 +79,6 @@ def test_own_weights_come_back_through_the_written_names():
     assert load_into(other, written) == []
     for key, value in network.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
-    parts = parts_from_weights(written, heads=2)
-    assert set(parts) == {"avtest", "aespa", "policy", "classifier", "global_fc", "audio_fc", "local_fc"}
 
 
 def test_mobilenet_of_any_layout_and_for_sound():
@@ -91,7 +89,7 @@ def test_mobilenet_of_any_layout_and_for_sound():
     for weights in (source, flat):
         state = mobilenet_from_official(weights, built.features)
         for key, value in plain.items():
-            assert torch.equal(state[key], value if "num_batches" not in key else torch.zeros_like(value)), key
+            assert "num_batches" in key or torch.equal(state[key], value), key
     sound = MobileNetV2(channels=1, pretrained=False)
     state = mobilenet_from_official(source, sound.features, channels=1)
     torch.testing.assert_close(state["0.0.weight"], plain["0.0.weight"].mean(1, keepdim=True))
@@ -103,8 +101,6 @@ def test_what_does_not_fit_is_named():
     built = MobileNetV2(pretrained=False)
     with pytest.raises(CheckpointError, match="has 1"):
         mobilenet_from_official({"a": torch.zeros(1)}, built.features)
-    with pytest.raises(CheckpointError, match="missing.*unexpected"):
-        resnet_from_official({"conv9.weight": torch.zeros(1)}, ResNet50(pretrained=False))
     with pytest.raises(CheckpointError, match="steps"):
         canonical({"classifier.classifiers.1.1.weight": torch.zeros(2, 2)})
     with pytest.raises(CheckpointError, match="neither"):

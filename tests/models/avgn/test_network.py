@@ -14,11 +14,12 @@ from tests.models.avgn.conftest import small_network
 
 
 @torch.no_grad()
-def test_counted_macs_are_those_of_an_independent_counter(network, videos):
+def test_counted_macs_are_those_of_an_independent_counter(network, videos, monkeypatch):
     frames, clips, heard = videos
     spectrograms = network.front_end(clips)
     network.front_end = torch.nn.Identity()  # published figures leave spectrograms out
-    # The plain kernel: the counter does not know the fused attention of CPUs.
+    # The plain kernels: the counter does not know the fused attention of CPUs.
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
     with sdpa_kernel(SDPBackend.MATH), counting_macs(network) as ours, FlopCounterMode(display=False) as theirs:
         network(frames, spectrograms, heard)
     assert sum(ours.values()) == theirs.get_total_flops() // 2

@@ -201,7 +201,7 @@ def test_timm_transformer(tmp_path):
 
 def test_timm_refuses_weights_of_another_model(tmp_path):
     save_file(timm.create_model("resnet10t").state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="does not hold the weights of resnet18"):
+    with pytest.raises(CheckpointError, match="model.safetensors do not fit this ResNet"):
         TimmVisionEncoder("resnet18", str(tmp_path))
     with pytest.raises(ValueError, match="layers=True"):
         TimmVisionEncoder("resnet10t", str(tmp_path), layers=True)

@@ -1,7 +1,11 @@
 import torch
-from torchvision.ops import box_iou, generalized_box_iou, generalized_box_iou_loss
+from torchvision.ops import box_convert, box_iou, generalized_box_iou_loss
 
-from models.hammer.boxes import box_losses, paired_giou, paired_iou, to_centres, to_corners
+from models.hammer.boxes import box_losses, paired_iou
+
+
+def to_centres(corners):
+    return box_convert(corners, "xyxy", "cxcywh")
 
 
 def boxes(count=20):
@@ -13,7 +17,6 @@ def boxes(count=20):
 def test_overlaps_equal_torchvision():
     a, b = boxes()
     torch.testing.assert_close(paired_iou(a, b)[0], box_iou(a, b).diagonal())
-    torch.testing.assert_close(paired_giou(a, b), generalized_box_iou(a, b).diagonal())
 
 
 def test_losses_equal_torchvision():
@@ -21,7 +24,6 @@ def test_losses_equal_torchvision():
     l1, giou = box_losses(to_centres(a), to_centres(b))
     torch.testing.assert_close(l1, (to_centres(a) - to_centres(b)).abs().sum() / 20)
     torch.testing.assert_close(giou, generalized_box_iou_loss(a, b, reduction="mean"))
-    torch.testing.assert_close(to_corners(to_centres(a)), a)
 
 
 def test_rows_left_out_count_for_nothing():

@@ -6,16 +6,16 @@ from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn import metrics as sklearn_metrics
 
+from models.batch import IGNORE_INDEX
 from models.hammer.metrics import (
     auc_and_eer,
-    average_precision,
     binary_metrics,
     box_metrics,
     evaluation_iou,
     multi_label_metrics,
     token_metrics,
 )
-from models.hammer.token_grounding import IGNORE
+from models.metrics.average_precision import average_precision
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -47,7 +47,7 @@ def test_kinds_equal_sklearn():
     recall = sklearn_metrics.recall_score(labels, predicted, average="macro")
     assert found.cf1 == pytest.approx(2 * precision * recall / (precision + recall))
     expected = [sklearn_metrics.average_precision_score(labels[:, k], logits[:, k]) for k in range(4)]
-    assert average_precision(logits, labels).tolist() == pytest.approx(expected, rel=1e-5)
+    assert (average_precision(logits, labels == 1) / 100).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_top_k_and_a_class_that_is_never_predicted():
@@ -58,7 +58,7 @@ def test_top_k_and_a_class_that_is_never_predicted():
     never = multi_label_metrics(torch.tensor([[1.0, -1.0]]), torch.tensor([[1, 1]]))
     assert (never.cp, never.cr) == (0.5, 0.5)
     assert never.op == 0.5  # officially the missing prediction counts as a wrong one
-    assert average_precision(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.int64)).isnan().all()
+    assert average_precision(torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.bool)).isnan().all()
 
 
 def test_empty_boxes():
@@ -74,7 +74,7 @@ def test_empty_boxes():
 def test_tokens_equal_sklearn():
     torch.manual_seed(0)
     predicted, labels = torch.randint(0, 2, (8, 9)), torch.randint(0, 2, (8, 9))
-    labels[:, 6:] = IGNORE
+    labels[:, 6:] = IGNORE_INDEX
     flat, truth = predicted[:, :6].flatten(), labels[:, :6].flatten()
     found = token_metrics(predicted, labels)
     p, r, f, _ = sklearn_metrics.precision_recall_fscore_support(truth, flat, average="binary")

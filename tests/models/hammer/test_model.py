@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from datamodules.tokenizers.word_labels import raw_words
-from models.hammer.vit import resize_positions
 from tests.models.hammer.stand_in import small_batch, small_hammer
 
 
@@ -63,15 +62,6 @@ def test_queue_goes_round():
     assert model.queue_ptr.tolist() == [5]
     model.enqueue(features, features)  # more than fit: the last ones stay
     assert sorted(model.image_queue[0].tolist()) == [6, 7, 8, 9, 10, 11, 12]
-
-
-def test_resized_positions_keep_the_class_token_and_a_constant_grid():
-    positions = torch.ones(1, 17, 3)
-    positions[:, 0] = 5
-    resized = resize_positions(positions, 37)
-    assert resized.shape == (1, 37, 3)
-    torch.testing.assert_close(resized[:, 0], positions[:, 0])
-    torch.testing.assert_close(resized[:, 1:], torch.ones(1, 36, 3))
 
 
 def test_raw_words_of_a_cut_caption():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from experiments.benchmarks.reference import contrastive as reference
 from models.losses.contrastive import InfoNCELoss, SigmoidLoss
-from models.losses.gather import GradientScope, gather_texts, whole_batch
+from models.losses.gather import GradientScope, gather_texts
 
 RANKS, SIZE, DIM = 2, 5, 4
 KINDS = {
@@ -117,22 +117,3 @@ def test_own_keeps_the_gradients_of_a_ranks_rows_to_its_embeddings(found, kind):
 def test_without_a_process_group_nothing_is_gathered():
     text = torch.randn(3, 2)
     assert gather_texts(text, GradientScope.ALL) == (text, 0)
-
-
-def _uneven(rank: int, store: str, queue) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
-    index = torch.tensor([[4, 5, 9], [7, 4]][rank])
-    wide = torch.zeros(len(index), 3 - rank) + index[:, None]
-    index, rows = whole_batch(index, {"wide": wide, "flag": wide > 5})
-    queue.put((rank, index.tolist(), rows["wide"].tolist(), rows["flag"].tolist()))
-    dist.destroy_process_group()
-
-
-def test_a_whole_batch_of_uneven_parts_has_each_sample_once(tmp_path):
-    queue = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_uneven, (str(tmp_path / "store"), queue), nprocs=RANKS)
-    for _ in range(RANKS):
-        _, index, wide, flag = queue.get()
-        assert index == [4, 5, 7, 9]
-        assert wide == [[4, 4, 4], [5, 5, 5], [7, 7, 0], [9, 9, 9]]
-        assert flag == [[False] * 3, [False] * 3, [True, True, False], [True] * 3]

@@ -8,13 +8,12 @@ from scipy import special
 from sklearn import cross_decomposition, decomposition, manifold
 
 from experiments.benchmarks.reference import structure as plain
-from models.metrics.cka import linear_cka, local_cka
+from models.metrics.cka import cka
 from models.metrics.embedding_quality import trustworthiness
 from models.metrics.neighbourhoods import (
     METRICS,
     LayerPairs,
     best_pair,
-    cka,
     cknna,
     cycle_knn,
     hop_cka,
@@ -114,13 +113,6 @@ def test_trustworthiness_is_scikit_learns(sides):
     expected = manifold.trustworthiness(x.numpy(), z.numpy(), n_neighbors=4)
     assert trustworthiness(x, z, 4) == pytest.approx(expected, abs=1e-9)
     assert trustworthiness(x, z, 4) == pytest.approx(plain.trustworthiness(x, z, 4), abs=1e-9)
-
-
-def test_local_cka_adds_one_pair_at_a_time(sides):
-    x, y = sides[0][:, 0].double(), sides[1][:, 0].double()
-    found = local_cka(x[:40], y[:40], x[40:45], y[40:45])
-    wanted = linear_cka(torch.cat([x[:40], x[42:43]]), torch.cat([y[:40], y[44:45]]))
-    torch.testing.assert_close(found[2, 4], wanted)
 
 
 def test_probe_finds_the_pair_that_belongs_together(sides):

@@ -77,7 +77,9 @@ def test_half_precision_weights_become_float32():
 def test_any_missing_tensor_is_an_error(kind):
     official = to_official(HEADS[kind]())
     for name in official:
-        with pytest.raises(CheckpointError, match="SAIL head"):
+        if name.endswith("num_batches_tracked"):
+            continue  # a counter that changes nothing
+        with pytest.raises(CheckpointError, match="missing|SAIL head"):
             head_from_official({k: v for k, v in official.items() if k != name})
 
 
@@ -89,7 +91,7 @@ def test_any_extra_tensor_is_an_error(kind):
 
 def test_wrong_shapes_are_an_error():
     official = to_official(HEADS["star"]())
-    with pytest.raises(CheckpointError, match="shapes"):
+    with pytest.raises(CheckpointError, match="another shape"):
         head_from_official(official | {"text_mapping_network.g.weight": torch.ones(3, 12)})
 
 

@@ -1,0 +1,60 @@
+"""Which of your texts fits which of your images? The stage ``predict`` of dual encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.table import Table
+
+from datamodules.readers.base import BadSample
+from datamodules.readers.images import open_rgb
+from experiments.alignment import pipeline
+from experiments.prediction.base import write
+from experiments.run import parts
+from experiments.run.directory import Run
+from models.alignment.dual_encoder import DualEncoder
+from models.errors import UserError
+
+
+@torch.inference_mode()
+def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) -> dict[str, Any]:
+    """Cosines of ``images`` (files) with ``texts``, as a table and ``predictions.json``."""
+    files, texts = list(images), list(texts)
+    if not files or not texts:
+        raise UserError('predict needs files and texts: predict.images=[a.jpg,b.png] predict.texts=["a dog","a cat"]')
+    vision, text_encoder = pipeline.encoder(run, "vision"), pipeline.encoder(run, "text")
+    tokens = {name: "tokens" in run.cfg.encoder.keep[name] for name in ("vision", "text")}
+    module = parts.trained_module(
+        run,
+        {
+            "vision_dim": vision.token_dim if tokens["vision"] else vision.feature_dim,
+            "text_dim": text_encoder.token_dim if tokens["text"] else text_encoder.feature_dim,
+        },
+    )
+    encoders = DualEncoder(vision, text_encoder, module.head, pipeline.layer_pair(run))
+    image = F.normalize(encoders.embed_images(_open(Path(file)) for file in files), dim=-1)
+    text = F.normalize(encoders.embed_texts(texts), dim=-1)
+    cosines = image @ text.T
+    table = Table("image", *texts, title="cosine")
+    predictions = []
+    for file, row in zip(files, cosines, strict=True):
+        table.add_row(file, *(f"{value:.3f}" for value in row.tolist()))
+        predictions.append(
+            {"image": file, "best": texts[int(row.argmax())], "cosine": dict(zip(texts, row.tolist(), strict=True))}
+        )
+    write(run, predictions, table)
+    return {"images": len(files), "texts": len(texts)}
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise UserError(f"predict.images: there is no file {path}.")
+    try:
+        return open_rgb(path)
+    except BadSample as error:
+        raise UserError(f"predict.images: {path} cannot be read as an image ({error}).") from error

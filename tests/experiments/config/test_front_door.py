@@ -1,0 +1,82 @@
+"""What a user meets first: help, lists, and mistakes on the command line, each explained without a traceback."""
+
+import pytest
+
+from tests.experiments.launch import launch, launch_cold
+
+MISTAKES = [
+    ((), ["no experiment chosen", "sail_dinov2"]),
+    (("experiment=sail_dinov3",), ["no experiment=sail_dinov3", "'sail_dinov2'"]),
+    (("experiment=sail_dinov2", "projectr=linear"), ["projectr", "'projector'"]),
+    (("experiment=sail_dinov2", "projector=lineer"), ["lineer", "'linear'"]),
+    (("experiment=sail_dinov2", "module.head.embed_dims=3"), ["module.head.embed_dims", "'embed_dim'"]),
+    (("experiment=sail_dinov2", "optimizer.learning=3"), ["optimizer.learning", "lion_pytorch.Lion"]),
+    (("experiment=sail_dinov2", "module.head.embed_dim=wide"), ["module.head.embed_dim", "int", "'wide'", "command line"]),
+    (("experiment=sail_dinov2", "loss.reduction=sum"), ["loss.reduction", "'pairs'", "'sum'"]),
+    (("experiment=sail_dinov2", "stages=[fitt]"), ["fitt", "'fit'"]),
+    (("experiment=sail_dinov2", "stages=[evaluate]"), ["checkpoint="]),
+    (("experiment=sail_dinov2", "seed=many"), ["seed", "int"]),
+    (("experiment=paper/alignment/sail_dinov2",), ["datamodule.root", "image_text/shards.yaml"]),
+    (
+        ("experiment=sail_dinov2", "module._target_=lightning_modules.alignment.AlignModule"),
+        ["'AlignModule'", "AlignmentModule"],
+    ),
+    (("experiment=sail_dinov2", "trainer.accumulate_grad_batches=4"), ["accumulate_grad_batches", "negatives"]),
+    (
+        (
+            "experiment=paper/alignment/freeze_align_dinov2",
+            "datamodule=image_text/simulated",
+            "subset=concept_balanced",
+            "layers=last",
+            "unpaired=left_out",
+        ),
+        ["subset: it chooses by stored features", "layers: it chooses", "unpaired: it chooses", "features=pairs"],
+    ),
+    (("experiment=sail_dinov2", "trainer.max_epoch=4"), ["trainer.max_epoch", "'max_epochs'"]),
+    (("experiment=sail_dinov2", "paths.feature=x"), ["paths.feature", "'features'"]),
+    (("experiment=sail_dinov2", "projector._target_=shutil.copy"), ["shutil.copy", "trusted_packages"]),
+    (("experiment=sail_dinov2", "resume=/no/such/run"), ["/no/such/run", "run.json"]),
+    (("experiment=paper/alignment/sail_dinov2", "datamodule.root=/no/such/data"), ["/no/such/data", "KEY.jpg"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), MISTAKES, ids=lambda value: " ".join(value)[:60])
+def test_mistake_is_explained(tmp_path, overrides, said):
+    done = launch(tmp_path, *overrides)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for words in said:
+        assert words in done.stderr
+
+
+def test_mistake_is_found_before_torch_is_imported(tmp_path):
+    import subprocess
+    import sys
+
+    from tests.experiments.launch import command, environment
+
+    line = [sys.executable, "-X", "importtime", *command(tmp_path, "experiment=sail_dinov2", "module.head.embed_dim=wide")[1:]]
+    done = subprocess.run(line, env=environment(tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    imported = {row.rsplit("|", 1)[-1].strip() for row in done.stderr.splitlines() if row.startswith("import time:")}
+    assert "hydra" in imported
+    assert "torch" not in imported
+
+
+def test_help_and_list(tmp_path):
+    done = launch_cold(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "experiment=<name>" in done.stdout
+    from experiments.config import listing
+
+    described = [listing.FOLDER / "sail_dinov2.yaml", listing.FOLDER / "paper" / "alignment" / "sail_dinov2.yaml"]
+    assert all(file.is_file() for file in described)
+
+
+def test_every_recipe_is_described(capsys):
+    from experiments.config import listing
+
+    listing.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)

@@ -1,0 +1,103 @@
+"""metrics.csv through stops, resumes and damage; Weights & Biases runs that are gone on with."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.run import directory, loggers
+from experiments.run.loggers import MetricsFile, read_metrics
+from models.io import WriteError
+
+
+def test_rows_after_the_checkpoint_are_cut_off(tmp_path):
+    file = MetricsFile(tmp_path)
+    file.log_metrics({"loss": 1.0, "epoch": 0}, step=0)
+    size = file.sync()
+    file.log_metrics({"loss": 0.5}, step=1)
+    resumed = MetricsFile(tmp_path, size)
+    resumed.log_metrics({"loss": 0.25}, step=1)
+    assert read_metrics(tmp_path / "metrics.csv") == {"loss": ([0, 1], [1.0, 0.25])}
+    MetricsFile(tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == "step,metric,value\n"
+
+
+def test_a_metric_of_a_step_is_written_once(tmp_path):
+    file = MetricsFile(tmp_path)
+    for value in (1.0, 1.0):
+        file.log_metrics({"loss": value}, step=3)
+    file.log_metrics({"val/loss": 2.0, "loss": 1.0}, step=3)
+    file.log_metrics({"loss": 4.0}, step=4)
+    assert read_metrics(tmp_path / "metrics.csv") == {"loss": ([3, 4], [1.0, 4.0]), "val/loss": ([3], [2.0])}
+
+
+def test_rows_that_never_reached_the_disk_leave_whole_rows(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,metric,value\n0,loss,1.0\n1,lo")
+    MetricsFile(tmp_path, 1000)
+    assert path.read_text() == "step,metric,value\n0,loss,1.0\n"
+
+
+@pytest.mark.parametrize("tail", ["2,loss,0.", "2,lo", "\0\0\0", "x,y\n2,loss,oops\n", "2,loss,1,2\n"])
+def test_torn_and_damaged_rows_are_left_out(tmp_path, tail):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,metric,value\n0,loss,1.0\n1,loss,nan\n" + tail)
+    steps, values = read_metrics(path)["loss"]
+    assert steps == [0, 1] and values[0] == 1.0 and values[1] != values[1]
+
+
+def test_a_full_disk_is_explained():
+    file = MetricsFile.__new__(MetricsFile)
+    file.path, file.last = Path("/dev/full"), (-1, set())
+    with pytest.raises(WriteError, match="/dev/full.*No space left"):
+        file.log_metrics({"loss": 1.0}, step=0)
+
+
+@pytest.mark.parametrize(
+    "content, known",
+    [
+        ("machine api.wandb.ai login user password key\n", True),
+        ("machine my-api.wandb.ai.example login user password key\n", False),
+        ("# machine api.wandb.ai\n", False),
+        ("machine", False),
+        (None, False),
+    ],
+)
+def test_the_key_of_wandb_in_netrc(tmp_path, monkeypatch, content, known):
+    path = tmp_path / "netrc"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("NETRC", str(path))
+    assert loggers._in_netrc("api.wandb.ai") is known
+
+
+def test_a_resumed_run_goes_on_with_its_wandb_run(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for _ in range(2):
+        logger = loggers.wandb_logger(folder=tmp_path, name="toy", config={}, run_id="abc123", mode="offline")
+        assert logger.experiment.id == "abc123"
+        wandb.finish()
+    assert len(list((tmp_path / "wandb").glob("offline-run-*-abc123"))) >= 1
+
+
+def test_final_figures_go_to_the_wandb_run_of_their_run(tmp_path, monkeypatch):
+    """Also where training was done in an earlier process, or a compared variant has opened its own run since."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    node = {"_target_": "experiments.run.loggers.wandb_logger", "_partial_": True, "mode": "offline"}
+    runs = []
+    for name in ("main", "variant"):
+        run = directory.Run(OmegaConf.create({"logger": {"wandb": node}}), tmp_path / name, [])
+        run.dir.mkdir()
+        run.record = {"experiment": "toy", "id": name}
+        loggers.configured(run)
+        runs.append(run)
+    loggers.log_wandb_figures(runs[0], {}, {"test/accuracy": 1.0})
+    assert wandb.run.id == "main" and wandb.run.summary["test/accuracy"] == 1.0
+    wandb.finish()
+
+
+def test_other_ranks_begin_no_wandb_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert loggers.wandb_logger(folder=tmp_path, name="toy", config={}, run_id="abc123", mode="offline") is None

@@ -1,0 +1,230 @@
+"""Every Lightning module at the smallest size that trains, and rows of data for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from datamodules.base import BaseDataModule
+from datamodules.driving import Calibrations
+from datamodules.simulated.driving.camera import make_camera
+from datamodules.simulated.driving.ultrasound import make_rig
+from lightning_modules.alignment import AlignmentModule
+from lightning_modules.all_in_one import AllInOneModule
+from lightning_modules.avgn import AVGNModule
+from lightning_modules.base import BaseModule
+from lightning_modules.bev_fusion import BevFusionModule
+from lightning_modules.csa import CSAModule
+from lightning_modules.hammer import TERMS, HammerModule
+from models import batch as keys
+from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
+from models.alignment.head import AlignmentHead
+from models.alignment.projectors import CentredProjector, LinearProjector
+from models.all_in_one.batch import FALSE_ROWS
+from models.all_in_one.model import AllInOne
+from models.bev_fusion.backbones import image_backbone
+from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, TRACES, VIEW_GRID, VIEW_VALID
+from models.bev_fusion.losses import OccupancyLoss
+from models.bev_fusion.network import BEVFusion
+from models.losses.contrastive import InfoNCELoss
+from models.losses.structure import StructureRegulariser
+from tests.models.avgn.conftest import small_network
+from tests.models.hammer.stand_in import small_batch, small_hammer
+
+SGD = partial(torch.optim.SGD, lr=0.01)
+GRID = {"rows": 16, "cols": 16, "cell": 0.25, "x_bumper": -0.95}
+
+
+class Small(NamedTuple):
+    """A module and its data.
+
+    Args:
+        build: makes the module, always with the same weights.
+        rows: number of samples to a batch of all of them.
+        together: held-out batches are those of all devices together.
+    """
+
+    build: Callable[[], BaseModule]
+    rows: Callable[[int], dict[str, Any]]
+    together: bool = False
+
+
+# ---- projector alignment -----------------------------------------------------------------------------------------------
+
+
+def _alignment() -> AlignmentModule:
+    head = partial(AlignmentHead, embed_dim=4, projector=LinearProjector, logit_bias_init=0.0)
+    regulariser = StructureRegulariser(levels=2, warmup_steps=0)
+    return AlignmentModule(head, InfoNCELoss(), SGD, regulariser=regulariser, vision_dim=6, text_dim=5)
+
+
+def _csa() -> CSAModule:
+    head = partial(AlignmentHead, embed_dim=4, projector=CentredProjector, norm=False, learn_scale=False)
+    regulariser = StructureRegulariser(levels=2, warmup_steps=0)
+    module = CSAModule(head, InfoNCELoss(), SGD, regulariser, vision_dim=6, text_dim=5)
+    generator = torch.Generator().manual_seed(0)
+    for projector, width in ((module.head.vision_projector, 6), (module.head.text_projector, 5)):
+        projector.set_map(torch.zeros(width), torch.randn(width, 4, generator=generator))
+    return module
+
+
+def _features(count: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(count, 6, generator=generator)
+    text = image[:, :5] + 0.5 * torch.randn(count, 5, generator=generator)
+    return {keys.INDEX: torch.arange(count), IMAGE_FEATURES: image, TEXT_FEATURES: text}
+
+
+# ---- All-in-One --------------------------------------------------------------------------------------------------------
+
+
+def _all_in_one() -> AllInOneModule:
+    model = partial(
+        AllInOne, width=32, depth=2, heads=2, patch_size=8, image_size=16, text_length=8, frames=3, init_std=0.2, embed_dim=8,
+        train_order="seeded",
+    )  # fmt: skip
+    return AllInOneModule(model, ("match", "mlm", "contrastive", "rank", "answer"), SGD, vocab_size=40, answers=6)
+
+
+def _clips(count: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 40, (count, 8), generator=generator)
+    options = torch.randint(5, 40, (count, 3, 8), generator=generator)
+    labels = torch.full_like(ids, -100)
+    labels[:, 2] = ids[:, 2]
+    answers = torch.arange(count) % 6
+    answers[-1] = -100
+    return {
+        keys.INDEX: torch.arange(count),
+        keys.VIDEO: torch.randn(count, 3, 3, 16, 16, generator=generator),
+        keys.TOKEN_IDS: ids,
+        keys.TOKEN_MASK: torch.ones_like(ids),
+        keys.MASKED_IDS: ids,
+        keys.MASKED_LABELS: labels,
+        keys.CANDIDATE_IDS: options,
+        keys.CANDIDATE_MASK: torch.ones_like(options),
+        keys.ANSWER: torch.where(answers < 3, answers, -100),
+        keys.MATCHED: torch.ones(count, dtype=torch.int64),
+    }
+
+
+# ---- AVGN --------------------------------------------------------------------------------------------------------------
+
+
+def _avgn() -> AVGNModule:
+    return AVGNModule(small_network, SGD, num_classes=5, snippets=6)
+
+
+def _videos(count: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.full((count, 3), -1)
+    labels[:, 0] = torch.randint(0, 5, (count,), generator=generator)
+    return {
+        keys.INDEX: torch.arange(count),
+        keys.VIDEO: torch.randint(0, 256, (count, 6, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        keys.AUDIO: torch.rand(count, 6, 1280, generator=generator) - 0.5,
+        keys.AUDIO_VALID: torch.arange(count) % 3 > 0,
+        keys.LABEL: labels[:, 0],
+        keys.LABELS: labels,
+    }
+
+
+# ---- bird's-eye view ---------------------------------------------------------------------------------------------------
+
+
+def _bev_fusion() -> BevFusionModule:
+    torch.manual_seed(0)
+    backbone = partial(image_backbone, name="test_resnet", pretrained=False)
+    model = partial(BEVFusion, backbone, backbone, channels=8, camera_stride=4)
+    return BevFusionModule(model, OccupancyLoss(), SGD, classes=2, heights=1, grid=GRID)
+
+
+def _recordings(count: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    rig, camera = make_rig(), make_camera(64, 48)
+    return {
+        keys.INDEX: torch.arange(count),
+        keys.IMAGE: torch.rand(count, 3, 48, 64, generator=generator),
+        VIEW_GRID: torch.rand(count, 1, 8, 8, 2, generator=generator) * 2 - 1,
+        VIEW_VALID: torch.ones(count, 1, 8, 8, dtype=torch.bool),
+        TRACES: torch.rand(count, len(rig.pairs), 128, generator=generator),
+        CELSIUS: torch.full((count,), 15.0),
+        CALIBRATIONS: Calibrations([camera] * count, [rig] * count),
+        BEV_LABEL: torch.randint(0, 2, (count, 16, 16), generator=generator),
+    }
+
+
+# ---- HAMMER ------------------------------------------------------------------------------------------------------------
+
+
+def _hammer() -> HammerModule:
+    return HammerModule(partial(small_hammer, queue_size=24), SGD, loss_weights=dict.fromkeys(TERMS, 1.0))
+
+
+MODULES = {
+    "alignment": Small(_alignment, _features, together=True),
+    "csa": Small(_csa, _features, together=True),
+    "all_in_one": Small(_all_in_one, _clips),
+    "avgn": Small(_avgn, _videos),
+    "bev_fusion": Small(_bev_fusion, _recordings),
+    "hammer": Small(_hammer, small_batch),
+}
+
+
+def built(name: str) -> BaseModule:
+    torch.manual_seed(0)
+    return MODULES[name].build()
+
+
+def some_rows(batch: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    """These ``rows`` of a batch."""
+    out = {}
+    for key, value in batch.items():
+        if isinstance(value, Calibrations):
+            out[key] = Calibrations([value.cameras[row] for row in rows], [value.rigs[row] for row in rows])
+        else:
+            out[key] = value[torch.from_numpy(rows)]
+    if keys.MATCHED in out:  # the clip of the next row stands in for the second half
+        count = len(rows)
+        out[keys.MATCHED] = (torch.arange(count) < count // 2).long()
+        out[FALSE_ROWS] = (torch.arange(count // 2, count) + 1) % count
+    return out
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, batch: dict[str, Any]):
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch[keys.INDEX])
+
+    def __getitem__(self, request) -> dict[str, Any]:
+        return some_rows(self.batch, request.rows)
+
+
+class Data(BaseDataModule):
+    """``train`` and ``val`` of a module, in memory."""
+
+    def __init__(self, name: str, batch_size: int, train: int, val: int):
+        super().__init__()
+        small = MODULES[name]
+        self.batch_size, self.together = batch_size, small.together
+        self.splits = {"train": Rows(small.rows(train)), "val": Rows(small.rows(val))}
+
+    def train_dataloader(self):
+        return self.train_loader(self.splits["train"], self.batch_size)
+
+    def evaluation_dataloader(self, split: str):
+        size = self.batch_size * (self._world_size() if self.together else 1)
+        return self.evaluation_loader(self.splits[split], size)
+
+
+def trainer(**options) -> pl.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return pl.Trainer(accelerator="cpu", use_distributed_sampler=False, **quiet, **options)

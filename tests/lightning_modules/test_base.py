@@ -1,0 +1,103 @@
+"""The base: one sum of losses, hooks once per optimiser step, optimiser and schedule from factories."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_modules.base import BaseModule, LossNotFinite, StepOutput
+from models.batch import INDEX
+from models.errors import UserError
+from tests.lightning_modules.small import trainer
+
+
+class Line(BaseModule):
+    """y = w x, with two losses and everything that hooks do in a list."""
+
+    needs = (INDEX, "x")
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.layer, self.calls = nn.Linear(1, 1, bias=False), []
+
+    def shared_step(self, batch, split):
+        self.calls.append(split)
+        y = self.layer(batch["x"])
+        rows = {INDEX: batch[INDEX], "y": y} if split != "train" else {}
+        return StepOutput({"square": y.square().mean(), "size": y.abs().mean()}, {"seen": torch.tensor(1.0)}, rows)
+
+    def validation_metrics(self, rows):
+        return {"task/largest": rows["y"].max().item()}
+
+    def before_forward(self):
+        assert not torch.is_grad_enabled()
+        self.calls.append("before")
+
+    def after_optimizer_step(self):
+        assert not torch.is_grad_enabled()
+        self.calls.append("after")
+
+
+def batches(count: int = 4) -> DataLoader:
+    rows = [{INDEX: torch.arange(2 * i, 2 * i + 2), "x": torch.tensor([[1.0], [2.0 + i]])} for i in range(count)]
+    return DataLoader(rows, batch_size=None)
+
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+def test_losses_are_weighted_once_and_reports_never():
+    module = Line(loss_weights={"size": 3.0})
+    batch = next(iter(batches()))
+    losses = module.shared_step(batch, "train").losses
+    assert module.batch_loss(batch) == losses["square"] + 3 * losses["size"]
+    with pytest.raises(UserError, match="sise"):
+        Line(loss_weights={"sise": 1.0}).batch_loss(batch)
+
+
+def test_held_out_splits_may_lack_a_weighted_loss():
+    module = Line(loss_weights={"only_in_training": 1.0})
+    assert module.predict_step(next(iter(batches())))["y"].shape == (2, 1)
+
+
+def test_prediction_with_a_loss_that_is_not_finite():
+    module = Line()
+    with torch.no_grad():
+        module.layer.weight.fill_(float("inf"))
+    with pytest.raises(LossNotFinite, match="square=inf"):
+        module.predict_step(next(iter(batches())))
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_hooks_run_once_per_optimiser_step(tmp_path, pieces):
+    module = Line(optimizer=SGD)
+    fitter = trainer(default_root_dir=tmp_path, max_epochs=1, accumulate_grad_batches=pieces)
+    fitter.fit(module, batches())
+    assert module.calls == (["before"] + ["train"] * pieces + ["after"]) * (4 // pieces)
+
+
+def test_validation_logs_means_over_samples_and_the_metrics_of_all_rows(tmp_path):
+    module = Line(optimizer=SGD)
+    rows = [{INDEX: torch.arange(3), "x": torch.ones(3, 1)}, {INDEX: torch.tensor([3]), "x": torch.full((1, 1), 5.0)}]
+    fitter = trainer(default_root_dir=tmp_path)
+    (logged,) = fitter.validate(module, DataLoader(rows, batch_size=None), verbose=False)
+    weight = float(module.layer.weight.abs())
+    assert logged["val/loss/size"] == pytest.approx((3 * weight + 5 * weight) / 4)
+    assert logged["val/seen"] == 1
+    assert logged["val/task/largest"] == pytest.approx(max(float(module.layer.weight) * x for x in (1, 5)))
+
+
+def test_groups_have_their_own_rate():
+    module = Line(optimizer=SGD)
+    module.parameter_groups = lambda: [{"params": list(module.parameters()), "lr_scale": 0.5}]
+    assert module.configure_optimizers().param_groups[0]["lr"] == pytest.approx(0.05)
+    with pytest.raises(UserError, match="without an optimizer"):
+        Line().configure_optimizers()
+
+
+def test_official_checkpoints_need_an_importer():
+    with pytest.raises(UserError, match="no importer"):
+        Line().load_official({})
+    assert Line().load_pretrained({}) is False

@@ -1,0 +1,77 @@
+"""Held-out losses and metrics of two real processes over gloo are those of one process, whatever the size of the split."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from tests.lightning_modules.small import MODULES, Data, built, trainer
+
+RANKS, BATCH = 2, 4
+HELD_OUT = 21  # five batches of 4 and one of 1: three for each rank; of all devices together batches of 8, 8 and 5
+TRAINED = 8  # two steps of one process, one of two
+pytestmark = pytest.mark.ddp
+
+
+def _validate(name: str, batch_size: int, held_out: int, **options) -> dict[str, float]:
+    fitter = trainer(**options)
+    fitter.validate(built(name), datamodule=Data(name, batch_size, TRAINED, held_out), verbose=False)
+    return {key: float(value) for key, value in fitter.callback_metrics.items()}
+
+
+def _fit(name: str) -> dict[str, float]:
+    """One step on two ranks by plain DDP, which stops for a parameter without a gradient; then the held-out numbers."""
+    fitter = trainer(devices=RANKS, strategy="ddp", max_epochs=2, num_sanity_val_steps=0)
+    fitter.fit(built(name), datamodule=Data(name, BATCH, TRAINED, 5))
+    return {key: float(value) for key, value in fitter.callback_metrics.items() if key.startswith("val/")}
+
+
+def _rank(rank: int, port: int, queue) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS), "RANK": str(rank),
+        "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(RANKS), "TORCHELASTIC_RUN_ID": "test",
+    }  # fmt: skip
+    for name in MODULES:
+        ranks = {"devices": RANKS, "strategy": "ddp"}
+        held_out = {size: _validate(name, BATCH, size, **ranks) for size in (HELD_OUT, 3)}
+        queue.put((rank, name, held_out, _fit(name) if name != "csa" else None))
+
+
+@pytest.fixture(scope="module")
+def of_ranks() -> dict[tuple[int, str], tuple]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = mp.get_context("spawn").SimpleQueue()
+    context = mp.spawn(_rank, (port, queue), nprocs=RANKS, join=False)
+    results = {}
+    for _ in range(RANKS * len(MODULES)):
+        while queue.empty() and not context.join(timeout=0.2):
+            pass
+        rank, name, *values = queue.get()
+        results[rank, name] = tuple(values)
+    return results
+
+
+@pytest.mark.parametrize("size", (HELD_OUT, 3))
+@pytest.mark.parametrize("name", MODULES)
+def test_two_ranks_judge_as_one_process(of_ranks, name, size):
+    alone = _validate(name, BATCH * RANKS if MODULES[name].together else BATCH, size, devices=1)
+    assert {"val/loss"} < alone.keys()
+    for rank in range(RANKS):
+        assert of_ranks[rank, name][0][size] == pytest.approx(alone, rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "csa"])
+def test_every_module_trains_under_plain_ddp_and_ranks_agree(of_ranks, name):
+    first, second = (of_ranks[rank, name][1] for rank in range(RANKS))
+    assert first == second and "val/loss" in first
+
+
+def test_another_batch_is_another_loss():
+    """The comparison can fail: a contrastive loss depends on its batch."""
+    losses = [_validate("alignment", size, HELD_OUT, devices=1)["val/loss"] for size in (BATCH, BATCH * RANKS)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-2)
