@@ -182,3 +182,18 @@ def test_simulated_videos_say_what_they_mean(tmp_path):
     drawn = render(0, 0, make_video(0, 0), 48, 3)[1::3]
     difference = np.abs(batch[VIDEO][0].permute(0, 2, 3, 1).numpy().astype(int) - drawn)
     assert difference.mean() < 8
+
+
+@pytest.mark.parametrize("path", ["../v_a", "/data/v_a", "a/../../b"])
+def test_lists_name_nothing_outside_the_data_set(tmp_path, path):
+    (tmp_path / "list.txt").write_text(f"\ufeffv_b,9,0\n{path},50,1\n")
+    with pytest.raises(UserError, match="line 2: bad path"):
+        read_list(tmp_path / "list.txt", "activitynet")
+    (tmp_path / "list.txt").write_text("\ufeffv_b,9,0\r\n")
+    assert read_list(tmp_path / "list.txt", "activitynet") == [VideoRow("v_b", 1, 9, (0,))]
+
+
+def test_a_bad_frame_is_one_skip_with_its_reason(frames_root):
+    (frames_root / "frames" / "v_b" / f"image_{frames_of(30, 4)[1]:05d}.jpg").write_bytes(b"<html>")
+    batch = module_of(frames_root).splits["train"][request(0, 1)]
+    assert batch[INDEX].tolist() == [0] and batch[SKIPPED][0].reason.startswith("corrupt image")

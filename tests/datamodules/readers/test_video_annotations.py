@@ -206,3 +206,27 @@ def test_spans_windows_and_folders_of_frames(tmp_path):
             read_clip(beyond, np.arange)
     with pytest.raises(BadSample):
         read_clip(ClipSource(str(tmp_path / "absent"), "frames"), np.arange)
+
+
+def test_records_that_cannot_be_used_are_skipped_with_file_and_line(tmp_path):
+    good = {"clip_name": "v", "options": ["a", "b"], "answer": 1}
+    odd = [
+        {**good, "clip_name": "../../x"}, {**good, "options": ["a", None]}, {**good, "options": ["a"]}, {**good, "answer": 2},
+        {**good, "answer": "x"}, {**good, "answer": 2**70}, {"clip_name": "v"}, None, [1], {**good, "clip_name": "a/../../b"},
+        {**good, "options": ["half \ud83d", "b"]},
+    ]  # fmt: skip
+    write(tmp_path, {"meta_data/msrvtt/msrvtt_mc_test.jsonl": "\ufeff" + lines(good, *odd)})
+    found = questions.msrvtt_choice(str(tmp_path), "test")
+    texts = [sample.texts for sample in found.samples]
+    assert texts[0] == ("a", "b") and texts[-1] == ("half �", "b") and "".join(texts[-1]).encode()
+    assert len(found.samples) + len(found.skipped) == 1 + len(odd) and len(found.skipped) >= 9
+    assert all("msrvtt_mc_test.jsonl, line" in entry.key for entry in found.skipped)
+
+
+def test_held_out_clips_of_one_tar_are_not_all_on_one_side():
+    from datamodules.readers.video_annotations.sample import Annotations, Sample
+    from datamodules.video_text import hold_out
+
+    rows = [Sample(f"clip{n}", ClipSource("/x/0.tar", "tar", offset=n), ("a",)) for n in range(200)]
+    train, held = hold_out(Annotations(rows), 0.2)
+    assert 15 < len(held.samples) < 70 and len(train.samples) + len(held.samples) == 200
