@@ -89,7 +89,8 @@ class ReaderDataModule(BaseDataModule):
     Args:
         train: a reader, ``() -> dataset`` (see :mod:`datamodules.readers.formats`), or several by name, whose rows follow
             one another.
-        val, test: likewise; a split without a reader is drawn from ``train`` by a hash of each sample's path.
+        val: likewise; without a reader it is drawn from ``train`` by a hash of each sample's path.
+        test: likewise.
         root: folder of the dataset, which the readers' paths in the YAML refer to.
         val_fraction: share of ``train`` that is drawn for val; 0 for none.
         test_fraction: share of ``train`` that is drawn for test; 0 for none.

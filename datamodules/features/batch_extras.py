@@ -78,7 +78,8 @@ class Unpaired(Dataset):
     samples).
 
     Args:
-        images, texts: frozen features (m, Dv) and (n, Dt); None: none.
+        images: (m, Dv) frozen features, or None.
+        texts: (n, Dt) frozen features, or None.
     """
 
     def __init__(self, batches: Dataset, images: torch.Tensor | None = None, texts: torch.Tensor | None = None):
@@ -97,7 +98,8 @@ class FixedStructure(Dataset):
     ``regulariser.extra=replace`` this is STRUCTURE's ablation ``fixed_structure``.
 
     Args:
-        batch_size: pairs of one step, on all devices together. count: how many pairs are drawn of the first batch.
+        batch_size: pairs of one step, on all devices together.
+        count: how many pairs are drawn of the first batch.
     """
 
     def __init__(self, batches: Dataset, batch_size: int, count: int):

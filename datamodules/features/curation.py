@@ -74,7 +74,8 @@ class BestPerConcept:
     half precision.
 
     Args:
-        concepts, keep: C and M (official: 2,754 and 50,000).
+        concepts: C (official: 2,754).
+        keep: M (official: 50,000).
     """
 
     def __init__(self, concepts: int, keep: int):

@@ -43,7 +43,8 @@ class ImageBatches(RowDataset):
         transform: ``PIL.Image -> (3, H, W)``.
         batch_size: rows of a batch.
         pending: (N,) bool; batches without a pending row are left out.
-        rank, world_size: this process and how many share the batches.
+        rank: this process.
+        world_size: how many processes share the batches.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class CaptionBatches(IterableDataset):
         tokenize: of the text encoder.
         batch_size: captions of a batch, at most.
         pending: (M,) bool; batches without a pending row are left out.
-        rank, world_size: this process and how many share the batches.
+        rank: this process.
+        world_size: how many processes share the batches.
     """
 
     def __init__(

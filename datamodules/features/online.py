@@ -46,7 +46,8 @@ class OnlineFeatureDataModule(BaseDataModule):
 
     Args:
         source: whose split ``train`` gives images and captions; the runner gives this one and the next four.
-        vision, text: frozen encoders.
+        vision: frozen encoder of images.
+        text: frozen encoder of captions.
         keep: kinds of features of 'vision' and 'text' that a batch holds: 'pooled' and 'tokens'.
         val: stored features of the validation split, not augmented.
         augment: of the training images.

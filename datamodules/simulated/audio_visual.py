@@ -138,8 +138,12 @@ def write_audio_visual(
     """The folder with the simulated set of these arguments, written unless it is there already, whole or not at all.
 
     Args:
-        train, val, test: number of videos. side: of the square frames, pixels, even. slots: seconds. fps: frames a second.
-        silent: share of videos without a sound track. seed: of the world.
+        train, val, test: number of videos.
+        side: of the square frames, in pixels, even.
+        slots: length in seconds.
+        fps: frames per second.
+        silent: share of videos without a sound track.
+        seed: of the world.
     """
     sizes = {"train": train, "val": val, "test": test}
     folder = Path(root, f"audio_visual_{stable_hash([WORLD, sizes, side, slots, fps, silent, seed])}")

@@ -107,7 +107,9 @@ def write_clips(
 
     Args:
         train, val, test: number of clips.
-        size: of the images in pixels, even. frames, fps: of the videos.
+        size: of the images in pixels, even.
+        frames: of each video.
+        fps: frames per second.
         seed: of the world.
     """
     sizes = {"train": train, "val": val, "test": test}

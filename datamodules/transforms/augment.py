@@ -179,7 +179,8 @@ class RandomAugment:
 
     Args:
         operations: to draw from; :data:`PHOTOMETRIC` ones move no pixel, as DGM4's boxes ask for.
-        count, level: how many and how strong (of 10); official: 2 and 7.
+        count: number of operations; official: 2.
+        level: their strength, of 10; official: 7.
         autocontrast_overflow: True reproduces the official AutoContrast, whose unsigned byte overflows and makes every
             channel without a pixel of value 0 wholly white: in 19 % of DGM4's official training images it was drawn.
         sharpness_overflow: True lets sharpened values beyond 0..255 wrap around as officially; False clips them.

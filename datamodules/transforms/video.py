@@ -54,7 +54,8 @@ class ClipTransform:
     """Resize the shorter side, crop, normalise; in training the crop is random and shared by all frames.
 
     Args:
-        size: of the crop. resize_ratio: the shorter side becomes int(ratio * size), 268 for 224 (official).
+        size: side of the crop in pixels.
+        resize_ratio: the shorter side becomes int(ratio * size), 268 for 224 (official).
         normalisation: tie it to the checkpoint: ``imagenet`` for All-in-One's default backend, ``pytorchvideo`` for
             co-trained models and K400, ``half`` for images.
         flip: mirror half of the training clips (off in the default backend: left and right have names).
@@ -106,7 +107,9 @@ class ImageTransform:
     """Still images of co-training: ViLT's resize, which keeps the aspect ratio; batches of them are padded with zeros.
 
     Args:
-        short, longest: of the sides in pixels. rand_augment: see :class:`ClipTransform`.
+        short: shorter side in pixels.
+        longest: largest longer side in pixels.
+        rand_augment: see :class:`ClipTransform`.
     """
 
     def __init__(self, short: int = 224, longest: int = 373, rand_augment: int = 0):

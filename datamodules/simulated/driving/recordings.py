@@ -69,7 +69,11 @@ def write_recordings(
     Args:
         grid: rows, cols, cell and x_bumper of the labels.
         train, val, test: number of recordings, a scene each; light conditions take turns.
-        width, height: of the images in pixels. sensors, cross_echoes: of the bumper. samples: of each trace, at 16 kHz.
+        width: of the images in pixels.
+        height: of the images in pixels.
+        sensors: of the bumper.
+        cross_echoes: whether a sensor also hears its neighbours' pulses.
+        samples: of each trace, at 16 kHz.
         visible: label with 255 what lies behind the first surface the camera could see.
         tilt, offset: see :class:`World`.
         processes: that write side by side; they do not change what is written.
