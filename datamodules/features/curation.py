@@ -49,7 +49,7 @@ def quantise_scores(scores: Tensor, low: float = -0.3, high: float = 0.4) -> Ten
     """Cosines as int8, [low, high] to [-128, 127]; read back as ``q / 128``.
 
     What lies outside is clipped value by value. The official code meant to do so, but there one score out of range
-    overwrites the whole batch (specification, pitfall 5). We keep half-precision scores and need this for official files.
+    overwrites the whole batch. We keep half-precision scores and need this for official files.
     """
     return ((2 * (scores.half() - low) / (high - low) - 1) * 128).float().trunc().clamp(-128, 127).to(torch.int8)
 

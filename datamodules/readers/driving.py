@@ -1,4 +1,4 @@
-"""Reads recordings of a fisheye camera and ultrasonic sensors (specification: BEV fusion, 4a):
+"""Reads recordings of a fisheye camera and ultrasonic sensors:
 
 ``calibration/<rig>.json``, ``images/<id>.png``, ``ultrasonic/<id>.npz``, ``labels/<id>.png``, ``splits/<split>.txt``,
 ``meta.csv``. The format is ours; the camera's part of the calibration is WoodScape's.

@@ -1,6 +1,6 @@
 """RandAugment of freeze-align, ALBEF, DGM4 and their kin: operations on uint8 images, drawn by (seed, epoch, row).
 
-Every operation takes and gives (H, W, 3) uint8 (specification of freeze-align, section 4.3). In the official code two of
+Every operation takes and gives (H, W, 3) uint8 (``dataset/randaugment.py`` of the official code). In the official code two of
 them overflow: the stretch of AutoContrast negates an unsigned byte, which turns every channel white whose darkest value is
 not 0, and Sharpness wraps what leaves [0, 255]. ``overflow=True`` reproduces either.
 """

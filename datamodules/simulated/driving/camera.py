@@ -1,5 +1,4 @@
-"""What a rear fisheye camera sees of a scene: rays through its lens, light and shadow, exposure, noise
-(specification: BEV fusion, 4b)."""
+"""What a rear fisheye camera sees of a scene: rays through its lens, light and shadow, exposure, noise."""
 
 from __future__ import annotations
 

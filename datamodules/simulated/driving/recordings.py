@@ -1,4 +1,4 @@
-"""Writes simulated recordings in the on-disk format of real ones (specification: BEV fusion, 4a; the format is ours, the
+"""Writes simulated recordings in the on-disk format of real ones (the format is this project's, the
 camera's calibration WoodScape's). ``models/bev_fusion/README.md`` describes it.
 
 Recording ``index`` of a world depends on (seed, index) alone: whoever writes it, in whatever order.

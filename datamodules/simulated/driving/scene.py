@@ -1,5 +1,4 @@
-"""Near-field scenes behind a rear bumper: boxes and cylinders on the ground, rays into them, and their occupancy
-(specification: BEV fusion, 4b).
+"""Near-field scenes behind a rear bumper: boxes and cylinders on the ground, rays into them, and their occupancy.
 
 Everything is in the vehicle frame, metres. Objects are numbered boxes first, then cylinders.
 """

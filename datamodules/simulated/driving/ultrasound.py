@@ -1,5 +1,4 @@
-"""Echoes of a scene at an ultrasonic array: time of flight, opening angles, attenuation, occlusion, cross echoes, noise
-(specification: BEV fusion, 4b)."""
+"""Echoes of a scene at an ultrasonic array: time of flight, opening angles, attenuation, occlusion, cross echoes, noise."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Acoustics:
-    """Constants of the simulated air and sensors (specification 4b).
+    """Constants of the simulated air and sensors.
 
     el_half: elevation at which the amplitude halves, radians. occlusion: factor of a leg that crosses another object.
     r_min: nearest range in the spreading law, metres. edge: factor of a box's vertical edge. attenuation: per metre of path.
