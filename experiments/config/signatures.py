@@ -41,7 +41,7 @@ def is_ours(target: str) -> bool:
 
 
 def signature_of(target: str) -> Signature:
-    """The signature of one of our targets, e.g. ``models.alignment.projectors.LinearProjector``. Raises UnknownTarget."""
+    """The signature of one of our targets, by its dotted path. Raises UnknownTarget."""
     path, names = _module_of(target)
     node, module = _find(path, names, target)
     if isinstance(node, ast.ClassDef):

@@ -22,12 +22,3 @@ def test_recipe_runs(tmp_path, recipe):
         return  # nothing is trained
     assert (run / "checkpoints" / "last" / "weights.safetensors").is_file()
     assert (run / "metrics.csv").read_text().count("train/loss,") == 2
-
-
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.startswith("paper/alignment/sail")])
-def test_paper_recipe_does_not_fall_back(tmp_path, recipe):
-    scenes = ("datamodule=image_text/simulated", "datamodule.simulate.train=48", "datamodule.simulate.val=16")
-    done = launch(tmp_path, f"experiment={recipe}", *scenes, "datamodule.simulate.test=24", "debug=two_steps")
-    assert done.returncode == 2
-    assert "hf download" in done.stderr
-    assert "encoder." in done.stderr
