@@ -8,7 +8,6 @@ no RAM and a second start needs no reading.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -161,22 +160,14 @@ class AnnotatedImages:
 
 
 def _make(place: Path, folder: Path, records: Callable[[], Iterator[Record | Skipped]], missing_is_normal: bool) -> dict:
-    """Write the index of ``records`` to ``place``; its facts. Raises UserError where it cannot be written."""
-    try:
-        with atomic_write(place.with_suffix(".text")) as temporary, temporary.open("wb") as text:
-            samples, captions, facts = _build(records(), folder, missing_is_normal, text)
-        for name, values in (("samples", samples), ("captions", captions)):
-            with atomic_write(place.with_suffix(f".{name}.npy")) as temporary, temporary.open("wb") as file:
-                np.save(file, values)
-        with atomic_write(place.with_suffix(".json")) as temporary:  # last: without it the rest counts for nothing
-            temporary.write_text(json.dumps(facts))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        raise UserError(
-            f"the index of the annotations cannot be written to {place.parent} ({error.strerror}): free space there, or set "
-            "index_dir of the reader to another folder."
-        ) from error
+    """Write the index of ``records`` to ``place``; its facts. Raises WriteError where it cannot be written."""
+    with atomic_write(place.with_suffix(".text")) as temporary, temporary.open("wb") as text:
+        samples, captions, facts = _build(records(), folder, missing_is_normal, text)
+    for name, values in (("samples", samples), ("captions", captions)):
+        with atomic_write(place.with_suffix(f".{name}.npy")) as temporary, temporary.open("wb") as file:
+            np.save(file, values)
+    with atomic_write(place.with_suffix(".json")) as temporary:  # last: without it the rest counts for nothing
+        temporary.write_text(json.dumps(facts))
     return facts
 
 

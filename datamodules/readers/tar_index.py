@@ -19,7 +19,7 @@ import numpy as np
 
 from datamodules.readers.text import clean_text, decode_text, parse_json, split_lines
 from models.batch import Skipped
-from models.io import atomic_write, stable_hash
+from models.io import WriteError, atomic_write, stable_hash
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 ROLES = {**dict.fromkeys(IMAGE_SUFFIXES, "image"), "txt": "text", "json": "json", "cls": "class"}
@@ -69,7 +69,7 @@ def load_index(shard: Path, caption_fields: tuple[str, ...], class_names: list[s
             np.save(file, index.samples)
         with atomic_write(facts) as temporary:
             Path(temporary).write_text(json.dumps({"skipped": index.skipped, "digest": index.digest}))
-    except OSError:
+    except (OSError, WriteError):
         pass  # a cache that cannot be written costs time at the next start, nothing else
     return index
 

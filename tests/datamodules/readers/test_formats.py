@@ -194,7 +194,7 @@ def test_an_index_that_cannot_be_written_is_explained(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("datamodules.readers.annotations.np.save", full)
-    with pytest.raises(UserError, match="cannot be written to .*annotation_index.*No space left.*index_dir"):
+    with pytest.raises(UserError, match="cannot write .*annotation_index.*No space left.*another folder"):
         read_csv(tmp_path)
     monkeypatch.undo()
     assert len(read_csv(tmp_path)) == 1
