@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 from experiments.config import validation  # noqa: E402
+from experiments.config.explanation import explain  # noqa: E402
 from experiments.config.overrides import creating  # noqa: E402
 from experiments.config.resolvers import register_resolvers  # noqa: E402
 
@@ -53,4 +54,4 @@ if __name__ == "__main__":
     try:
         main()
     except BaseException as error:  # explained, with its exit code
-        sys.exit(validation.explain(error))
+        sys.exit(explain(error))

@@ -152,7 +152,8 @@ class BaseModule(pl.LightningModule):
         """Every value averaged over the ranks, by one exchange for all of them."""
         if self.trainer.world_size == 1:
             return values
-        joined = torch.stack([value.detach().float() for value in values.values()])
+        # A scale of shape (1,) counts as a scalar, too.
+        joined = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         return dict(zip(values, self.trainer.strategy.reduce(joined, reduce_op="mean"), strict=True))
 
     def batch_loss(self, batch: dict) -> Tensor:
@@ -199,6 +200,7 @@ class BaseModule(pl.LightningModule):
 
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one training epoch; the last one may accumulate fewer batches than the others."""
+        self.trainer.fit_loop.setup_data()  # Lightning has not done so where ``max_steps`` alone limits the training
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
     def optimizer_step(self, *args, **kwargs) -> None:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
 DOTTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*(\.[\w-]+)+=")
+HOME = re.compile(r"(?<=[=\[,'\"])~(?=/)")  # where a shell does not expand it
 
 
 def creating(overrides: Iterable[str]) -> list[str]:
-    """Overrides of dotted names with ``++``, which sets a key whether a YAML file mentions it or not.
+    """Overrides as Hydra takes them.
 
-    YAML files hold only what differs from a constructor's defaults, so any other argument is set this way. Whether the
-    constructor takes it is checked afterwards (:mod:`experiments.config.validation`).
+    Dotted names get ``++``, which sets a key whether a YAML file mentions it or not: files hold only what differs from a
+    constructor's defaults. Whether the constructor takes the key is checked afterwards (:mod:`experiments.config.validation`).
+    ``group=null`` becomes the group's option ``none``, and ``~/`` at the start of a value the home folder.
     """
-    return [f"++{override}" if DOTTED.match(override) else override for override in overrides]
+    return [_as_hydra_takes_it(override) for override in overrides]
+
+
+def _as_hydra_takes_it(override: str) -> str:
+    group, _, value = override.partition("=")
+    if value == "null" and (CONF / group / "none.yaml").is_file():
+        return f"{group}=none"
+    override = HOME.sub(str(Path.home()), override)
+    return f"++{override}" if DOTTED.match(override) else override
 
 
 def key_of(override: str) -> str:

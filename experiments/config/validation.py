@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hydra.errors
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +20,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.overrides import key_of
 from experiments.config.signatures import PACKAGES, UnknownTarget, is_ours, mismatch, signature_of
-from experiments.run.interruption import Interrupted
 from models.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -63,13 +59,26 @@ def check(cfg: DictConfig) -> None:
 def nearest(name: str, choices: Any) -> str:
     """' Did you mean ...?' or, where nothing is near, the list of choices; empty when there are none."""
     choices = sorted(map(str, choices))
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if close:
-        return f" Did you mean '{close[0]}'?"
+    lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    if close and lower[close[0]] != name:
+        return f" Did you mean '{lower[close[0]]}'?"
     return f" Choices: {', '.join(choices)}." if choices else ""
 
 
-def _known_keys() -> set[str]:
+def keys_like(name: str) -> str:
+    """' Did you mean optimizer.lr?' for the name of an argument alone: dotted keys of the group files that end with it."""
+    leaves: dict[str, set[str]] = {}
+    for file in CONF.rglob("*.yaml"):
+        group = file.relative_to(CONF).parts[0]
+        if group not in ("experiment", "sweep", "debug", "pipeline", "config.yaml"):
+            for key in _tree(file):
+                leaves.setdefault(str(key), set()).add(f"{group}.{key}")
+    close = difflib.get_close_matches(name, [*leaves], n=1, cutoff=0.7)
+    return f" Did you mean {' or '.join(sorted(leaves[close[0]]))}?" if close else ""
+
+
+def known_keys() -> set[str]:
     """The vocabulary of the root: its own keys, the groups, and what pipelines add."""
     files = [CONF / "config.yaml", *(file for file in (CONF / "pipeline").glob("*.yaml") if _is_global(file))]
     keys = {key for file in files for key in _tree(file)} - {"defaults", "hydra"}
@@ -81,13 +90,15 @@ def _top_level(config: dict, sources: Sources) -> Iterator[str]:
     if not config.get("module") and (config["pipeline"].get("fit") or not stages):
         yield f"no experiment chosen. Run `make list`, then: python run.py experiment=<name>.{nearest('', _experiments())}"
         return
-    known = _known_keys()
+    known = known_keys()
     for key, value in config.items():
         if key not in known:
             yield f"{key}: unknown key.{nearest(key, known)} [{sources.of(key)}]"
         elif key not in VALUES:
-            if value is not None and not isinstance(value, dict):
-                yield f"{key}: expected a group or mapping, got {value!r} [{sources.of(key)}]"
+            for path, node in ((key, value), *_subgroups(key, value)):
+                if node is not None and not isinstance(node, dict):
+                    group = path.replace(".", "/")
+                    yield f"{path}: expected a mapping, got {node!r}. Choose an option of a group with {group}={node}."
         elif not isinstance(value, VALUES[key]) or (isinstance(value, bool) and bool not in VALUES[key]):
             wanted = " or ".join("null" if t is type(None) else t.__name__ for t in VALUES[key])
             yield f"{key}: expected {wanted}, got {value!r} [{sources.of(key)}]"
@@ -97,6 +108,17 @@ def _top_level(config: dict, sources: Sources) -> Iterator[str]:
             yield f"stages: unknown stage '{stage}'.{nearest(str(stage), choices)} [{sources.of('stages')}]"
     if config.get("select") not in ("best", "last"):
         yield f"select: expected 'best' or 'last', got {config.get('select')!r} [{sources.of('select')}]"
+
+    for key, least in (("seed", 0), ("threads", 1)):
+        if isinstance(config.get(key), int) and config[key] < least:
+            yield f"{key}: expected at least {least}, got {config[key]} [{sources.of(key)}]"
+
+
+def _subgroups(key: str, value: Any) -> list[tuple[str, Any]]:
+    """The groups below a group, such as encoder/vision, with their nodes."""
+    if not isinstance(value, dict) or any((CONF / key).glob("*.yaml")) or not (CONF / key).is_dir():
+        return []
+    return [(f"{key}.{folder.name}", value.get(folder.name)) for folder in (CONF / key).iterdir() if folder.is_dir()]
 
 
 def _added(config: dict, sources: Sources) -> Iterator[str]:
@@ -112,7 +134,7 @@ def _added(config: dict, sources: Sources) -> Iterator[str]:
             if isinstance(node, dict) and "_target_" in node:
                 break  # an argument, or within one: checked where the target is
         else:
-            yield f"unknown key '{key}' [command line].{nearest(key.rpartition('.')[2], _siblings(key))}"
+            yield f"unknown key '{key}' [command line].{nearest(key.rpartition('.')[2], siblings_of(key))}"
 
 
 def _is_trusted(target: str, trusted: Sequence[str]) -> bool:
@@ -139,6 +161,16 @@ def _targets(node: Any, written: Any, path: str, sources: Sources, trusted: Sequ
         yield from _targets(value, written[key], f"{path}.{key}" if path else key, sources, trusted)
 
 
+def _elsewhere(config: Any, name: str, path: str = "") -> Iterator[str]:
+    """The dotted keys of a configuration that end with ``name``."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            inner = f"{path}.{key}" if path else str(key)
+            if key == name:
+                yield inner
+            yield from _elsewhere(value, name, inner)
+
+
 def _arguments(node: dict, target: str, path: str, sources: Sources) -> Iterator[str]:
     try:
         signature = signature_of(target)
@@ -151,7 +183,8 @@ def _arguments(node: dict, target: str, path: str, sources: Sources) -> Iterator
         where = f"{path}.{key}"
         if key not in signature.parameters:
             if not signature.open_ended:
-                yield f"{where}: {target} takes no argument '{key}'.{nearest(key, signature.parameters)} [{sources.of(where)}]"
+                hint = nearest(key, signature.parameters)
+                yield f"{where}: {target} takes no argument '{key}'.{hint} [{sources.of(where)}]"
             continue
         wanted = mismatch(signature.parameters[key].annotation, value)
         if wanted and value != "???":
@@ -240,48 +273,7 @@ def _has(tree: Any, key: str, prefix: str) -> bool:
     return True
 
 
-def explain(error: BaseException) -> int:
-    """Print what went wrong the way a user needs it and return the exit code; only real bugs show a traceback."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, (KeyboardInterrupt, Interrupted)):
-        print("Interrupted. Go on with resume=auto.", file=sys.stderr)
-        return getattr(error, "exit_code", 130)
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            print(f"Error: {cause}", file=sys.stderr)
-            return 2
-        if isinstance(cause, (hydra.errors.CompactHydraException, hydra.errors.MissingConfigException)):
-            print(f"Error: {_explain_hydra(cause)}", file=sys.stderr)
-            return 2
-        cause = cause.__cause__ or cause.__context__
-    traceback.print_exception(error)
-    return 1
-
-
-def _explain_hydra(error: BaseException) -> str:
-    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
-    text = "\n  ".join(dict.fromkeys(lines))
-    missing = re.search(r"Could not find '([^']+)'", text)
-    if missing:  # an unknown choice of a group
-        group, _, choice = missing.group(1).rpartition("/")
-        while group and not (CONF / group).is_dir():
-            group, _, rest = group.rpartition("/")
-            choice = f"{rest}/{choice}"
-        folder = CONF / group
-        choices = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("[!_]*.yaml")]
-        return f"there is no {group}={choice}.{nearest(choice, choices)}"
-    unknown = re.search(r"Key '([^']+)' is not in struct", text) or re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        full = re.search(r"full_key: (\S+)", text)
-        key = full.group(1) if full else unknown.group(1)
-        known = _known_keys() if "." not in key else _siblings(key)
-        return f"unknown key '{key}' [command line].{nearest(key.rpartition('.')[2], known)}"
-    return text
-
-
-def _siblings(key: str) -> set[str]:
+def siblings_of(key: str) -> set[str]:
     """Keys that stand beside ``key`` in any file of its group: candidates for what a misspelled override meant."""
     group, *rest = key.split(".")
     found: set[str] = set()

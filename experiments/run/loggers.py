@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from experiments.run.directory import Run
 
 log = logging.getLogger("run")
+_WANDB_RUNS: dict[str, Any] = {}  # that are open, by run_id: one for this job and one for each variant it is compared with
 
 
 class MetricsFile(Logger):
@@ -122,8 +123,9 @@ def wandb_logger(
 
         run = wandb.init(
             project=project, entity=entity, group=group, name=name, id=run_id, resume="allow", dir=str(folder), config=config,
-            mode=mode, reinit="finish_previous", settings=wandb.Settings(init_timeout=30),
+            mode=mode, reinit="create_new", settings=wandb.Settings(init_timeout=30),
         )  # fmt: skip
+        _WANDB_RUNS[run_id] = run
         return WandbLogger(experiment=run)
     except Exception as error:  # W&B is a convenience; its failures must not cost a run
         log.warning("W&B logging is off: %s", error)
@@ -131,25 +133,25 @@ def wandb_logger(
 
 
 def finish_wandb(succeeded: bool) -> None:
-    """Close the job's W&B run with the right exit state, so that each job of a sweep is a run of its own."""
-    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+    """Close the W&B runs of this job and its variants with the right exit state, so that each job of a sweep has its own."""
+    for run in _WANDB_RUNS.values():
         try:
-            sys.modules["wandb"].finish(exit_code=0 if succeeded else 1)
+            run.finish(exit_code=0 if succeeded else 1)
         except Exception as error:
             log.warning("W&B did not close its run: %s", error)
+    _WANDB_RUNS.clear()
 
 
 def log_wandb_figures(run: Run, figures: dict[str, Path], metrics: dict[str, float]) -> None:
     """Final metrics into the summary and figures as images of this run's W&B run; nothing where it logs to none."""
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None or wandb.run.id != run.record["id"]:
-        configured(run)  # training was done in an earlier process, or a compared variant has opened its own run since
-        wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
+    if run.record["id"] not in _WANDB_RUNS:
+        configured(run)  # training was done in an earlier process
+    wandb_run = _WANDB_RUNS.get(run.record["id"])
+    if wandb_run is None:
         return
     try:
-        wandb.run.summary.update(metrics)
-        wandb.log({f"figures/{name}": wandb.Image(str(path)) for name, path in figures.items()})
+        wandb_run.summary.update(metrics)
+        wandb_run.log({f"figures/{name}": sys.modules["wandb"].Image(str(path)) for name, path in figures.items()})
     except Exception as error:
         log.warning("W&B did not take the figures: %s", error)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.experiments.launch import launch_cold, result, runs
 
-CODE = '''
+CODE = """
 import numpy as np
 import torch
 from torch import nn
@@ -64,7 +64,7 @@ class LineModule(BaseModule):
 
 def error(split):
     return SuiteResult({"error": line_error(split.rows())["error"]}, {"zero": {"error": 2.0}})
-'''
+"""
 CONF = {
     "experiment/toy_line": """
         # @package _global_

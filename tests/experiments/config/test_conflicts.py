@@ -36,7 +36,7 @@ def test_a_module_needs_what_its_step_reads(name):
     batch = {key: value for key, value in batch.items() if key in {INDEX, FALSE_ROWS, *module.needs}}
     module.shared_step(batch, "val")
     for key in module.needs:
-        with pytest.raises((KeyError, TypeError, UserError)):
+        with pytest.raises((AttributeError, KeyError, TypeError, UserError)):
             module.shared_step({k: v for k, v in batch.items() if k != key}, "val")
 
 

@@ -71,31 +71,40 @@ def test_the_key_of_wandb_in_netrc(tmp_path, monkeypatch, content, known):
     assert loggers._in_netrc("api.wandb.ai") is known
 
 
-def test_a_resumed_run_goes_on_with_its_wandb_run(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    for _ in range(2):
-        logger = loggers.wandb_logger(folder=tmp_path, name="toy", config={}, run_id="abc123", mode="offline")
-        assert logger.experiment.id == "abc123"
-        wandb.finish()
-    assert len(list((tmp_path / "wandb").glob("offline-run-*-abc123"))) >= 1
-
-
-def test_final_figures_go_to_the_wandb_run_of_their_run(tmp_path, monkeypatch):
-    """Also where training was done in an earlier process, or a compared variant has opened its own run since."""
-    wandb = pytest.importorskip("wandb")
+@pytest.fixture
+def wandb_run(tmp_path, monkeypatch):
+    """Opens a run with an offline W&B run."""
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     node = {"_target_": "experiments.run.loggers.wandb_logger", "_partial_": True, "mode": "offline"}
-    runs = []
-    for name in ("main", "variant"):
+
+    def opened(name):
         run = directory.Run(OmegaConf.create({"logger": {"wandb": node}}), tmp_path / name, [])
-        run.dir.mkdir()
+        run.dir.mkdir(exist_ok=True)
         run.record = {"experiment": "toy", "id": name}
-        loggers.configured(run)
-        runs.append(run)
-    loggers.log_wandb_figures(runs[0], {}, {"test/accuracy": 1.0})
-    assert wandb.run.id == "main" and wandb.run.summary["test/accuracy"] == 1.0
-    wandb.finish()
+        return run
+
+    yield opened
+    loggers.finish_wandb(succeeded=True)
+
+
+def test_a_resumed_run_goes_on_with_its_wandb_run(wandb_run):
+    for _ in range(2):
+        (logger,) = loggers.configured(wandb_run("main"))
+        assert logger.experiment.id == "main"
+        loggers.finish_wandb(succeeded=False)
+
+
+def test_final_figures_go_to_the_wandb_run_of_their_run(wandb_run):
+    """Also where a compared variant has opened its own since, or training was done in an earlier process."""
+    main, variant = wandb_run("main"), wandb_run("variant")
+    (logger,), _ = loggers.configured(main), loggers.configured(variant)
+    loggers.log_wandb_figures(main, {}, {"test/accuracy": 1.0})
+    assert logger.experiment.summary["test/accuracy"] == 1.0
+    assert len(list((main.dir / "wandb").glob("offline-run-*-main"))) == 1
+    loggers.finish_wandb(succeeded=True)
+    loggers.log_wandb_figures(main, {}, {"test/accuracy": 2.0})
+    assert loggers._WANDB_RUNS["main"].summary["test/accuracy"] == 2.0
 
 
 def test_other_ranks_begin_no_wandb_run(tmp_path, monkeypatch):

@@ -32,17 +32,14 @@ class ToyModule(BaseModule):
     def __init__(self):
         super().__init__(
             optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.05),
-            scheduler=lambda total_steps: lambda step: 1 - step / (total_steps + 1),
+            scheduler=lambda total_steps, *_: lambda step: 1 - step / (total_steps + 1),
         )
         self.net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
 
-    def shared_step(self, batch, stage):
+    def shared_step(self, batch, split):
         noise = torch.rand(len(batch["x"]), 1)  # training and validation both draw
         loss = ((self.net(batch["x"]) - batch["x"].sum(1, keepdim=True) + 0.01 * noise) ** 2).mean()
         return StepOutput({"mse": loss})
-
-    def predict_step(self, batch, batch_idx=0):
-        return {INDEX: batch[INDEX]}
 
 
 class Rows(Dataset):
