@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: setup demo demos test lint bench list
+.PHONY: setup demo demos test test-fast lint format typecheck docs bench list
 
 setup: .venv/ready
 
@@ -14,26 +14,32 @@ setup: .venv/ready
 demo: setup
 	$(RUN) run.py experiment=sail_dinov2
 
+# Do the demos learn? Each prints its table beside its baselines.
+demos: setup
+	for recipe in conf/experiment/*.yaml; do $(RUN) run.py experiment=$$(basename $$recipe .yaml) || exit 1; done
+
 test: setup
 	$(RUN) -m pytest
 
+test-fast: setup
+	$(RUN) -m pytest -m "not slow and not ddp"
+
 lint: setup
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: setup
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+typecheck: setup
+	.venv/bin/mypy
+
+docs: setup
+	$(RUN) -m experiments.config.reference
 
 list: setup
 	$(RUN) -m experiments.config.listing
 
 bench: setup
 	$(RUN) -m experiments.benchmarks $(ONLY)
-
-# Do the demos learn? Each prints its table beside its baselines.
-demos: setup
-	$(RUN) run.py experiment=sail_dinov2
-	$(RUN) run.py experiment=structure_dinov2
-	$(RUN) run.py experiment=structure_agreement
-	$(RUN) run.py experiment=freeze_align_dinov2
-	$(RUN) run.py experiment=assess_encoders
-	$(RUN) run.py experiment=all_in_one_tiny
-	$(RUN) run.py experiment=hammer_dgm4
-	$(RUN) run.py experiment=bev_fusion_small
-	$(RUN) run.py experiment=avgn_small

@@ -2,45 +2,71 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.base import BaseDataModule
 from datamodules.order import BatchRequest
-from datamodules.readers.video_lists import LAYOUTS, Layout, VideoRow, padded_labels, read_classes, read_list
-from datamodules.readers.video_media import Media, MediaError
-from datamodules.transforms.frame_sampling import evaluation_frames, training_frames
-from models.avgn.audio import cut_clip
-from models.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, KEY, LABEL, LABELS, SKIPPED, TIMES, Skipped
+from datamodules.readers.clip import Clip, ClipReader
+from datamodules.readers.video_lists import (
+    LAYOUTS,
+    Files,
+    Layout,
+    VideoRow,
+    locate,
+    padded_labels,
+    read_classes,
+    read_list,
+)
+from datamodules.rows import RowDataset
+from datamodules.transforms.frame_sampling import sample_frames
+from datamodules.transforms.sound import cut_clip
+from models.batch import AUDIO, AUDIO_VALID, INDEX, KEY, LABEL, LABELS, TIMES, VIDEO
 from models.errors import UserError
 from models.io import stable_hash
 
 CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
 
 
+class Snippet(NamedTuple):
+    """A video as the model sees it: ``frames`` (T, 3, S, S) uint8, ``times`` (T,) seconds, ``sounds`` (T, n), whether they are
+    ``valid``, and its ``label``."""
+
+    frames: NDArray[np.uint8]
+    times: NDArray[np.float64]
+    sounds: NDArray[np.float32]
+    valid: bool
+    label: int
+
+
 class AudioVisualDataModule(BaseDataModule):
     """``splits`` maps train, val and, where there is such a list, test to :class:`Snippets`.
 
     Args:
-        root: folder with the lists, class names, and frames, videos or sound (see :mod:`datamodules.readers.video_media`).
+        root: folder with the lists, class names, and frames, videos or sound, see
+            :func:`~datamodules.readers.video_lists.locate`.
         layout: whose lists and names they are.
         simulate: writes a simulated set, ``simulate(root) -> folder``, used where ``root`` holds no lists itself.
-        snippets: T. image_size: S, pixels. resize: short side before the centre crop; null for S * 256/224.
-        crop_scales: shares of the short side that training crops have; a single 1.0 with ``flip`` false trains without
+        snippets: T, frames of a video, each with the sound around it.
+        image_size: S, side of the square frames in pixels.
+        resize: shorter side before the centre crop, in pixels; null for S * 256/224.
+        crop_scales: shares of the shorter side that training crops have; a single 1.0 with ``flip`` false trains without
             augmentation.
-        flip: half of the training videos are mirrored.
-        batch_size, eval_batch_size: videos.
-        sample_rate: Hz, of the sound given. clip_seconds: of a snippet's sound. frame_rate: of frames stored as pictures.
-        keep_decoded: keep every video decoded in memory after its first reading: for small sets that fit, several copies with
-            several workers.
+        flip: mirror half of the training videos.
+        batch_size: training videos per device and step.
+        eval_batch_size: videos of a batch in validation and test.
+        sample_rate: of the sound, Hz.
+        clip_seconds: length of a snippet's sound.
+        frame_rate: frames per second of frames that are stored as images.
+        keep_megabytes: decoded videos that stay in memory, in each worker; for small sets.
         seed, num_workers, max_skipped: see :class:`BaseDataModule`.
 
     A video without sound is not skipped: it comes with AUDIO_VALID False, and is counted in the notes of the run.
@@ -64,7 +90,7 @@ class AudioVisualDataModule(BaseDataModule):
         sample_rate: int = 16000,
         clip_seconds: float = 1.28,
         frame_rate: float = 29.97,
-        keep_decoded: bool = False,
+        keep_megabytes: int = 0,
         seed: int = 0,
         num_workers: int = 4,
         max_skipped: float = 0.05,
@@ -75,14 +101,13 @@ class AudioVisualDataModule(BaseDataModule):
         self.reading = {
             "snippets": snippets, "image_size": image_size, "resize": resize or round(image_size * 256 / 224),
             "crop_scales": tuple(crop_scales), "flip": flip, "sample_rate": sample_rate, "clip_seconds": clip_seconds,
-            "keep_decoded": keep_decoded,
+            "keep_megabytes": keep_megabytes, "frame_rate": frame_rate,
         }  # fmt: skip
         if self.reading["resize"] < image_size:
             raise UserError(f"datamodule.resize={resize} is smaller than the crop of image_size={image_size} taken from it.")
-        self.frame_rate = frame_rate
         self.class_names: list[str] = []
 
-    provides = (INDEX, KEY, FRAMES, TIMES, AUDIO, AUDIO_VALID, LABEL, LABELS)
+    provides = (INDEX, KEY, VIDEO, TIMES, AUDIO, AUDIO_VALID, LABEL, LABELS)
     preprocessing = ("snippets", "image_size", "resize", "sample_rate", "clip_seconds")
 
     @property
@@ -100,51 +125,53 @@ class AudioVisualDataModule(BaseDataModule):
                 f"datamodule.layout={self.layout}. Layouts: {', '.join(LAYOUTS)}; or give the folder that holds it."
             )
         rows = {split: read_list(file, self.layout) for split, file in lists.items()}
-        highest = max((label for found in rows.values() for row in found for label in row.labels), default=-1)
+        highest = max((label for listed in rows.values() for row in listed for label in row.labels), default=-1)
         self.class_names = read_classes(root, self.layout) or [str(number) for number in range(highest + 1)]
         if highest >= len(self.class_names):
             raise UserError(
                 f"the lists in {root} have the label {highest}, but there are only {len(self.class_names)} class names "
                 f"({' or '.join(files.classes)})."
             )
-        media = Media(root, files, self.frame_rate)
-        for split, found in rows.items():
-            if not found:
+        for split, listed in rows.items():
+            if not listed:
                 raise UserError(f"{lists[split]} lists no video of at least 3 frames.")
-            self.splits[split] = Snippets(found, media, self.class_names, **self.reading)
+            self.splits[split] = Snippets(listed, root, files, self.class_names, **self.reading)
 
     def facts(self) -> dict[str, Any]:
         return {"num_classes": len(self.class_names), "snippets": self.reading["snippets"]}
 
     def train_dataloader(self) -> DataLoader:
-        return self.train_loader(_Augmented(self.splits["train"]), self.batch_size)
+        return self.train_loader(self.splits["train"].augmented(), self.batch_size)
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
         return self.evaluation_loader(self.splits[split], self.eval_batch_size)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        batch = super().on_before_batch_transfer(batch, dataloader_idx)
-        if isinstance(batch, dict) and AUDIO_VALID in batch and not len(batch[INDEX]):
-            raise UserError(
-                "a whole batch of videos could not be read; look at the first of them, or raise datamodule.batch_size."
-            )
-        return batch
 
     def holds_data(self, root: Path) -> bool:
         return any((root / name).is_file() for name in LAYOUTS[self.layout].lists.values())
 
 
-class Snippets(Dataset):
-    """``BatchRequest -> batch`` with the keys FRAMES, TIMES, AUDIO, AUDIO_VALID, LABEL, LABELS, INDEX, KEY and SKIPPED.
+class Snippets(RowDataset):
+    """``BatchRequest -> batch`` with the keys VIDEO (uint8), TIMES, AUDIO, AUDIO_VALID, LABEL, LABELS, INDEX, KEY and SKIPPED.
 
-    LABEL is the first listed true label; in training any of them. Arguments as :class:`AudioVisualDataModule`.
+    LABEL is the first listed true label; in training any of them.
+
+    Args:
+        rows: lines of the list.
+        root: folder of the data set.
+        files: names below ``root``.
+        class_names: of the labels.
+        frame_rate: frames per second of frames that are stored as images.
+        keep_megabytes: see :class:`~datamodules.readers.clip.ClipReader`.
+        snippets, image_size, resize, crop_scales, flip, sample_rate, clip_seconds: see :class:`AudioVisualDataModule`.
     """
 
     def __init__(
         self,
         rows: list[VideoRow],
-        media: Media,
+        root: Path,
+        files: Files,
         class_names: list[str],
+        frame_rate: float,
         snippets: int,
         image_size: int,
         resize: int,
@@ -152,12 +179,13 @@ class Snippets(Dataset):
         flip: bool,
         sample_rate: int,
         clip_seconds: float,
-        keep_decoded: bool,
+        keep_megabytes: int,
     ):
-        self.rows, self.media, self.class_names, self.labels = rows, media, class_names, padded_labels(rows)
+        self.rows, self.root, self.files, self.frame_rate = rows, root, files, frame_rate
+        self.class_names, self.labels = class_names, padded_labels(rows)
         self.snippets, self.size, self.resize, self.scales, self.flip = snippets, image_size, resize, crop_scales, flip
         self.sample_rate, self.clip_seconds = sample_rate, clip_seconds
-        self._whole = lru_cache(maxsize=None)(self._read_whole) if keep_decoded else None
+        self.read_clip = ClipReader(keep_megabytes, sample_rate)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -168,57 +196,41 @@ class Snippets(Dataset):
         reading = [self.snippets, self.size, self.resize, self.sample_rate, self.clip_seconds]
         return stable_hash([[list(row[:3]) + list(row[3]) for row in self.rows], reading])
 
-    def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
-        return self.batch(request, training=False)
+    def augmented(self) -> Snippets:
+        """The same rows for training."""
+        dataset = copy.copy(self)
+        dataset.training = True
+        return dataset
 
-    def batch(self, request: BatchRequest, training: bool) -> dict[str, Any]:
-        found, skipped = [], []
-        for index in np.asarray(request.rows).tolist():
-            rng = np.random.default_rng((request.seed, request.epoch, index)) if training else None
-            try:
-                found.append((index, *self.sample(index, rng)))
-            except MediaError as error:
-                skipped.append(Skipped(index, self.rows[index].path, str(error)))
-        count = round(self.clip_seconds * self.sample_rate)
-        frames = np.stack([f[1] for f in found]) if found else np.zeros((0, self.snippets, 3, self.size, self.size), np.uint8)
-        audio = np.stack([f[3] for f in found]) if found else np.zeros((0, self.snippets, count), np.float32)
-        index = torch.tensor([f[0] for f in found], dtype=torch.int64)
+    def key(self, row: int) -> str:
+        return self.rows[row].path
+
+    def read(self, row: int, rng: np.random.Generator) -> Snippet:
+        clip = self.read_clip(
+            locate(self.root, self.files, self.rows[row], self.frame_rate),
+            lambda count: sample_frames(self.snippets, count, rng if self.training else None, official="adafocus"),
+        )
+        labels = self.rows[row].labels
+        label = labels[int(rng.integers(len(labels)))] if self.training else labels[0]
+        frames = self._augmented(clip.frames, rng) if self.training else self._centred(clip.frames)
+        return Snippet(frames, clip.times, self._sounds(clip), clip.valid, label)
+
+    def collate(self, rows: list[int], samples: list[Snippet], request: BatchRequest) -> dict[str, Any]:
         return {
-            INDEX: index,
-            KEY: [self.rows[f[0]].path for f in found],
-            FRAMES: torch.from_numpy(frames),
-            TIMES: torch.tensor(np.array([f[2] for f in found]), dtype=torch.float32).reshape(-1, self.snippets),
-            AUDIO: torch.from_numpy(audio),
-            AUDIO_VALID: torch.tensor([f[4] for f in found], dtype=torch.bool),
-            LABEL: torch.tensor([f[5] for f in found], dtype=torch.int64),
-            LABELS: torch.from_numpy(self.labels[index.numpy()]),
-            SKIPPED: skipped,
+            KEY: [self.key(row) for row in rows],
+            VIDEO: torch.from_numpy(np.stack([sample.frames for sample in samples])),
+            TIMES: torch.from_numpy(np.stack([sample.times for sample in samples]).astype(np.float32)),
+            AUDIO: torch.from_numpy(np.stack([sample.sounds for sample in samples])),
+            AUDIO_VALID: torch.tensor([sample.valid for sample in samples]),
+            LABEL: torch.tensor([sample.label for sample in samples]),
+            LABELS: torch.from_numpy(self.labels[rows]),
         }
 
-    def sample(self, index: int, rng: np.random.Generator | None) -> tuple[Any, ...]:
-        """(frames (T, 3, S, S) uint8, times (T,), audio (T, n), audio_valid, label); ``rng`` augments. Raises MediaError."""
-        row = self.rows[index]
-        whole = self._whole(index) if self._whole else None
-        count = len(whole[0]) if whole else self.media.count(row)
-        numbers = training_frames(count, self.snippets, rng) if rng else evaluation_frames(count, self.snippets)
-        if whole:
-            images, times, wave = whole[0][numbers - 1], whole[1][numbers - 1], whole[2]
-        else:
-            images, times = self.media.read(row, numbers)
-            wave = self.media.sound(row, self.sample_rate)
-        label = row.labels[int(rng.integers(len(row.labels)))] if rng else row.labels[0]
-        frames = self._augmented(images, rng) if rng else self._centred(images)
-        return frames, times, self._clips(wave, times), wave is not None, label
-
-    def _read_whole(self, index: int) -> tuple:
-        row = self.rows[index]
-        images, times = self.media.read(row, np.arange(self.media.count(row)) + 1)
-        return images, times, self.media.sound(row, self.sample_rate)
-
-    def _clips(self, wave: NDArray[np.float32] | None, times: NDArray[np.float64]) -> NDArray[np.float32]:
-        if wave is None:
+    def _sounds(self, clip: Clip) -> NDArray[np.float32]:
+        """(T, n): the sound around each frame."""
+        if not clip.valid:
             return np.zeros((self.snippets, round(self.clip_seconds * self.sample_rate)), np.float32)
-        return np.stack([cut_clip(wave, float(time), self.clip_seconds, self.sample_rate) for time in times])
+        return np.stack([cut_clip(clip.audio, float(time), self.clip_seconds, self.sample_rate) for time in clip.times])
 
     def _augmented(self, images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
         """One multi-scale crop and one flip for all frames of a video (AdaFocusV2, TSN)."""
@@ -235,21 +247,10 @@ class Snippets(Dataset):
         scale = self.resize / min(height, width)
         tall, wide = (self.resize, int(width * scale)) if height <= width else (int(height * scale), self.resize)
         top, left = round((tall - self.size) / 2), round((wide - self.size) / 2)
-        # Only the crop is resized: the box of the original picture that it comes from.
+        # Only the crop is resized: the box of the original image that it comes from.
         x, y = width / wide, height / tall
         box = (left * x, top * y, min((left + self.size) * x, width), min((top + self.size) * y, height))
         return _resized(images, self.size, self.size, box)
-
-
-class _Augmented(Dataset):
-    def __init__(self, snippets: Snippets):
-        self.snippets = snippets
-
-    def __len__(self) -> int:
-        return len(self.snippets)
-
-    def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
-        return self.snippets.batch(request, training=True)
 
 
 def _crop_size(width: int, height: int, scales: Sequence[float], size: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -12,11 +13,14 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.order import HeldOutBatches, OrderedBatches
-from models.batch import SKIPPED, Skipped
+from datamodules.readers.text import clean_text
+from datamodules.rows import as_is
+from models.batch import INDEX, SKIPPED, Skipped
 from models.errors import UserError
 
 LISTED = 20  # skips of a split that are listed one by one in messages and in the report
 ALWAYS_ALLOWED = 10  # skips of a split: a share of a small hand-made set would not let one bad file pass
+SIMULATED = "simulated"  # name of folders that simulated sets are written into
 SPLIT_OF_STAGE = {"train": "train", "validate": "val", "sanity_check": "val", "test": "test"}
 
 
@@ -54,14 +58,26 @@ class BaseDataModule(pl.LightningDataModule):
         return False
 
     def folder(self) -> Path:
-        """The dataset's folder: ``root``, or what ``simulate`` wrote below it."""
-        root = Path(self.root)
-        return root if self.simulate is None or self.holds_data(root) else Path(self.simulate(self.root))
+        """The dataset's folder: ``root``, or what ``simulate`` wrote below it.
+
+        Raises UserError where ``root`` is neither a dataset nor a place for simulated ones: a misspelt path must not be filled
+        with simulated data.
+        """
+        root = Path(self.root).expanduser()
+        if self.simulate is None or self.holds_data(root):
+            return root
+        if not is_for_simulated_data(root):
+            raise UserError(
+                f"datamodule.root={self.root} holds no data that {type(self).__name__} reads, and is no folder for simulated "
+                "data either. Check the path. For simulated data leave datamodule.root as it is, or give an empty folder, or "
+                f"one that is named {SIMULATED!r}."
+            )
+        return Path(self.simulate(str(root)))
 
     @property
     def simulated(self) -> bool:
         """Whether the data is what ``simulate`` writes."""
-        return self.simulate is not None and not self.holds_data(Path(self.root))
+        return self.simulate is not None and not self.holds_data(Path(self.root).expanduser())
 
     def prepare_data(self) -> None:
         """Write the simulated set where it is wanted and missing; runs in one process per machine."""
@@ -89,14 +105,15 @@ class BaseDataModule(pl.LightningDataModule):
         Raises UserError with a summary as soon as a split lost more than ``max_skipped`` of its samples.
         """
         known = self._skipped.setdefault(split, {})
-        known.update(dict.fromkeys(skipped))
+        clean = (Skipped(entry.index, clean_text(entry.key), clean_text(entry.reason)) for entry in skipped)
+        known.update(dict.fromkeys(clean))
         total = len(self.splits[split]) + sum(entry.index < 0 for entry in known)
         if len(known) > max(ALWAYS_ALLOWED, self.max_skipped * total) or len(known) == total:
             kinds = ", ".join(f"{count} {kind}" for kind, count in _count_kinds(known).items())
             first = "\n".join(f"  {entry.key}: {entry.reason}" for entry in list(known)[:5])
             raise UserError(
                 f"{len(known)} of {total} samples of the split {split!r} cannot be read ({kinds}), more than "
-                f"datamodule.max_skipped={self.max_skipped:g} allows. The first:\n{first}\nMend the data (is it "
+                f"datamodule.max_skipped={self.max_skipped:g} allows. The first:\n{first}\nFix the data (is it "
                 "the right folder, the right caption field, a complete copy?), or raise datamodule.max_skipped to go "
                 "on with the rest."
             )
@@ -116,9 +133,16 @@ class BaseDataModule(pl.LightningDataModule):
         return {"total": len(every), "reasons": _count_kinds(every), "splits": splits}
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Takes the skips that a reading worker found out of the batch and reports them."""
+        """Take the skips that a reading worker found out of the batch and report them. Raises UserError for a batch without a
+        single sample."""
         if isinstance(batch, dict) and (skipped := batch.pop(SKIPPED, None)):
             self.report_skipped(SPLIT_OF_STAGE[self.trainer.state.stage.value], skipped)
+            if not len(batch[INDEX]):
+                reasons = "\n".join(f"  {entry.key}: {entry.reason}" for entry in list(dict.fromkeys(skipped))[:5])
+                raise UserError(
+                    f"not one sample of a batch can be read, nor any of those behind it. The first:\n{reasons}\nFix the data "
+                    "(is it the right folder, a complete copy?)."
+                )
         return batch
 
     # ---- order and resume ---------------------------------------------------------------------------------------
@@ -203,7 +227,7 @@ class BaseDataModule(pl.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            collate_fn=_as_is,
+            collate_fn=as_is,
         )
 
     def _rank(self) -> int:
@@ -216,9 +240,13 @@ class BaseDataModule(pl.LightningDataModule):
         return self.trainer is not None and self.trainer.overfit_batches > 0
 
 
+def is_for_simulated_data(root: Path) -> bool:
+    """Whether simulated sets may be written into ``root``: it is named so, or is a folder of nothing but such sets."""
+    sets = re.compile(r"\w+_[0-9a-f]{16}")
+    return root.name == SIMULATED or (
+        root.is_dir() and all(sets.fullmatch(entry.name) or entry.name.startswith(".") for entry in root.iterdir())
+    )
+
+
 def _count_kinds(skipped: Iterable[Skipped]) -> dict[str, int]:
     return dict(Counter(entry.reason.split(":")[0] for entry in skipped).most_common())
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

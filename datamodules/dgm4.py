@@ -5,72 +5,116 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.base import BaseDataModule
 from datamodules.order import BatchRequest
-from datamodules.tokenizers.captions import CaptionTokenizer
+from datamodules.readers.base import BadSample, inside
+from datamodules.readers.images import LFS_POINTER, open_rgb
+from datamodules.readers.text import read_json
+from datamodules.rows import RowDataset
+from datamodules.tokenizers.word_labels import CaptionTokenizer
 from datamodules.transforms.augment import RandomAugment
 from datamodules.transforms.image_box import box_target, image_tensor
-from models.batch import IMAGE, INDEX, SKIPPED, TOKEN_IDS, TOKEN_MASK, Skipped
+from models.batch import IMAGE, INDEX, TOKEN_IDS, TOKEN_MASK, Skipped
 from models.errors import UserError
-from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
-from models.hammer.model import MANIPULATIONS
+from models.hammer.batch import BOX, FAKE, MANIPULATIONS, MULTI_LABEL, TOKEN_LABELS
 from models.io import stable_hash
 
 SPLITS = ("train", "val", "test")
+FIELDS = ("image", "text", "fake_image_box", "fake_text_pos", "fake_cls")
+LARGEST = 2**31  # of a coordinate or word number
 LAYOUT = """  <root>/DGM4/metadata/{train,val,test}.json
   <root>/DGM4/manipulation/{infoswap,simswap,StyleCLIP,HFGI}/*.jpg
   <root>/DGM4/origin/{guardian,usa_today,washington_post,bbc}/*/*.jpg"""
-LFS_POINTER = b"version https://git-lfs"
+
+
+class Record(NamedTuple):
+    """One entry of a metadata file, see :func:`read_record`.
+
+    Attributes:
+        image: path below the root.
+        text: caption.
+        box: (x1, y1, x2, y2) in pixels of the stored image, or empty.
+        words: positions of manipulated words, counted between white space.
+        fake_cls: ``orig``, or kinds of manipulation joined by ``&``.
+        kinds: (4,) 0 and 1 by the order of MANIPULATIONS.
+    """
+
+    image: str
+    text: str
+    box: list[float]
+    words: list[int]
+    fake_cls: str
+    kinds: list[int]
+
+
+def read_record(entry: Any) -> Record:
+    """Check one entry of a metadata file. Raises BadSample that names the field."""
+    if not isinstance(entry, dict):
+        raise BadSample(f"bad record: {type(entry).__name__} instead of an object")
+    if missing := [name for name in FIELDS if name not in entry]:
+        raise BadSample(f"bad record: no {missing[0]}")
+    image, text, box, words, fake_cls = (entry[name] for name in FIELDS)
+    inside("", image)
+    if not isinstance(text, str) or not text.strip():
+        raise BadSample(f"no caption: text is {str(text)[:80]!r}")
+    if not _are_numbers(box) or len(box) not in (0, 4):
+        raise BadSample(f"bad record: fake_image_box is {str(box)[:80]}, neither four numbers nor []")
+    if not _are_numbers(words) or any(word != int(word) or word < 0 for word in words):
+        raise BadSample(f"bad record: fake_text_pos is {str(words)[:80]}, no list of word numbers")
+    return Record(image, text, box, [int(word) for word in words], fake_cls, kinds_of(fake_cls))
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST for value in values
+    )
 
 
 def kinds_of(fake_cls: str) -> list[int]:
-    """(4,) 0 and 1 by the order of MANIPULATIONS. Raises KeyError for a class that DGM4 does not have.
+    """(4,) 0 and 1 by the order of MANIPULATIONS. Raises BadSample for a class that DGM4 does not have.
 
     The official code takes such a sample for a fake of no kind.
     """
-    names = [] if fake_cls == "orig" else fake_cls.split("&")
+    names = [] if fake_cls == "orig" else str(fake_cls).split("&")
     if unknown := set(names) - set(MANIPULATIONS):
-        raise KeyError(f"unknown fake_cls: {sorted(unknown)[0]!r}")
+        raise BadSample(f"unknown fake_cls: {sorted(unknown)[0]!r}")
     return [int(name in names) for name in MANIPULATIONS]
 
 
-def read_image(path: Path) -> Image.Image:
-    """RGB picture; a truncated file gives what there is of it, as officially. Raises OSError saying what is wrong."""
-    if not path.is_file():
-        raise OSError("no such image")
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
-    try:
-        return Image.open(path).convert("RGB")
-    except UnidentifiedImageError as error:
-        if path.read_bytes()[: len(LFS_POINTER)] == LFS_POINTER:
-            raise OSError("git-lfs pointer: the copy was made without `git lfs pull`") from error
-        raise OSError("broken image") from error
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+def read_records(metadata: Path) -> list[Any]:
+    """Entries of a metadata file. Raises UserError."""
+    records = read_json(metadata)
+    if not isinstance(records, list):
+        raise UserError(f"{metadata} holds no list of records but {type(records).__name__}: is it another file?")
+    return records
 
 
-class DGM4(Dataset):
-    """One split; ``dataset[BatchRequest]`` reads, augments and tokenises a whole batch.
+class DGM4(RowDataset):
+    """One split: a batch of images with boxes and of captions with labelled tokens.
+
+    Images are opened as the official code does, since boxes are in pixels of the stored image; of a truncated file the rest is
+    grey.
 
     Args:
         root: folder that holds ``DGM4/``.
-        metadata: the split's JSON file.
-        tokenizer, image_size: what the model reads.
-        augment: of the pixels of training images; None leaves them, and their side, alone (evaluation).
+        metadata: JSON file of the split.
+        tokenizer: of the captions.
+        image_size: side of the square images in pixels.
+        training: augment, and replace bad samples.
+        augment: of the pixels of training images; None leaves them as they are.
         flip_probability: of mirroring a training image with its box.
         fraction: share of the records that is kept, the first ones (official ``dataset_division`` k: 1/k).
     """
@@ -81,74 +125,62 @@ class DGM4(Dataset):
         metadata: Path,
         tokenizer: CaptionTokenizer,
         image_size: int,
+        training: bool = False,
         augment: RandomAugment | None = None,
         flip_probability: float = 0.0,
         fraction: float = 1.0,
     ):
-        self.root, self.tokenizer, self.image_size = root, tokenizer, image_size
+        self.root, self.tokenizer, self.image_size, self.training = root, tokenizer, image_size, training
         self.augment, self.flip_probability = augment, flip_probability
-        content = metadata.read_text(encoding="utf-8")
-        try:
-            records = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{metadata} is not JSON ({error}): is it a git-lfs pointer, or half a download?") from error
-        self.records, self.skipped = [], []
-        for i, record in enumerate(records[: max(1, round(len(records) * fraction))]):
+        entries = read_records(metadata)
+        self.records: list[Record] = []
+        self.skipped: list[Skipped] = []
+        for number, entry in enumerate(entries[: max(1, round(len(entries) * fraction))]):
             try:
-                row = (record["image"], record["text"], record["fake_image_box"], record["fake_text_pos"])
-                self.records.append((*row, record["fake_cls"], kinds_of(record["fake_cls"])))
-            except KeyError as error:
-                self.skipped.append(Skipped(-1, f"{metadata.name}[{i}]", str(error.args[0])))
-        self.fingerprint = stable_hash([content, fraction])
+                record = read_record(entry)
+                if not tokenizer.clean(record.text):
+                    raise BadSample(f"no caption: nothing of {record.text[:80]!r} is left after cleaning")
+                self.records.append(record)
+            except BadSample as error:
+                self.skipped.append(Skipped(-1, f"{metadata.name}[{number}]", str(error)))
+        self.fingerprint = stable_hash([self.records, fraction])
 
     def __len__(self) -> int:
         return len(self.records)
 
+    def key(self, row: int) -> str:
+        return self.records[row].image
+
     def image(self, row: int) -> Image.Image:
-        """The picture as it is stored. Raises OSError."""
-        return read_image(self.root / self.records[row][0])
+        """The image as it is stored. Raises BadSample."""
+        return open_rgb(self.root / self.records[row].image, official=True, truncated=True)
 
     def text(self, row: int) -> str:
-        return self.records[row][1]
+        return self.records[row].text
 
     def truth(self, row: int) -> tuple[str, list[float], list[int]]:
         """``fake_cls``, ``fake_image_box`` and ``fake_text_pos`` as they are in the file."""
-        _, _, box, words, fake_cls, _ = self.records[row]
-        return fake_cls, box, words
+        record = self.records[row]
+        return record.fake_cls, record.box, record.words
 
-    def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
-        rows, images, boxes, skipped = [], [], [], []
-        for row in request.rows.tolist():
-            try:
-                image, box = self._image_and_box(row, np.random.default_rng((request.seed, request.epoch, row)))
-            except OSError as error:
-                skipped.append(Skipped(row, self.records[row][0], str(error)))
-                continue
-            rows.append(row)
-            images.append(image)
-            boxes.append(box)
-        if not rows:
-            return {INDEX: torch.empty(0, dtype=torch.int64), SKIPPED: skipped}
+    def read(self, row: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        image = self.image(row)
+        flip = self.training and bool(rng.random() < self.flip_probability)
+        augment = partial(self.augment, rng=rng) if self.training and self.augment else None
+        return image_tensor(image, self.image_size, flip, augment), box_target(self.records[row].box, image.size, flip)
+
+    def collate(self, rows: list[int], samples: list[tuple[Tensor, Tensor]], request: BatchRequest) -> dict[str, Any]:
         records = [self.records[row] for row in rows]
-        tokens = self.tokenizer([record[1] for record in records], [record[3] for record in records])
-        kinds = torch.tensor([record[5] for record in records])
+        tokens = self.tokenizer([record.text for record in records], [record.words for record in records])
         return {
-            INDEX: torch.tensor(rows),
-            IMAGE: torch.stack(images),
-            BOX: torch.stack(boxes),
+            IMAGE: torch.stack([image for image, _ in samples]),
+            BOX: torch.stack([box for _, box in samples]),
             TOKEN_IDS: tokens.input_ids,
             TOKEN_MASK: tokens.mask,
             TOKEN_LABELS: tokens.labels,
-            MULTI_LABEL: kinds,
-            FAKE: torch.tensor([int(record[4] != "orig") for record in records]),
-            SKIPPED: skipped,
+            MULTI_LABEL: torch.tensor([record.kinds for record in records]),
+            FAKE: torch.tensor([int(record.fake_cls != "orig") for record in records]),
         }
-
-    def _image_and_box(self, row: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        image, box = self.image(row), self.records[row][2]
-        flip = bool(rng.random() < self.flip_probability)
-        augment = partial(self.augment, rng=rng) if self.augment else None
-        return image_tensor(image, self.image_size, flip, augment), box_target(box, image.size, flip)
 
 
 class DGM4DataModule(BaseDataModule):
@@ -156,14 +188,18 @@ class DGM4DataModule(BaseDataModule):
 
     Args:
         root: folder that holds ``DGM4/``; the layout is shown when nothing is found there.
-        tokenizer: see :class:`~datamodules.tokenizers.captions.CaptionTokenizer`.
+        tokenizer: see :class:`~datamodules.tokenizers.word_labels.CaptionTokenizer`.
         image_size: side of the square the images are resized to.
         batch_size: training samples per device and step (officially 32 on 8 GPUs).
-        eval_batch_size: of validation and test.
-        augment, flip_probability: of training images, see :class:`DGM4`.
+        eval_batch_size: pairs of a batch in validation and test.
+        augment: of the pixels of training images, see :class:`DGM4`.
+        flip_probability: of mirroring a training image with its box.
         train_fraction: share of the training records that is used.
         simulate: writes a set of the same format, ``simulate(root) -> folder``, used where ``root`` has no ``DGM4/``.
         seed, num_workers, max_skipped: see :class:`BaseDataModule`.
+
+    Raises:
+        UserError: no metadata, or more bad samples than allowed.
     """
 
     preprocessing = ("tokenizer", "image_size")
@@ -198,14 +234,16 @@ class DGM4DataModule(BaseDataModule):
             metadata = root / "DGM4" / "metadata" / f"{split}.json"
             if not metadata.is_file():
                 continue
-            only_train = {"augment": self.augment, "flip_probability": self.flip_probability, "fraction": self.train_fraction}
-            options = only_train if split == "train" else {}
+            options = {}
+            if split == "train":
+                options = {"training": True, "augment": self.augment, "flip_probability": self.flip_probability}
+                options["fraction"] = self.train_fraction
             self.splits[split] = DGM4(root, metadata, self.tokenizer, self.image_size, **options)
         if "train" not in self.splits:
             raise UserError(f"datamodule.root: {root} has no DGM4/metadata/train.json. Expected:\n{LAYOUT}")
         for split, dataset in self.splits.items():
             self.report_skipped(split, dataset.skipped)
-            counts = Counter(record[4] for record in dataset.records)
+            counts = Counter(record.fake_cls for record in dataset.records)
             self.notes.append(f"{split}: {len(dataset)} pairs, {counts['orig']} of them pristine.")
 
     def train_dataloader(self) -> DataLoader:
@@ -227,20 +265,23 @@ def check_copy(root: Path) -> list[str]:
             problems.append(f"{metadata} is missing")
             continue
         try:
-            records = json.loads(metadata.read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            problems.append(f"{metadata} is not JSON: fetch it again (with `git lfs pull`, if by git)")
+            records = read_records(metadata)
+        except UserError as error:
+            problems.append(str(error))
             continue
         wrong: Counter[str] = Counter()
         first: dict[str, str] = {}
-        for record in records:
-            path = root / record["image"]
-            head = path.open("rb").read(len(LFS_POINTER)) if path.is_file() else None
-            reason = "missing" if head is None else "a git-lfs pointer" if head == LFS_POINTER else None
-            reason = "empty" if head == b"" else reason
+        for number, entry in enumerate(records):
+            name, reason = f"{metadata.name}[{number}]", None
+            try:
+                path = root / (name := read_record(entry).image)
+                head = path.open("rb").read(len(LFS_POINTER)) if path.is_file() else None
+                reason = {None: "missing", LFS_POINTER: "a git-lfs pointer", b"": "empty"}.get(head)
+            except BadSample as error:
+                reason = f"unusable ({error})"
             if reason:
                 wrong[reason] += 1
-                first.setdefault(reason, record["image"])
+                first.setdefault(reason, name)
         for reason, count in wrong.items():
             problems.append(f"{split}: {count} of {len(records)} images are {reason}, the first is {first[reason]}")
     nested = sorted(root.glob("DGM4/*/*/DGM4"))
@@ -251,6 +292,6 @@ def check_copy(root: Path) -> list[str]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m datamodules.dgm4 ROOT")
-    found = check_copy(Path(sys.argv[1]))
-    print("\n".join(found) or "every image of every split is there")
-    sys.exit(bool(found))
+    problems = check_copy(Path(sys.argv[1]))
+    print("\n".join(problems) or "every image of every split is there")
+    sys.exit(bool(problems))

@@ -7,23 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import BaseDataModule
+from datamodules.readers.base import ImageTextDataset
 from datamodules.readers.joined import Joined
 from datamodules.readers.tar_shards import TarShards
 from models.errors import UserError
 
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # of folders and shards
+
+Reader = Callable[[], ImageTextDataset]
+Readers = Reader | Mapping[str, Reader]
 
 
 class ImageTextDataModule(BaseDataModule):
     """``splits`` maps train, val and test to :class:`TarShards` after ``prepare_data(); setup()``.
 
-    A root with a folder ``train/`` is split by its folders, ``val/`` and ``test/`` being optional. Otherwise all tars
-    in the root are one pool, split by a hash of each sample's key: the same whatever the order of shards or samples.
+    A root with a folder ``train/`` is split by its folders, ``val/`` and ``test/`` being optional. Otherwise tars named
+    ``train-*``, ``val-*`` and ``test-*`` are split by these names. Otherwise all tars in the root are one pool, split by a hash
+    of each sample's key: the same whatever the order of shards or samples.
 
     Args:
         root: folder of the dataset; the layout is shown when nothing is found there.
         simulate: writes a simulated set, ``simulate(root) -> folder``, used where ``root`` holds no dataset itself.
-        val_fraction, test_fraction: shares of a pool; a split of share 0 is left out.
+        val_fraction: share of a pool that becomes the split val; 0 for none.
+        test_fraction: share of a pool that becomes the split test; 0 for none.
         caption_fields: fields of KEY.json that hold captions (a string or a list), after the lines of KEY.txt.
         index_dir: where indices of shards are kept, see :class:`TarShards`.
         seed, num_workers, max_skipped: see :class:`BaseDataModule`.
@@ -53,17 +60,27 @@ class ImageTextDataModule(BaseDataModule):
         if self.splits:
             return
         root = self.folder()
-        if (root / "train").is_dir():
-            places = {split: {"split": split} for split in SPLITS if (root / split).is_dir()}
-            others = sorted(folder.name for folder in root.iterdir() if folder.name not in SPLITS and any(folder.glob("*.tar")))
-            if others:
-                self.notes.append(f"FOLDERS NOT READ: {', '.join(others)} in {root}; splits are named train, val and test.")
-        else:
-            places = {split: {"part": part} for split, part in _shares(self.val_fraction, self.test_fraction).items()}
+        places = self._places(root)
         shared = {"caption_fields": self.caption_fields, "index_dir": self.index_dir}
         self.splits = {split: TarShards(str(root), **place, **shared) for split, place in places.items()}
         for split, dataset in self.splits.items():
             self.report_skipped(split, dataset.skipped)
+
+    def _places(self, root: Path) -> dict[str, dict[str, Any]]:
+        """Arguments of :class:`TarShards` for each split."""
+        folders = _named(SPLIT_NAMES, lambda name: (root / name).is_dir())
+        if "train" in folders:
+            others = sorted({path.parent.name for path in root.glob("*/*.tar")} - set(folders.values()))
+            if others:
+                self.notes.append(f"NOT USED: {', '.join(others)} in {root} are no splits by their names.")
+            return {split: {"split": name} for split, name in folders.items()}
+        files = sorted(file.name for file in root.glob("*.tar"))
+        prefixes = _named(SPLIT_NAMES, lambda name: any(_begins(file, name) for file in files))
+        if "train" in prefixes and len(prefixes) > 1:
+            if other := [file for file in files if not any(_begins(file, name) for name in prefixes.values())]:
+                self.notes.append(f"NOT USED: {len(other)} tars of {root} belong to no split by their names, e.g. {other[0]}.")
+            return {split: {"prefix": name} for split, name in prefixes.items()}
+        return {split: {"part": part} for split, part in _shares(self.val_fraction, self.test_fraction).items()}
 
     def holds_data(self, root: Path) -> bool:
         return (root / "train").is_dir() or any(root.glob("*.tar"))
@@ -75,9 +92,11 @@ class ReaderDataModule(BaseDataModule):
     Args:
         train: a reader, ``() -> dataset`` (see :mod:`datamodules.readers.formats`), or several by name, whose rows follow
             one another.
-        val, test: likewise; a split without a reader is drawn from ``train`` by a hash of each sample's path.
+        val: likewise; without a reader it is drawn from ``train`` by a hash of each sample's path.
+        test: likewise.
         root: folder of the dataset, which the readers' paths in the YAML refer to.
-        val_fraction, test_fraction: shares of ``train`` that are drawn; a split of share 0 is left out.
+        val_fraction: share of ``train`` that is drawn for val; 0 for none.
+        test_fraction: share of ``train`` that is drawn for test; 0 for none.
         seed, num_workers, max_skipped: see :class:`BaseDataModule`.
 
     Raises:
@@ -86,9 +105,9 @@ class ReaderDataModule(BaseDataModule):
 
     def __init__(
         self,
-        train: Callable[[], Any] | Mapping[str, Callable[[], Any]],
-        val: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
-        test: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
+        train: Readers,
+        val: Readers | None = None,
+        test: Readers | None = None,
         root: str | None = None,
         val_fraction: float = 0.0,
         test_fraction: float = 0.0,
@@ -115,16 +134,41 @@ class ReaderDataModule(BaseDataModule):
         read = {split: _read(readers) for split, readers in self.readers.items() if readers}
         shares = _shares(self.val_fraction, self.test_fraction)
         drawn = {split: read["train"].part(*share) for split, share in shares.items()} if len(shares) > 1 else {}
-        found = read | drawn
-        self.splits = {split: found[split] for split in SPLITS if split in found}
+        datasets = read | drawn
+        check_class_names(datasets)
+        self.splits = {split: datasets[split] for split in SPLITS if split in datasets}
         for split, dataset in self.splits.items():
             self.report_skipped(split, dataset.skipped)
 
 
-def _read(readers: Callable[[], Any] | Mapping[str, Callable[[], Any]]) -> Any:
+def _named(names: Mapping[str, Sequence[str]], exists: Callable[[str], bool]) -> dict[str, str]:
+    """The first name of each split that exists."""
+    present = {split: next(filter(exists, choices), None) for split, choices in names.items()}
+    return {split: name for split, name in present.items() if name is not None}
+
+
+def _begins(file: str, name: str) -> bool:
+    return file.startswith(name) and not file[len(name)].isalpha()
+
+
+def _read(readers: Readers) -> ImageTextDataset:
     if callable(readers):
         return readers()
     return Joined([reader() for reader in readers.values()])
+
+
+def check_class_names(datasets: Mapping[str, ImageTextDataset]) -> None:
+    """Raises UserError unless a number means the same class in every split."""
+    names = {split: dataset.class_names for split, dataset in datasets.items() if dataset.class_names}
+    first = next(iter(names), None)
+    for split, other in names.items():
+        if other != names[first]:
+            i = next((i for i, pair in enumerate(zip(names[first], other, strict=False)) if pair[0] != pair[1]), len(other))
+            raise UserError(
+                f"the splits {first!r} and {split!r} count their classes differently: {len(names[first])} and {len(other)} "
+                f"classes, number {i} is the first that differs. Give both splits the same class folders (an empty folder "
+                "counts), or the same class names."
+            )
 
 
 def _check_fractions(val: float, test: float) -> None:

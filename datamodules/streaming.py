@@ -14,8 +14,10 @@ feature store is written by position.
 from __future__ import annotations
 
 import itertools
+import lzma
 import random
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,10 @@ from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 
 from datamodules.base import BaseDataModule
-from datamodules.readers.images import decode_or_skipped
-from datamodules.readers.tar_index import ROLES, parse_record, read_captions
+from datamodules.readers.base import BadSample
+from datamodules.readers.images import open_rgb
+from datamodules.readers.tar_index import LARGEST_IMAGE, LARGEST_TEXT, ROLES, parse_record, read_captions
+from datamodules.rows import as_is
 from models.batch import CAPTIONS, IMAGE, INDEX, KEY, SKIPPED, Skipped
 from models.errors import UserError
 
@@ -93,11 +97,11 @@ class StreamedImageText(BaseDataModule):
             )
         self._check_position(self.samples_per_epoch, self.batch_size * self._world_size())
         stream = _Batches(self, steps, self._rank(), self._world_size())
-        return DataLoader(stream, batch_size=None, num_workers=self.num_workers, collate_fn=_as_is)
+        return DataLoader(stream, batch_size=None, num_workers=self.num_workers, collate_fn=as_is)
 
 
 class _Sized:
-    """A split of so many samples: what the share of skips is reckoned by."""
+    """Placeholder split with a fixed length, used to compute the skip ratio."""
 
     def __init__(self, size: int):
         self.size = size
@@ -133,18 +137,18 @@ class _Batches(IterableDataset):
         samples = self._shuffled(random.Random(f"{self.seed}/{epoch}/{done}/{reader}"), epoch, done, reader, readers)
         serial = 0
         for _ in range(count):
-            kept: list[dict] = []
+            batch: list[dict] = []
             skipped: list[Skipped] = []
-            while len(kept) < self.batch_size:
+            while len(batch) < self.batch_size:
                 sample = next(samples)
-                (skipped if isinstance(sample, Skipped) else kept).append(sample)
-            index = torch.arange(serial, serial + len(kept)) * readers + reader
-            serial += len(kept)
+                (skipped if isinstance(sample, Skipped) else batch).append(sample)
+            index = torch.arange(serial, serial + len(batch)) * readers + reader
+            serial += len(batch)
             yield {
                 INDEX: index,
-                KEY: [sample[KEY] for sample in kept],
-                IMAGE: torch.stack([sample[IMAGE] for sample in kept]),
-                CAPTIONS: [sample[CAPTIONS] for sample in kept],
+                KEY: [sample[KEY] for sample in batch],
+                IMAGE: torch.stack([sample[IMAGE] for sample in batch]),
+                CAPTIONS: [sample[CAPTIONS] for sample in batch],
                 SKIPPED: skipped,
             }
 
@@ -154,20 +158,20 @@ class _Batches(IterableDataset):
         for turn in itertools.count():
             order = list(range(len(self.shards)))
             random.Random(f"{self.seed}/{epoch}/{done}/{turn}").shuffle(order)  # the same draw for all readers
-            found = False
+            any_sample = False
             for shard in order[reader::readers]:
                 for sample in stream_samples(self.shards[shard], self.caption_fields):
                     if isinstance(sample, Skipped):
                         yield sample
                         continue
-                    found = True
+                    any_sample = True
                     if len(buffer) >= self.buffer:
                         place = rng.randrange(len(buffer))
                         buffer[place], sample = sample, buffer[place]
                         yield self._decoded(sample)
                     else:
                         buffer.append(sample)
-            if not found:
+            if not any_sample:
                 named = [self.shards[shard] for shard in order[reader::readers]]
                 raise UserError(f"no usable sample in {len(named)} shards, the first is {named[0]}: can they be read?")
             rng.shuffle(buffer)
@@ -175,8 +179,10 @@ class _Batches(IterableDataset):
                 yield self._decoded(buffer.pop())
 
     def _decoded(self, sample: dict[str, Any]) -> dict | Skipped:
-        image = decode_or_skipped(sample[IMAGE], -1, sample[KEY])
-        return image if isinstance(image, Skipped) else {**sample, IMAGE: self.transform(image)}
+        try:
+            return {**sample, IMAGE: self.transform(open_rgb(sample[IMAGE]))}
+        except BadSample as error:
+            return Skipped(-1, sample[KEY], str(error))
 
 
 class _At:
@@ -209,20 +215,25 @@ def stream_samples(url: str, caption_fields: tuple[str, ...]) -> Iterator[dict[s
                     if key is not None:
                         yield _sample(key, files, caption_fields, closed, shard)
                     key, files = name, {}
-                files.setdefault(role, tar.extractfile(member).read())
+                limit = LARGEST_IMAGE if role == "image" else LARGEST_TEXT
+                files.setdefault(role, tar.extractfile(member).read() if member.size <= limit else None)
                 tar.members = []  # else it remembers every header
         if key is not None:
             yield _sample(key, files, caption_fields, closed, shard)
-    except (OSError, tarfile.TarError, ValueError, EOFError) as error:
+    except (OSError, tarfile.TarError, ValueError, EOFError, OverflowError, zlib.error, lzma.LZMAError) as error:
         # The sample that was being read may be cut: it is lost with the rest.
         yield Skipped(-1, url, f"truncated shard: {type(error).__name__}: {error}; what came before is used")
 
 
-def _sample(key: str, files: dict[str, bytes], caption_fields: tuple[str, ...], closed: set[int], shard: str) -> dict | Skipped:
+def _sample(
+    key: str, files: dict[str, bytes | None], caption_fields: tuple[str, ...], closed: set[int], shard: str
+) -> dict | Skipped:
     if hash(key) in closed:
         reason = f"unsorted or duplicate key: again in {shard}, where its files must stand side by side"
         return Skipped(-1, key, reason)
     closed.add(hash(key))
+    if None in files.values():
+        return Skipped(-1, key, f"too large: a file of it in {shard}")
     try:
         captions = read_captions(files.get("text", b""), parse_record(files.get("json", b"")), caption_fields)
     except ValueError as error:
@@ -235,7 +246,3 @@ def _sample(key: str, files: dict[str, bytes], caption_fields: tuple[str, ...], 
 def _open(url: str) -> Any:
     """Local paths are opened here: webdataset's own guard (WDS_SECURE) refuses them together with commands."""
     return Path(url).open("rb") if not urlparse(url).scheme else gopen(url)
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.base import BaseDataModule
 from datamodules.readers.video_annotations.sample import AnnotationError, Annotations, MissingSplit
-from datamodules.tokenizers.word_pieces import WordPieces
+from datamodules.tokenizers.base import TextTokenizer
 from datamodules.video_text_rows import Transform, TwoStreams, VideoTextDataset, provided_keys
-from models.all_in_one.batch import IMAGES
-from models.batch import VIDEO
 from models.errors import UserError
 
 Reader = Callable[[str, str], Annotations]
@@ -28,17 +27,24 @@ class VideoTextDataModule(BaseDataModule):
         annotations: name -> ``(root, split) -> Annotations``, the readers of ``datamodules.readers.video_annotations``; several
             are concatenated, null leaves one of an inherited recipe out.
         tasks: what the batches are for, see :class:`VideoTextDataset`.
-        train_transform, transform: of clips, in training and evaluation.
-        images: like ``annotations``, for still pictures: co-training (All-in-One+). ``image_transform``: theirs.
-        batch_size, evaluation_batch_size: samples per device and step.
+        train_transform: of training clips.
+        transform: of clips in evaluation.
+        images: like ``annotations``, for still images: co-training (All-in-One+).
+        image_transform: of still images.
+        batch_size: training clips per device and step.
+        eval_batch_size: clips of a batch in validation and test.
         frames: per clip.
-        vocabulary: ``vocab.txt`` of the word pieces; null: the one in ``root`` (simulated worlds write it).
-        text_length, keep_tail: see :class:`WordPieces`.
+        vocabulary: see :func:`~datamodules.tokenizers.base.load_tokenizer`; null: ``vocab.txt`` in ``root`` (simulated worlds
+            write it).
+        text_length: tokens of a text.
+        keep_tail: see :class:`~datamodules.tokenizers.base.TextTokenizer`.
         simulate: writes a simulated data set, ``simulate(root) -> data root``.
         validation: where val comes from if the data set has no own: ``held_out``, a share ``val_fraction`` of the training
             clips; or ``test``, the test split itself, on which the official code then picks its best epoch.
+        val_fraction: share of the training clips that is held out.
         spare_answers: classes that are never a target; the official classifiers have 1.
         false_clips, false_texts, official_frames, mask_padding, keep_megabytes: see :class:`VideoTextDataset`.
+        seed, num_workers, max_skipped: see :class:`BaseDataModule`.
 
     Raises:
         UserError: no data set, an annotation file that is missing or broken, or more unreadable clips than allowed.
@@ -54,7 +60,7 @@ class VideoTextDataModule(BaseDataModule):
         images: Mapping[str, Reader] | None = None,
         image_transform: Transform | None = None,
         batch_size: int = 16,
-        evaluation_batch_size: int = 32,
+        eval_batch_size: int = 32,
         frames: int = 3,
         vocabulary: str | None = None,
         text_length: int = 40,
@@ -78,30 +84,32 @@ class VideoTextDataModule(BaseDataModule):
         self.root, self.simulate = root, simulate
         self.readers, self.image_readers = ({k: v for k, v in (of or {}).items() if v} for of in (annotations, images))
         self.train_transform, self.transform, self.image_transform = train_transform, transform, image_transform
-        self.batch_size, self.evaluation_batch_size, self.frames = batch_size, evaluation_batch_size, frames
+        self.batch_size, self.eval_batch_size, self.frames = batch_size, eval_batch_size, frames
         self.vocabulary, self.text_length, self.keep_tail = vocabulary, text_length, keep_tail
         self.validation, self.val_fraction, self.spare_answers = validation, val_fraction, spare_answers
         self.common = {
             "tasks": tuple(tasks), "false_clips": false_clips, "false_texts": false_texts, "official_frames": official_frames,
             "mask_padding": mask_padding, "keep_megabytes": keep_megabytes,
         }  # fmt: skip
-        self.words: WordPieces | None = None
+        self.words: TextTokenizer | None = None
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
         root = str(self.folder())
-        self.words = WordPieces(self.vocabulary or str(Path(root, "vocab.txt")), self.text_length, self.keep_tail)
+        self.words = TextTokenizer(self.vocabulary or str(Path(root, "vocab.txt")), self.text_length, self.keep_tail)
         clips = self._splits(self.readers, root)
-        pictures = [reader(root, "train") for reader in self.image_readers.values()]
+        stills = [reader(root, "train") for reader in self.image_readers.values()]
         for split, rows in clips.items():
             transform = self.train_transform if split == "train" else self.transform
             dataset = self._dataset(rows, transform, split == "train")
-            if split == "train" and pictures:
-                stills = self._dataset(concatenate(pictures), self.image_transform, True, frames=1)
-                dataset = TwoStreams(dataset, stills)
+            skipped = list(rows.skipped)
+            if split == "train" and stills:
+                images = concatenate(stills)
+                dataset = TwoStreams(dataset, self._dataset(images, self.image_transform, True, frames=1))
+                skipped += images.skipped
             self.splits[split] = dataset
-            self.report_skipped(split, rows.skipped)
+            self.report_skipped(split, skipped)
 
     @property
     def provides(self) -> tuple[str, ...]:
@@ -133,50 +141,45 @@ class VideoTextDataModule(BaseDataModule):
         if view:
             rows = Annotations(dataset.samples, dataset.answers)
             dataset = self._dataset(rows, self.transform, training=False, view=view)
-        return self.evaluation_loader(dataset, self.evaluation_batch_size)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        batch = super().on_before_batch_transfer(batch, dataloader_idx)
-        if isinstance(batch, dict) and any(VIDEO not in part for part in (batch, batch.get(IMAGES, batch))):
-            raise UserError(
-                "not one clip of a whole batch could be read or is long enough; look at datamodule.root, at datamodule.frames "
-                "and, for short clips, at datamodule.official_frames."
-            )
-        return batch
+        return self.evaluation_loader(dataset, self.eval_batch_size)
 
     def _dataset(self, rows: Annotations, transform: Transform, training: bool, frames: int | None = None, view: int = 0):
         frames = frames or self.frames
         return VideoTextDataset(rows, self.words, transform, frames=frames, training=training, view=view, **self.common)
 
     def _splits(self, readers: Mapping[str, Reader], root: str) -> dict[str, Annotations]:
-        found: dict[str, list[Annotations]] = {"train": [], "val": [], "test": []}
+        splits: dict[str, list[Annotations]] = {"train": [], "val": [], "test": []}
         for name, reader in readers.items():
-            own = {}
-            for split in found:
-                try:
-                    own[split] = reader(root, split)
-                except MissingSplit:
-                    continue
-            if not own:
+            annotations = {}
+            for split in splits:
+                with contextlib.suppress(MissingSplit):
+                    annotations[split] = reader(root, split)
+            if not annotations:
                 raise AnnotationError(f"the annotations of {name} hold no split at all")
-            if "val" not in own and "train" in own:
-                if self.validation == "test" and "test" in own:
-                    own["val"] = own["test"]
+            if "val" not in annotations and "train" in annotations:
+                if self.validation == "test" and "test" in annotations:
+                    annotations["val"] = annotations["test"]
                     self.notes.append(
                         f"VALIDATED ON TEST: {name} picks its best epoch on the test split, as the official code does."
                     )
                 else:
-                    own["train"], own["val"] = hold_out(own["train"], self.val_fraction)
-            for split, rows in own.items():
-                found[split].append(rows)
-        return {split: concatenate(parts) for split, parts in found.items() if sum(len(p.samples) for p in parts)}
+                    annotations["train"], annotations["val"] = hold_out(annotations["train"], self.val_fraction)
+            for split, rows in annotations.items():
+                splits[split].append(rows)
+        for split, parts in splits.items():
+            if parts and not any(part.samples for part in parts) and any(part.skipped for part in parts):
+                reasons = "".join(f"\n  {entry.key}: {entry.reason}" for part in parts for entry in part.skipped[:5])
+                raise AnnotationError(f"no sample of the split {split!r} can be used:{reasons}")
+        return {split: concatenate(parts) for split, parts in splits.items() if any(part.samples for part in parts)}
 
 
 def hold_out(rows: Annotations, share: float) -> tuple[Annotations, Annotations]:
-    """(kept, held out): about ``share`` of the clips, with everything that is said about them, by a hash of their place."""
+    """(training, held out): about ``share`` of the clips, with everything that is said about them, by a hash of their place."""
     parts: tuple[list, list] = ([], [])
     for sample in rows.samples:
-        digest = hashlib.sha256(sample.media.path.rsplit("/", 1)[-1].encode()).digest()
+        source = sample.source  # many clips lie in one tar
+        place = sample.key if source.kind in ("tar", "arrow") else source.path.rsplit("/", 1)[-1]
+        digest = hashlib.sha256(place.encode("utf-8", "replace")).digest()
         parts[int.from_bytes(digest[:4], "big") < share * 2**32].append(sample)
     return rows._replace(samples=parts[0]), Annotations(parts[1], rows.answers)
 

@@ -5,7 +5,9 @@ Every draw is a function of (seed, epoch, row).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,47 +19,49 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.order import BatchRequest, epoch_order
-from datamodules.readers.clips import Media, read_clip
-from datamodules.readers.video import VideoError
+from datamodules.readers.base import BadSample
+from datamodules.readers.clip import ClipReader, ClipSource
 from datamodules.readers.video_annotations.sample import UNKNOWN, Annotations
-from datamodules.tokenizers.word_pieces import IGNORED, WordPieces
-from datamodules.transforms.video import TooShort, resize_clip, sample_frames
+from datamodules.rows import EVALUATION, RowDataset
+from datamodules.tokenizers.base import TextTokenizer
+from datamodules.tokenizers.mlm import mask_words
+from datamodules.transforms.frame_sampling import sample_frames
+from datamodules.transforms.video import resize_clip
 from models import batch as keys
 from models.all_in_one.batch import FALSE_PIXELS, FALSE_ROWS, FALSE_VIDEO, IMAGES, PIXELS, REASON, REASON_IDS, REASON_MASK
-from models.batch import Skipped
-from models.errors import UserError
+from models.batch import IGNORE_INDEX
 from models.io import stable_hash
 
 Task = Literal["match", "mlm", "contrastive", "rank", "answer", "option", "choice", "reason"]
 CHOICES = {"option", "choice", "reason"}  # tasks whose samples bring all their candidates
-FALSE_DRAWS = 5  # other clips that are tried where a false clip cannot be read
-EVALUATION = 2**31  # an "epoch" of its own for what evaluation draws
+FALSE_DRAWS = 20  # other clips that are tried where a false clip cannot be read
 Transform = Callable[[NDArray[np.uint8], np.random.Generator | None], Tensor]
 
 
-class VideoTextDataset(Dataset):
-    """``dataset[BatchRequest] -> batch`` of one split.
+class VideoTextDataset(RowDataset):
+    """One split of clips with texts.
 
     Args:
         rows: the samples and answers.
         words: tokenizer.
         transform: (T, H, W, 3) uint8 and a generator or None to (T, 3, h, w).
         tasks: which keys a batch holds beside INDEX and VIDEO, see :mod:`models.batch`.
-        frames: T.
-        training: random frames, crops and captions; else the middles, the centre and the first caption.
+        frames: T, of a clip.
+        training: random frames, crops and captions, and bad samples replaced; else the middle frames, the centre and the first
+            caption.
         false_clips: for ``match``: ``dataset`` draws another clip of the data set (official), ``batch`` takes one of the batch,
             which decodes nothing.
         false_texts: for ``rank``: how many texts of other samples stand beside the right one.
-        official_frames: never the last frame of a segment, see :func:`~datamodules.transforms.video.random_bounds`.
-        mask_padding: see :meth:`WordPieces.mask_words`.
-        keep_megabytes: decoded and resized clips that stay in memory; for small sets that are visited often.
+        official_frames: never the last frame of a segment, see :func:`~datamodules.transforms.frame_sampling.random_bounds`.
+        mask_padding: see :func:`~datamodules.tokenizers.mlm.mask_words`.
+        keep_megabytes: decoded and resized clips that stay in memory, see :class:`~datamodules.readers.clip.ClipReader`.
         view: 0 for the plain one; others see frames drawn at random, for evaluation over several views.
     """
 
     def __init__(
         self,
         rows: Annotations,
-        words: WordPieces,
+        words: TextTokenizer,
         transform: Transform,
         tasks: Sequence[Task],
         frames: int = 3,
@@ -73,9 +77,9 @@ class VideoTextDataset(Dataset):
         self.words, self.transform, self.tasks = words, transform, set(tasks)
         self.frames, self.training, self.view = frames, training, view
         self.false_clips, self.false_texts = false_clips, false_texts
-        self.official_frames, self.mask_padding = official_frames, mask_padding
-        self.kept: dict[Media, NDArray[np.uint8]] = {}
-        self.room = keep_megabytes * 2**20
+        self.official, self.mask_padding = "all_in_one" if official_frames else None, mask_padding
+        short = getattr(transform, "short", None)
+        self.read_clip = ClipReader(keep_megabytes, shrink=None if short is None else partial(resize_clip, short=short))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -85,32 +89,19 @@ class VideoTextDataset(Dataset):
         """Of what the rows say; files are not read for it."""
         return stable_hash([[s.key, s.texts, s.answer, s.reasons, s.reason] for s in self.samples] + [self.words.identity])
 
-    def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
-        rows, texts, clips, skipped = [], [], [], []
-        for row in request.rows.tolist():
-            try:
-                text, clip = self.read(row, self._rng(request, row))
-            except (VideoError, TooShort) as error:
-                skipped.append(Skipped(row, self.samples[row].key, _reason(error)))
-                continue
-            rows.append(row)
-            texts.append(text)
-            clips.append(clip)
-        batch: dict[str, Any] = {keys.INDEX: torch.tensor(rows, dtype=torch.int64), keys.SKIPPED: skipped}
-        if rows:
-            batch |= stack(clips)
-            batch |= self._texts(request, rows, texts)
-            if "match" in self.tasks:
-                batch |= self._matching(request, rows)
-        return batch
+    def key(self, row: int) -> str:
+        return self.samples[row].key
 
-    # ---- clips --------------------------------------------------------------------------------------------------
+    def rng(self, request: BatchRequest, row: int, *purpose: int) -> np.random.Generator:
+        if self.training or purpose:
+            return super().rng(request, row, *purpose)
+        return np.random.default_rng((request.seed, EVALUATION + self.view, row))
 
     def read(self, row: int, rng: np.random.Generator) -> tuple[str, Tensor]:
-        """The text and the clip (T, 3, h, w) of this visit. Raises VideoError or TooShort."""
+        """The text and the clip (T, 3, h, w) of this visit."""
         sample = self.samples[row]
-        text, media = sample.draw(rng if self.training else None)
-        clip = self._frames(media, rng)
+        text, source = sample.draw(rng if self.training else None)
+        clip = self._frames(source, rng)
         if sample.boxes:
             clip = paint_boxes(clip, sample.boxes)
         return text, self.transform(clip, rng if self.training else None)
@@ -121,34 +112,20 @@ class VideoTextDataset(Dataset):
         mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in self.transform.normalisation)
         return (clip * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
-    def _frames(self, media: Media, rng: np.random.Generator) -> NDArray[np.uint8]:
-        fractions = rng.random(self.frames) if self.training or self.view else None
+    def _frames(self, source: ClipSource, rng: np.random.Generator) -> NDArray[np.uint8]:
+        draws = rng if self.training or self.view else None
+        return self.read_clip(source, lambda count: sample_frames(self.frames, count, draws, self.official)).frames
 
-        def choose(count: int) -> NDArray[np.int64]:
-            return sample_frames(self.frames, count, fractions, self.official_frames)
-
-        if media.kind in ("image", "arrow"):
-            return read_clip(media, choose)
-        if media in self.kept:
-            whole = self.kept[media]
-            return whole[choose(len(whole))]
-        if self.room <= 0:
-            return read_clip(media, choose)
-        whole = read_clip(media, np.arange)
-        short = getattr(self.transform, "short", None)
-        whole = whole if short is None else resize_clip(whole, short)
-        if whole.nbytes <= self.room:
-            self.kept[media], self.room = whole, self.room - whole.nbytes
-        return whole[choose(len(whole))]
-
-    def _rng(self, request: BatchRequest, row: int) -> np.random.Generator:
-        if self.training:
-            return np.random.default_rng((request.seed, request.epoch, row))
-        return np.random.default_rng((request.seed, EVALUATION + self.view, row))
+    def collate(self, rows: list[int], samples: list[tuple[str, Tensor]], request: BatchRequest) -> dict[str, Any]:
+        texts, clips = zip(*samples, strict=True)
+        batch = stack(clips) | self._texts(request, rows, texts)
+        if "match" in self.tasks:
+            batch |= self._matching(request, rows, clips)
+        return batch
 
     # ---- texts and targets --------------------------------------------------------------------------------------
 
-    def _texts(self, request: BatchRequest, rows: list[int], texts: list[str]) -> dict[str, Tensor]:
+    def _texts(self, request: BatchRequest, rows: list[int], texts: Sequence[str]) -> dict[str, Tensor]:
         samples = [self.samples[row] for row in rows]
         batch: dict[str, Tensor] = {}
         if self.tasks & CHOICES:
@@ -164,14 +141,14 @@ class VideoTextDataset(Dataset):
             batch[keys.ANSWER] = _targets([s.answer for s in samples])
         if "mlm" in self.tasks:
             drawn = [
-                self.words.mask_words(ids[i].numpy(), self._draws(request, row, 1), mask_padding=self.mask_padding)
+                mask_words(ids[i].numpy(), self.words, self.rng(request, row, 1), mask_padding=self.mask_padding)
                 for i, row in enumerate(rows)
             ]
             batch[keys.MASKED_IDS], batch[keys.MASKED_LABELS] = (
                 torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True)
             )
         if "rank" in self.tasks:
-            lists = [[text, *self._other_texts(request, row)] for row, text in zip(rows, texts, strict=True)]
+            lists = [[text, *self._other_texts(request, row, text)] for row, text in zip(rows, texts, strict=True)]
             batch |= self._candidates(lists, keys.CANDIDATE_IDS, keys.CANDIDATE_MASK)
             batch[keys.ANSWER] = torch.zeros(len(rows), dtype=torch.int64)
         return batch
@@ -181,14 +158,21 @@ class VideoTextDataset(Dataset):
         shape = (len(lists), -1, ids.shape[1])
         return {ids_key: ids.view(shape), mask_key: mask.view(shape)}
 
-    def _other_texts(self, request: BatchRequest, row: int) -> list[str]:
-        rng = self._draws(request, row, 2)
-        others = rng.integers(0, len(self.samples), self.false_texts)
-        return [self.samples[other].draw(rng)[0] for other in others]
+    def _other_texts(self, request: BatchRequest, row: int, own: str) -> list[str]:
+        rng = self.rng(request, row, 2)
+        others = [int(other) for other in rng.integers(0, len(self.samples), self.false_texts)]
+        return [self._readable(other, lambda other: self.samples[other].draw(rng)[0], own) for other in others]
 
-    def _matching(self, request: BatchRequest, rows: list[int]) -> dict[str, Tensor]:
+    def _readable(self, row: int, read: Callable[[int], Any], otherwise: Any) -> Any:
+        """What ``read`` gives of the row, or of the first one behind it that can be read, or ``otherwise``."""
+        for step in range(FALSE_DRAWS):
+            with contextlib.suppress(BadSample):
+                return read((row + step) % len(self.samples))
+        return otherwise
+
+    def _matching(self, request: BatchRequest, rows: list[int], clips: Sequence[Tensor]) -> dict[str, Tensor]:
         """Half of the batch, rounded down, keeps its clip; the rest gets another one."""
-        rng = self._draws(request, rows[0], 3)
+        rng = self.rng(request, rows[0], 3)
         matched = np.zeros(len(rows), np.int64)
         matched[rng.permutation(len(rows))[: len(rows) // 2]] = 1
         false = np.flatnonzero(matched == 0)
@@ -196,25 +180,15 @@ class VideoTextDataset(Dataset):
         if self.false_clips == "batch":
             shift = 1 + rng.integers(0, max(len(rows) - 1, 1), len(false))  # never the clip itself
             return batch | {FALSE_ROWS: torch.from_numpy((false + shift) % len(rows))}
-        clips = [self._false_clip(rng) for _ in false]
-        stacked = stack(clips)
+        # A clip of the data set, as the official code draws it: it may be the true one.
+        draw = lambda row: self.read(row, rng)[1]  # noqa: E731
+        stacked = stack(
+            [self._readable(int(rng.integers(len(self.samples))), draw, clips[place - 1]) for place in false.tolist()]
+        )
         batch[FALSE_VIDEO] = stacked[keys.VIDEO]
         if PIXELS in stacked:
             batch[FALSE_PIXELS] = stacked[PIXELS]
         return batch
-
-    def _false_clip(self, rng: np.random.Generator) -> Tensor:
-        """A clip of the data set, as the official code draws it: it may be the true one."""
-        for _ in range(FALSE_DRAWS):
-            try:
-                return self.read(int(rng.integers(len(self.samples))), rng)[1]
-            except (VideoError, TooShort) as error:
-                last = error
-        raise UserError(f"{FALSE_DRAWS} clips in a row, drawn as false clips, cannot be used; the last: {last}")
-
-    def _draws(self, request: BatchRequest, row: int, purpose: int) -> np.random.Generator:
-        epoch = request.epoch if self.training else EVALUATION
-        return np.random.default_rng((request.seed, epoch, row, purpose))
 
 
 class TwoStreams(Dataset):
@@ -236,7 +210,10 @@ class TwoStreams(Dataset):
                 rows = epoch_order(len(dataset), request.seed + 1, request.epoch)[rows]
             streams.append(dataset[request._replace(rows=rows)])
         batch, images = streams
-        return {**batch, IMAGES: images, keys.SKIPPED: batch[keys.SKIPPED] + images.pop(keys.SKIPPED)}
+        skipped = batch[keys.SKIPPED] + images.pop(keys.SKIPPED)
+        if not (len(batch[keys.INDEX]) and len(images[keys.INDEX])):
+            return {keys.INDEX: batch[keys.INDEX][:0], keys.SKIPPED: skipped}
+        return {**batch, IMAGES: images, keys.SKIPPED: skipped}
 
 
 def provided_keys(tasks: Sequence[Task]) -> tuple[str, ...]:
@@ -252,7 +229,7 @@ def provided_keys(tasks: Sequence[Task]) -> tuple[str, ...]:
 
 
 def stack(clips: Sequence[Tensor]) -> dict[str, Tensor]:
-    """VIDEO (B, T, 3, H, W); pictures of different sizes are padded with zeros at the bottom and right, and PIXELS (B, 2)
+    """VIDEO (B, T, 3, H, W); clips of different sizes are padded with zeros at the bottom and right, and PIXELS (B, 2)
     then says how many rows and columns of each are real."""
     sizes = [tuple(clip.shape[-2:]) for clip in clips]
     if len(set(sizes)) == 1:
@@ -272,21 +249,17 @@ BOX_COLOURS = [tuple(int(c) for c in np.array(hue) * 255) for hue in (
 
 def paint_boxes(clip: NDArray[np.uint8], boxes: Sequence[tuple[int, Sequence[float]]]) -> NDArray[np.uint8]:
     """VCR: mentioned objects (rank, (x1, y1, x2, y2) pixels) as areas of 0.3 of their colour with a frame of 3 pixels."""
-    pictures = []
+    painted = []
     for frame in clip:
-        picture = Image.fromarray(frame)
+        image = Image.fromarray(frame)
         for rank, box in boxes:
-            colour, overlay = BOX_COLOURS[rank % len(BOX_COLOURS)], picture.copy()
+            colour, overlay = BOX_COLOURS[rank % len(BOX_COLOURS)], image.copy()
             ImageDraw.Draw(overlay).rectangle(list(box), fill=colour)
-            picture = Image.blend(picture, overlay, 0.3)
-            ImageDraw.Draw(picture).rectangle(list(box), outline=colour, width=3)
-        pictures.append(np.asarray(picture))
-    return np.stack(pictures)
+            image = Image.blend(image, overlay, 0.3)
+            ImageDraw.Draw(image).rectangle(list(box), outline=colour, width=3)
+        painted.append(np.asarray(image))
+    return np.stack(painted)
 
 
 def _targets(answers: Sequence[int]) -> Tensor:
-    return torch.tensor([IGNORED if answer == UNKNOWN else answer for answer in answers], dtype=torch.int64)
-
-
-def _reason(error: Exception) -> str:
-    return f"{'too short' if isinstance(error, TooShort) else 'unreadable clip'}: {error}"
+    return torch.tensor([IGNORE_INDEX if answer == UNKNOWN else answer for answer in answers], dtype=torch.int64)

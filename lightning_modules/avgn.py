@@ -15,7 +15,7 @@ from models.avgn.checkpoint import load_into
 from models.avgn.evaluation import glance_metrics
 from models.avgn.network import AVGN, Glance
 from models.avgn.saliency import gumbel, top_snippets, uniform_snippets
-from models.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, LABEL, LABELS
+from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, VIDEO
 from models.errors import UserError
 from models.metrics.average_precision import multi_hot
 
@@ -83,7 +83,7 @@ class AVGNModule(BaseModule):
     @property
     def needs(self) -> tuple[str, ...]:
         sound = (AUDIO, AUDIO_VALID, LABEL, LABELS)
-        return sound if self.objective == "audio" else (FRAMES, *sound)
+        return sound if self.objective == "audio" else (VIDEO, *sound)
 
     def _freeze(self) -> None:
         """What these settings never use gets no gradient: plain DDP would wait for it."""
@@ -105,7 +105,7 @@ class AVGNModule(BaseModule):
             return self._evaluation_step(batch)
         if self.current_epoch >= self.whole_until_epoch:
             return self._train_step(batch)
-        with self.model.using(patch_size=self.model.image_size, num_selected=batch[FRAMES].shape[1]):
+        with self.model.using(patch_size=self.model.image_size, num_selected=batch[VIDEO].shape[1]):
             return self._train_step(batch)
 
     def _audio_step(self, batch: dict) -> StepOutput:
@@ -117,11 +117,11 @@ class AVGNModule(BaseModule):
         return StepOutput({"audio": loss}, {}, _rows(batch, logits.mean(dim=1)))
 
     def _evaluation_step(self, batch: dict) -> StepOutput:
-        logits = self.model(batch[FRAMES], batch[AUDIO], batch[AUDIO_VALID]).logits
+        logits = self.model(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID]).logits
         return StepOutput({"cat": losses.row_cross_entropy(logits, batch[LABEL])}, {}, _rows(batch, logits[:, -1]))
 
     def _train_step(self, batch: dict) -> StepOutput:
-        net, frames, label = self.model, batch[FRAMES], batch[LABEL]
+        net, frames, label = self.model, batch[VIDEO], batch[LABEL]
         glance = net.glance(frames, batch[AUDIO], batch[AUDIO_VALID])
         select = net.select if net.select.startswith("saliency") else "saliency"
         scores = net.saliency(self._drop_audio(glance), select=select).logits

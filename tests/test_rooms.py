@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FAMILIES = {path.name for path in (ROOT / "models").iterdir() if (path / "README.md").is_file()} | {"alignment", "structure_"}
 FAMILIES |= {path.stem for path in (ROOT / "lightning_modules").glob("*.py")} - {"__init__", "base", "held_out"}
 FAMILIES |= {path.name for path in (ROOT / "conf" / "module").iterdir()}
-WORDS = {"bev", "dgm4", "clips", "drive_in", *FAMILIES - {"structure"}}
+WORDS = {"bev", "dgm4", "drive_in", *FAMILIES - {"structure"}}
 GENERIC = [
     *(path for room in ("config", "run", "stages", "sweeps") for path in (ROOT / "experiments" / room).glob("*.py")),
     ROOT / "experiments" / "runner.py",

@@ -54,14 +54,14 @@ class FuseMix(Dataset):
         number = place[rows[0]] // self.batch_size
         share = float(np.random.default_rng((request.seed, request.epoch, number, _MIX)).beta(self.alpha, self.alpha))
         partners = order[(place[rows] - self.batch_size // 2) % len(order)]
-        own, other = self.batches[request], self.batches[request._replace(rows=partners)]
+        batch, other = self.batches[request], self.batches[request._replace(rows=partners)]
         back = torch.from_numpy(np.argsort(np.argsort(partners)))  # partners come sorted, too
-        for name, value in own.items():
+        for name, value in batch.items():
             if name in RAGGED:
                 raise UserError(f"features.mixup_alpha mixes vectors; captions of unlike lengths ({name}) cannot be mixed.")
             if torch.is_tensor(value) and value.is_floating_point():
-                own[name] = (share * value.float() + (1 - share) * other[name][back].float()).to(value.dtype)
-        return own
+                batch[name] = (share * value.float() + (1 - share) * other[name][back].float()).to(value.dtype)
+        return batch
 
     def _order_and_places(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's order and where in it each pair stands, kept for the epoch."""
@@ -78,18 +78,19 @@ class Unpaired(Dataset):
     samples).
 
     Args:
-        images, texts: frozen features (m, Dv) and (n, Dt); None: none.
+        images: (m, Dv) frozen features, or None.
+        texts: (n, Dt) frozen features, or None.
     """
 
     def __init__(self, batches: Dataset, images: torch.Tensor | None = None, texts: torch.Tensor | None = None):
-        given = {STRUCTURE_IMAGE: images, STRUCTURE_TEXT: texts}
-        self.batches, self.given = batches, {name: value for name, value in given.items() if value is not None}
+        extra = {STRUCTURE_IMAGE: images, STRUCTURE_TEXT: texts}
+        self.batches, self.extra = batches, {name: value for name, value in extra.items() if value is not None}
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
-        return self.batches[request] | self.given
+        return self.batches[request] | self.extra
 
 
 class FixedStructure(Dataset):
@@ -97,7 +98,8 @@ class FixedStructure(Dataset):
     ``regulariser.extra=replace`` this is STRUCTURE's ablation ``fixed_structure``.
 
     Args:
-        batch_size: pairs of one step, on all devices together. count: how many pairs are drawn of the first batch.
+        batch_size: pairs of one step, on all devices together.
+        count: how many pairs are drawn of the first batch.
     """
 
     def __init__(self, batches: Dataset, batch_size: int, count: int):

@@ -49,7 +49,7 @@ def quantise_scores(scores: Tensor, low: float = -0.3, high: float = 0.4) -> Ten
     """Cosines as int8, [low, high] to [-128, 127]; read back as ``q / 128``.
 
     What lies outside is clipped value by value. The official code meant to do so, but there one score out of range
-    overwrites the whole batch (specification, pitfall 5). We keep half-precision scores and need this for official files.
+    overwrites the whole batch. We keep half-precision scores and need this for official files.
     """
     return ((2 * (scores.half() - low) / (high - low) - 1) * 128).float().trunc().clamp(-128, 127).to(torch.int8)
 
@@ -63,8 +63,8 @@ def prototypes_from_images(features: Tensor, labels: Tensor, concepts: int, shot
     missing = [c for c in range(concepts) if not bool((labels == c).any())]
     if missing:
         raise UserError(f"{len(missing)} of {concepts} concepts have no image to make a prototype of, the first {missing[:5]}.")
-    own = (F.normalize(features[labels == c][:shots].float(), dim=-1).mean(dim=0) for c in range(concepts))
-    return F.normalize(torch.stack(list(own)), dim=-1)
+    centres = (F.normalize(features[labels == c][:shots].float(), dim=-1).mean(dim=0) for c in range(concepts))
+    return F.normalize(torch.stack(list(centres)), dim=-1)
 
 
 class BestPerConcept:
@@ -74,7 +74,8 @@ class BestPerConcept:
     half precision.
 
     Args:
-        concepts, keep: C and M (official: 2,754 and 50,000).
+        concepts: C (official: 2,754).
+        keep: M (official: 50,000).
     """
 
     def __init__(self, concepts: int, keep: int):

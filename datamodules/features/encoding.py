@@ -7,7 +7,7 @@ was filled in several goes, or by several writers, equals one that was filled in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,20 +15,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from models.batch import IMAGE, INDEX, SKIPPED, TOKENS, Skipped
+from datamodules.order import BatchRequest
+from datamodules.readers.base import ImageTextDataset
+from datamodules.rows import RowDataset, as_is
+from models.batch import IMAGE, INDEX, SKIPPED, TOKENS
 
 WINDOW = 32_768  # captions that are sorted by length together: enough to pad little, few enough to stay small in memory
 PADDING = 1.05  # tokens that a batch of captions may hold for each real one
-
-
-class ImageTexts(Protocol):
-    """What encoding asks of a dataset, whatever its format."""
-
-    caption_counts: np.ndarray  # (N,) captions of each sample
-
-    def __len__(self) -> int: ...
-    def captions(self, i: int) -> list[str]: ...
-    def image_or_skipped(self, i: int) -> Image.Image | Skipped: ...
 
 
 class Tokenizer(Protocol):
@@ -38,7 +31,7 @@ class Tokenizer(Protocol):
     def pad(self, ids: list[dict[str, list[int]]]) -> dict[str, Tensor]: ...
 
 
-class ImageBatches(Dataset):
+class ImageBatches(RowDataset):
     """``batch number -> batch``: decodes and transforms a whole batch in one worker, so that nothing is collated in the
     main process.
 
@@ -50,12 +43,13 @@ class ImageBatches(Dataset):
         transform: ``PIL.Image -> (3, H, W)``.
         batch_size: rows of a batch.
         pending: (N,) bool; batches without a pending row are left out.
-        rank, world_size: this process and how many share the batches.
+        rank: this process.
+        world_size: how many processes share the batches.
     """
 
     def __init__(
         self,
-        dataset: ImageTexts,
+        dataset: ImageTextDataset,
         transform: Callable[[Image.Image], Tensor],
         batch_size: int,
         pending: np.ndarray | None = None,
@@ -69,14 +63,17 @@ class ImageBatches(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> dict:
-        read = [(int(i), self.dataset.image_or_skipped(int(i))) for i in self.batches[number]]
-        images = [self.transform(image) for _, image in read if not isinstance(image, Skipped)]
-        return {
-            INDEX: torch.tensor([i for i, image in read if not isinstance(image, Skipped)], dtype=torch.int64),
-            IMAGE: torch.stack(images) if images else torch.empty(0),
-            SKIPPED: [image for _, image in read if isinstance(image, Skipped)],
-        }
+    def key(self, row: int) -> str:
+        return self.dataset.key(row)
+
+    def read(self, row: int, rng: np.random.Generator) -> Tensor:
+        return self.transform(self.dataset.image(row))
+
+    def collate(self, rows: list[int], samples: list[Tensor], request: BatchRequest) -> dict[str, Any]:
+        return {IMAGE: torch.stack(samples)}
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return {IMAGE: torch.empty(0), **self.batch(BatchRequest(self.batches[number], 0, 0))}
 
 
 class CaptionBatches(IterableDataset):
@@ -92,12 +89,13 @@ class CaptionBatches(IterableDataset):
         tokenize: of the text encoder.
         batch_size: captions of a batch, at most.
         pending: (M,) bool; batches without a pending row are left out.
-        rank, world_size: this process and how many share the batches.
+        rank: this process.
+        world_size: how many processes share the batches.
     """
 
     def __init__(
         self,
-        dataset: ImageTexts,
+        dataset: ImageTextDataset,
         offsets: np.ndarray,
         tokenize: Tokenizer,
         batch_size: int,
@@ -151,14 +149,14 @@ def _cut(order: np.ndarray, lengths: np.ndarray, batch_size: int) -> Iterator[li
         yield batch
 
 
-def token_counts(dataset: ImageTexts, offsets: np.ndarray, tokenize: Tokenizer, num_workers: int = 0) -> np.ndarray:
+def token_counts(dataset: ImageTextDataset, offsets: np.ndarray, tokenize: Tokenizer, num_workers: int = 0) -> np.ndarray:
     """(M,) int64 tokens of every caption: what a store of text tokens needs to know before it can lay them out."""
     loader = encoding_loader(_Counts(dataset, offsets, tokenize), num_workers)
     return np.concatenate([np.asarray(part) for part in loader])
 
 
 class _Counts(Dataset):
-    def __init__(self, dataset: ImageTexts, offsets: np.ndarray, tokenize: Tokenizer):
+    def __init__(self, dataset: ImageTextDataset, offsets: np.ndarray, tokenize: Tokenizer):
         self.dataset, self.offsets, self.tokenize = dataset, offsets, tokenize
 
     def __len__(self) -> int:
@@ -170,7 +168,7 @@ class _Counts(Dataset):
         return np.array([len(next(iter(one.values()))) for one in ids], np.int64)
 
 
-def captions_of(dataset: ImageTexts, offsets: np.ndarray, rows: np.ndarray) -> Iterator[str]:
+def captions_of(dataset: ImageTextDataset, offsets: np.ndarray, rows: np.ndarray) -> Iterator[str]:
     """The captions of ascending text rows; row ``offsets[i] + j`` is caption j of sample i."""
     last, captions = -1, []
     for row, sample in zip(rows, np.searchsorted(offsets, rows, side="right") - 1, strict=True):
@@ -182,8 +180,4 @@ def captions_of(dataset: ImageTexts, offsets: np.ndarray, rows: np.ndarray) -> I
 def encoding_loader(dataset: Dataset, num_workers: int) -> DataLoader:
     """The batches of ``dataset``, read by ``num_workers`` processes. Pinned where there is a GPU."""
     pin = torch.cuda.is_available()
-    return DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=_as_is, pin_memory=pin)
-
-
-def _as_is(batch: object) -> object:
-    return batch
+    return DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=as_is, pin_memory=pin)

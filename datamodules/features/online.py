@@ -1,7 +1,7 @@
-"""Training on features that are made as training goes on: augmented pictures through the frozen encoders, at every step anew.
+"""Training on features that are made as training goes on: augmented images through the frozen encoders, at every step anew.
 
-What freeze-align's recipe does: a picture looks different in every epoch, so that nothing can be stored, and 325 tokens of each
-of 20 million pictures would be 13 TB anyway. It costs both encoders' forward passes at every step.
+What freeze-align's recipe does: an image looks different in every epoch, so that nothing can be stored, and 325 tokens of each
+of 20 million images would be 13 TB anyway. It costs both encoders' forward passes at every step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.base import BaseDataModule
 from datamodules.features.pairs import (
@@ -27,28 +27,30 @@ from datamodules.features.pairs import (
     usable_batch_size,
 )
 from datamodules.order import BatchRequest
+from datamodules.readers.base import ImageTextDataset
+from datamodules.rows import RowDataset
 from datamodules.transforms.augment import AugmentedCrop
-from models.batch import IMAGE, INDEX, SKIPPED, TOKENS, Skipped
+from models.batch import IMAGE, INDEX, TOKENS, Skipped
 from models.encoders.base import Features, FrozenEncoder
 from models.encoders.preprocess import ImagePreprocess
 from models.errors import UserError
 
 CHANCE = "chance"  # of a batch: the seed of what its forward pass draws
-TRIES = 100  # rows that may follow an unreadable one before the data is given up
 
 
 class OnlineFeatureDataModule(BaseDataModule):
     """Batches of frozen features like :class:`~datamodules.features.pairs.FeatureDataModule`'s, encoded on the training device.
 
     Augmentation and dropout are pure functions of (seed, epoch, rows): a resumed run sees what the uninterrupted one sees. An
-    unreadable picture is counted, and the next readable row takes its place: batches keep their size on every rank.
+    unreadable image is counted, and the next readable row takes its place: batches keep their size on every rank.
 
     Args:
-        source: whose split ``train`` gives pictures and captions; the runner gives this one and the next four.
-        vision, text: frozen encoders.
+        source: whose split ``train`` gives images and captions; the runner gives this one and the next four.
+        vision: frozen encoder of images.
+        text: frozen encoder of captions.
         keep: kinds of features of 'vision' and 'text' that a batch holds: 'pooled' and 'tokens'.
         val: stored features of the validation split, not augmented.
-        augment: of the training pictures.
+        augment: of the training images.
         batch_size: pairs per optimiser step on one device.
         positives, extra_caption, drop_last: see :class:`~datamodules.features.pairs.FeatureDataModule`.
         text_dropout: leave the text encoder's own dropout on in training. Official (freeze-align): True, since its
@@ -89,8 +91,8 @@ class OnlineFeatureDataModule(BaseDataModule):
     ):
         super().__init__(seed=seed, num_workers=num_workers)
         dataset = source.splits["train"]
-        if not hasattr(dataset, "image_or_skipped"):
-            raise UserError("features=online encodes pictures, but this data comes as features: take features=pairs.")
+        if dataset.pre_encoded:
+            raise UserError("features=online encodes images, but this data comes as features: take features=pairs.")
         self.source, self.vision, self.text, self.keep, self.text_dropout = source, vision, text, keep, text_dropout
         self.drop_last = drop_last
         self.splits = {"train": AugmentedPairs(dataset, augment, vision.preprocess, text.tokenize, positives, extra_caption)}
@@ -109,7 +111,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         return {f"{side}_dim": _width(getattr(self, side), self.keep[side][0]) for side in ("vision", "text")}
 
     def report_skipped(self, split: str, skipped: Sequence[Skipped]) -> None:
-        """The pictures are the source's, and so is the count of the bad ones."""
+        """The images are the source's, and so is the count of the bad ones."""
         self.source.report_skipped(split, skipped)
 
     def train_dataloader(self) -> DataLoader:
@@ -120,7 +122,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         return self.evaluation_loader(self.splits[split], self.batch_size * self._world_size())
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Pictures and tokens to float32 features, on the device."""
+        """Images and tokens to float32 features, on the device."""
         if IMAGE in batch:
             batch = self.encode(batch)
         return {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
@@ -130,22 +132,22 @@ class OnlineFeatureDataModule(BaseDataModule):
         """The features of a batch of :class:`AugmentedPairs`, without a graph."""
         device, size = batch[IMAGE].device, len(batch[INDEX])
         out = {INDEX: batch[INDEX]}
-        out |= _kept(self.vision.to(device)(batch[IMAGE]), self.keep["vision"], IMAGE_KEYS)
+        out |= _by_key(self.vision.to(device)(batch[IMAGE]), self.keep["vision"], IMAGE_KEYS)
         with _dropout(self.text, batch[CHANCE], device) if self.text_dropout else contextlib.nullcontext():
             texts = self.text.to(device)(batch[TOKENS])
         for names, rows in ((TEXT_KEYS, slice(0, size)), (EXTRA_TEXT_KEYS, slice(size, 2 * size))):
-            own = Features(*(None if part is None else part[rows] for part in texts))
-            if len(own.pooled):
-                out |= _kept(own, self.keep["text"], names)
+            part_of_texts = Features(*(None if part is None else part[rows] for part in texts))
+            if len(part_of_texts.pooled):
+                out |= _by_key(part_of_texts, self.keep["text"], names)
         return out
 
 
-class AugmentedPairs(Dataset):
+class AugmentedPairs(RowDataset):
     """``dataset[BatchRequest] -> batch`` of IMAGE (B, 3, H, W), augmented, and TOKENS of the B first captions and, with two
     positives, of the B extra ones behind them.
 
     Args:
-        dataset: gives pictures and captions; rows without a caption are left out.
+        dataset: gives images and captions; rows without a caption are left out.
         augment, preprocess: see :class:`~datamodules.transforms.augment.AugmentedCrop`.
         tokenize: of the text encoder.
         positives, extra_caption: see :class:`~datamodules.features.pairs.FeatureDataModule`.
@@ -153,7 +155,7 @@ class AugmentedPairs(Dataset):
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: ImageTextDataset,
         augment: AugmentedCrop,
         preprocess: ImagePreprocess,
         tokenize: Callable,
@@ -164,48 +166,42 @@ class AugmentedPairs(Dataset):
         self.positives, self.extra_caption = positives, extra_caption
         self.rows = np.flatnonzero(np.asarray(dataset.caption_counts) > 0)
         if not len(self.rows):
-            raise UserError("the training split has no picture with a caption.")
+            raise UserError("the training split has no image with a caption.")
+
+    training = True
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
-        skipped: list[Skipped] = []
-        found = [self._image(int(place), request, skipped) for place in np.sort(request.rows)]
-        rows = np.array([row for row, _ in found], np.int64)
-        captions = [self.dataset.captions(int(row)) for row in rows]
-        counts = np.array([len(own) for own in captions])
-        picks = caption_picks(self.positives, self.extra_caption, rows, counts, request)
-        texts = [own[pick] for chosen in picks for own, pick in zip(captions, (chosen % counts).tolist(), strict=True)]
-        return {
-            INDEX: torch.from_numpy(rows),
-            IMAGE: torch.stack([image for _, image in found]),
-            TOKENS: self.tokenize(texts),
-            CHANCE: int(np.random.SeedSequence((request.seed, request.epoch, *rows.tolist())).generate_state(1)[0]),
-            SKIPPED: skipped,
-        }
+    def key(self, row: int) -> str:
+        return self.dataset.key(int(self.rows[row]))
 
-    def _image(self, place: int, request: BatchRequest, skipped: list[Skipped]) -> tuple[int, Tensor]:
-        """The row and the augmented picture at ``place``, or of the first readable place behind it."""
-        for step in range(min(TRIES, len(self))):
-            row = int(self.rows[(place + step) % len(self)])
-            image = self.dataset.image_or_skipped(row)
-            if not isinstance(image, Skipped):
-                rng = np.random.default_rng((request.seed, request.epoch, row))
-                return row, self.augment(image, self.preprocess, rng)
-            skipped.append(image)
-        last = skipped[-1]
-        raise UserError(
-            f"{step + 1} training pictures in a row cannot be read, the last one {last.key}: {last.reason}. Mend the data (is "
-            "it a complete copy?)."
-        )
+    def read(self, row: int, rng: np.random.Generator) -> Tensor:
+        return self.augment(self.dataset.image(int(self.rows[row])), self.preprocess, rng)
+
+    def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
+        """The disk is read in one direction; the order within a batch means nothing. INDEX counts the data set's samples."""
+        batch = super().__getitem__(request._replace(rows=np.sort(request.rows)))
+        return {**batch, INDEX: torch.from_numpy(self.rows[batch[INDEX].numpy()])}
+
+    def collate(self, rows: list[int], samples: list[Tensor], request: BatchRequest) -> dict[str, Any]:
+        indices = self.rows[rows]
+        captions = [self.dataset.captions(index) for index in indices.tolist()]
+        counts = np.array([len(texts) for texts in captions])
+        picks = caption_picks(self.positives, self.extra_caption, indices, counts, request)
+        texts = [options[pick] for chosen in picks for options, pick in zip(captions, (chosen % counts).tolist(), strict=True)]
+        return {
+            IMAGE: torch.stack(samples),
+            TOKENS: self.tokenize(texts),
+            CHANCE: int(np.random.SeedSequence((request.seed, request.epoch, *indices.tolist())).generate_state(1)[0]),
+        }
 
 
 def _width(encoder: FrozenEncoder, kind: Kind) -> int:
     return encoder.token_dim if kind == "tokens" else encoder.feature_dim
 
 
-def _kept(features: Features, kinds: Sequence[Kind], names: Mapping[str, str]) -> dict[str, Tensor]:
+def _by_key(features: Features, kinds: Sequence[Kind], names: Mapping[str, str]) -> dict[str, Tensor]:
     """What a recipe keeps of an encoder's outputs, by batch key."""
     out = {}
     for kind in kinds:

@@ -153,7 +153,8 @@ class FeatureDataModule(BaseDataModule):
     """Batches of frozen features for projector training, read from stores.
 
     Args:
-        train, val: features of the splits; the runner gives them.
+        train: features of the training split; the runner gives them.
+        val: features of the validation split, or None.
         batch_size: pairs per optimiser step on one device. With fewer pairs than this, a batch is all of them.
         positives: captions per image and step: 1, or 2 for SAIL's multi-positive loss. The first caption is the text;
             a sample with a single caption repeats it.

@@ -20,6 +20,7 @@ an integer p               (n, p, dim)                  (n, p, dim); with ``laye
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import mmap
@@ -55,9 +56,8 @@ class FeatureStore:
     def __init__(self, path: Path, facts: dict[str, Any], writable: bool):
         self.path, self.facts = Path(path), facts
         self._writable = writable
-        self.offsets, self.extents = (
-            np.load(path / name, mmap_mode="r") if (path / name).is_file() else None for name in ("offsets.npy", "extents.npy")
-        )
+        self.offsets = _load_starts(self.path / "offsets.npy", last=len(self))
+        self.extents = _load_starts(self.path / "extents.npy", last=self.facts["vectors"], size=len(self) + 1)
         self._check_sizes()
         self._map()
 
@@ -96,11 +96,11 @@ class FeatureStore:
         if not (path / "manifest.json").is_file():
             extents = None if lengths is None else np.concatenate([[0], np.cumsum(lengths)])
             _create(path, facts, {"offsets.npy": offsets, "extents.npy": extents})
-        found = _facts(path)
-        different = _differences({name: found.get(name) for name in facts}, facts)
+        stored = _facts(path)
+        different = _differences({name: stored.get(name) for name in facts}, facts)
         if different:
             raise StoreError(f"{path} holds other features than these: {different}. Delete it, or use another paths.features.")
-        return cls(path, found, writable=True)
+        return cls(path, stored, writable=True)
 
     @classmethod
     def resume(cls, path: Path, manifest: dict[str, Any]) -> FeatureStore | None:
@@ -167,10 +167,10 @@ class FeatureStore:
         rows = np.asarray(rows)
         firsts, lasts = self._extent(rows), self._extent(rows + 1)
         if self.extents is not None:
-            found = mask.sum(dim=1).cpu().numpy()
-            if values.shape != (*mask.shape, self.dim) or not np.array_equal(found, lasts - firsts):
+            counts = mask.sum(dim=1).cpu().numpy()
+            if values.shape != (*mask.shape, self.dim) or not np.array_equal(counts, lasts - firsts):
                 raise ValueError(
-                    f"{self.path}: values of shape {tuple(values.shape)} with {found[:4].tolist()}… real tokens, wanted "
+                    f"{self.path}: values of shape {tuple(values.shape)} with {counts[:4].tolist()}… real tokens, wanted "
                     f"{(lasts - firsts)[:4].tolist()}… x {self.dim}."
                 )
             values = values[mask]
@@ -204,8 +204,12 @@ class FeatureStore:
     def skipped(self) -> list[Skipped]:
         """What :meth:`skip` was told, one entry per row."""
         file = self.path / "skipped.jsonl"
-        entries = [Skipped(*json.loads(line)) for line in file.read_text().splitlines()] if file.is_file() else []
-        return list({entry.index: entry for entry in entries}.values())
+        entries = {}
+        for line in file.read_text(errors="replace").split("\n") if file.is_file() else []:
+            with contextlib.suppress(ValueError, TypeError):  # a line that was being written when the process died
+                index, key, reason = json.loads(line)
+                entries[int(index)] = Skipped(int(index), str(key), str(reason))
+        return list(entries.values())
 
     def finish(self) -> None:
         """Flush to disk and mark the store complete. Raises StoreError while rows are pending."""
@@ -303,10 +307,10 @@ class FeatureStore:
         wanted = {"rows.bin": _vector_bytes(self.facts) * self.facts["vectors"], "state.bin": len(self)}
         for name, size in wanted.items():
             file = self.path / name
-            found = file.stat().st_size if file.is_file() else 0
-            if found != size:
+            actual = file.stat().st_size if file.is_file() else 0
+            if actual != size:
                 raise StoreError(
-                    f"{file} has {found} bytes instead of {size}: the store was damaged or copied in part. Delete "
+                    f"{file} has {actual} bytes instead of {size}: the store was damaged or copied in part. Delete "
                     f"{self.path} and run the stage encode."
                 )
 
@@ -350,11 +354,32 @@ def _vector_bytes(facts: dict[str, Any]) -> int:
     return facts["dim"] * np.dtype(_NUMPY[facts["dtype"]]).itemsize
 
 
+def _load_starts(file: Path, last: int, size: int | None = None) -> np.ndarray | None:
+    """Ascending int64 positions from 0 to ``last``, mapped into memory; None without the file. Raises StoreError."""
+    if not file.is_file():
+        return None
+    try:
+        starts = np.load(file, mmap_mode="r")
+        whole = starts.ndim == 1 and starts.dtype == np.int64 and len(starts) > 0 and size in (None, len(starts))
+        if whole and starts[0] == 0 and starts[-1] == last and (np.diff(starts) >= 0).all():
+            return starts
+        reason = f"it holds {starts.dtype} {starts.shape}"
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        reason = str(error)
+    raise StoreError(f"{file} is damaged ({reason}). Delete {file.parent} and run the stage encode.")
+
+
 def _facts(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / "manifest.json").read_text())
-    except ValueError as error:
-        raise StoreError(f"{path}/manifest.json is damaged ({error}). Delete the store and encode again.") from error
+        facts = json.loads((path / "manifest.json").read_text())
+        sizes = [facts["rows"], facts["dim"], facts["vectors"]]
+        if facts["dtype"] not in _NUMPY or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(f"sizes {sizes} of {facts['dtype']}")
+        if not isinstance(facts["manifest"], dict) or not isinstance(facts["complete"], bool):
+            raise ValueError("another format")
+        return {"per_row": None, **facts}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(f"{path}/manifest.json is damaged ({error!r}). Delete the store and encode again.") from error
 
 
 def _write_facts(path: Path, facts: dict[str, Any]) -> None:
@@ -362,11 +387,11 @@ def _write_facts(path: Path, facts: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(facts, indent=1))
 
 
-def _differences(found: Any, wanted: Any) -> str:
+def _differences(stored: Any, wanted: Any) -> str:
     """'encoder.sha256 is "a", wanted "b"; ...' for what differs between two JSON-able values; empty if nothing."""
-    found, wanted = (_flat(json.loads(json.dumps(value))) for value in (found, wanted))
-    names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-    return "; ".join(f"{name} is {found.get(name)!r}, wanted {wanted.get(name)!r}" for name in names[:4])
+    stored, wanted = (_flat(json.loads(json.dumps(value))) for value in (stored, wanted))
+    names = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+    return "; ".join(f"{name} is {stored.get(name)!r}, wanted {wanted.get(name)!r}" for name in names[:4])
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

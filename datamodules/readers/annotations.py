@@ -7,27 +7,29 @@ no RAM and a second start needs no reading.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import hashlib
 import json
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
-from datamodules.readers.images import decode, decode_or_skipped
+from datamodules.readers import images as image_reader
+from datamodules.readers.base import BadSample, inside
+from datamodules.readers.images import open_rgb
 from datamodules.readers.tar_index import key_hash
-from models.batch import CAPTIONS, IMAGE, INDEX, KEY, LABEL, Skipped
+from datamodules.readers.text import clean_text
+from models.batch import Skipped
 from models.errors import UserError
 from models.io import atomic_write, stable_hash
 
-VERSION = 1  # of the cached index; raise it when its fields or their meaning change
+VERSION = 2  # of the cached index; raise it when its fields or their meaning change
 CAPTION = np.dtype([("start", "<i8"), ("size", "<i4")])
 SAMPLE = np.dtype([("start", "<i8"), ("size", "<i4"), ("hash", "<u8"), ("first", "<i8"), ("captions", "<i4"), ("label", "<i4")])
 
@@ -41,12 +43,12 @@ class Record(NamedTuple):
     where: str = ""  # of the entry, for messages: "captions.csv, line 7"
 
 
-class AnnotatedImages(Dataset):
-    """Map-style dataset over the images that annotation files name, in the order of their first mention.
+class AnnotatedImages:
+    """Image-text dataset over the images that annotation files name, in the order of their first mention, see
+    :class:`~datamodules.readers.base.ImageTextDataset`.
 
     Entries without a caption or whose image is missing stand in ``skipped``; an image that cannot be decoded is found
-    when it is read, and ``dataset[i]`` is then a :class:`Skipped`. The index is made anew when an annotation file or a
-    folder with images changes; an image that is overwritten in place with one of another size is noticed then, too.
+    when it is read. The index is made anew when an annotation file changes, or any image: its name, size or time of change.
 
     Args:
         images: folder that the paths are relative to.
@@ -60,6 +62,8 @@ class AnnotatedImages(Dataset):
     Raises:
         UserError: a file or folder is missing, an entry points outside ``images``, or no usable sample is left.
     """
+
+    pre_encoded = False
 
     def __init__(
         self,
@@ -85,7 +89,7 @@ class AnnotatedImages(Dataset):
         facts = _facts(self._place, self.folder) or _make(self._place, self.folder, records, missing_is_normal)
         self._samples, self._captions, self._text = _arrays(self._place)
         self.skipped = [Skipped(*entry) for entry in facts["skipped"]]
-        self.fingerprint = stable_hash([facts["digest"], class_names])
+        self.fingerprint = stable_hash([image_reader.VERSION, facts["digest"], class_names])
         self._rows = np.arange(len(self._samples))
         if not len(self):
             named = ", ".join(map(str, files)) or "the folder"
@@ -134,27 +138,12 @@ class AnnotatedImages(Dataset):
     def captions(self, i: int) -> list[str]:
         """The sample's captions, at least one, in the order of the annotations."""
         sample = self._sample(i)
-        found = self._captions[sample["first"] : sample["first"] + sample["captions"]]
-        return [self._read(start, size) for start, size in found.tolist()]
+        places = self._captions[sample["first"] : sample["first"] + sample["captions"]]
+        return [self._read(start, size) for start, size in places.tolist()]
 
     def image(self, i: int) -> Image.Image:
-        """The sample's image, decoded to RGB. Raises whatever the file system or the decoder raises."""
-        return decode((self.folder / self.key(i)).read_bytes())
-
-    def image_or_skipped(self, i: int) -> Image.Image | Skipped:
-        """:meth:`image`, with a failing decoder or a vanished file turned into a :class:`Skipped`."""
-        key = self.key(i)
-        try:
-            data = (self.folder / key).read_bytes()
-        except FileNotFoundError:
-            return Skipped(i, key, "missing image: the file has vanished since the start")
-        return decode_or_skipped(data, i, key)
-
-    def __getitem__(self, i: int) -> dict | Skipped:
-        image = self.image_or_skipped(i)
-        if isinstance(image, Skipped):
-            return image
-        return {INDEX: i, KEY: self.key(i), IMAGE: image, CAPTIONS: self.captions(i), LABEL: self.label(i)}
+        """The sample's image in RGB. Raises BadSample."""
+        return open_rgb(self.folder / self.key(i))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_samples": None, "_captions": None, "_text": None}
@@ -171,22 +160,14 @@ class AnnotatedImages(Dataset):
 
 
 def _make(place: Path, folder: Path, records: Callable[[], Iterator[Record | Skipped]], missing_is_normal: bool) -> dict:
-    """Write the index of ``records`` to ``place``; its facts. Raises UserError where it cannot be written."""
-    try:
-        with atomic_write(place.with_suffix(".text")) as temporary, temporary.open("wb") as text:
-            samples, captions, facts = _build(records(), folder, missing_is_normal, text)
-        for name, values in (("samples", samples), ("captions", captions)):
-            with atomic_write(place.with_suffix(f".{name}.npy")) as temporary, temporary.open("wb") as file:
-                np.save(file, values)
-        with atomic_write(place.with_suffix(".json")) as temporary:  # last: without it the rest counts for nothing
-            temporary.write_text(json.dumps(facts))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        raise UserError(
-            f"the index of the annotations cannot be written to {place.parent} ({error.strerror}): free space there, or set "
-            "index_dir of the reader to another folder."
-        ) from error
+    """Write the index of ``records`` to ``place``; its facts. Raises WriteError where it cannot be written."""
+    with atomic_write(place.with_suffix(".text")) as temporary, temporary.open("wb") as text:
+        samples, captions, facts = _build(records(), folder, missing_is_normal, text)
+    for name, values in (("samples", samples), ("captions", captions)):
+        with atomic_write(place.with_suffix(f".{name}.npy")) as temporary, temporary.open("wb") as file:
+            np.save(file, values)
+    with atomic_write(place.with_suffix(".json")) as temporary:  # last: without it the rest counts for nothing
+        temporary.write_text(json.dumps(facts))
     return facts
 
 
@@ -197,8 +178,8 @@ def _arrays(place: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return samples, captions, np.memmap(files[2], np.uint8, "r") if len(samples) else np.empty(0, np.uint8)
 
 
-def _build(records: Iterator[Record | Skipped], folder: Path, missing_is_normal: bool, text: BinaryIO) -> tuple:
-    """One pass over the records, which writes paths and captions to ``text``: samples, captions, and facts for JSON."""
+def _build(records: Iterator[Record | Skipped], folder: Path, missing_is_normal: bool, output: BinaryIO) -> tuple:
+    """One pass over the records, which writes paths and captions to ``output``: samples, captions, and facts for JSON."""
     listings = _Listings(folder)
     digest, skipped, position = hashlib.sha256(), [], 0
     paths, captions, owners, labels, hashes = array("q"), array("q"), array("q"), array("q"), array("Q")
@@ -208,25 +189,30 @@ def _build(records: Iterator[Record | Skipped], folder: Path, missing_is_normal:
         if isinstance(record, Skipped):
             skipped.append(record)
             continue
-        path = _inside(folder, record)
-        found = [caption.strip() for caption in record.captions if caption and caption.strip()]
-        size = listings.size_of(path)
-        if not found or size is None:
-            missing += size is None
-            if size is not None or not missing_is_normal:
-                reason = "no caption: the entry has none" if size is not None else f"missing image: not in {folder}"
+        try:
+            path = _relative(folder, record)
+        except BadSample as error:
+            skipped.append(Skipped(-1, record.where or str(record.path)[:80], str(error)))
+            continue
+        texts = [clean_text(caption).strip() for caption in record.captions if isinstance(caption, str)]
+        texts = [text for text in dict.fromkeys(texts) if text]
+        file = listings.file(path)
+        if not texts or file is None:
+            missing += file is None
+            if file is not None or not missing_is_normal:
+                reason = "no caption: the entry has none" if file is not None else f"missing image: not in {folder}"
                 skipped.append(Skipped(-1, path, f"{reason} ({record.where})"))
             continue
         encoded = path.encode("utf-8", "surrogateescape")
-        digest.update(b"\0%s\0%d\0%d\0" % (encoded, size, record.label))
-        for caption in dict.fromkeys(found):
-            data = caption.encode("utf-8", "surrogateescape")
+        digest.update(b"\0%s\0%d\0%d\0%d\0" % (encoded, *file, record.label))
+        for text in texts:
+            data = text.encode()
             digest.update(data + b"\0")
             captions.extend((position, len(data)))
             owners.append(len(labels))
-            position += text.write(data)
+            position += output.write(data)
         paths.extend((position, len(encoded)))
-        position += text.write(encoded)
+        position += output.write(encoded)
         labels.append(record.label)
         hashes.append(key_hash(path))
     if missing_is_normal and missing:
@@ -251,57 +237,70 @@ def _join(paths: np.ndarray, captions: np.ndarray, owners: np.ndarray, labels: n
     samples["start"], samples["size"] = paths.reshape(-1, 2)[first].T if len(first) else ([], [])
     samples["hash"], samples["label"], samples["captions"] = hashes[first], labels[first], counts
     samples["first"] = np.cumsum(counts) - counts
-    kept = np.zeros(len(owners), CAPTION)
-    kept["start"], kept["size"] = captions.reshape(-1, 2)[by_sample].T if len(owners) else ([], [])
-    return samples, kept
+    texts = np.zeros(len(owners), CAPTION)
+    texts["start"], texts["size"] = captions.reshape(-1, 2)[by_sample].T if len(owners) else ([], [])
+    return samples, texts
 
 
 class _Listings:
     """Which files there are, by listing each folder once: asking for millions of files one by one takes minutes.
 
-    ``folders``: every folder that was asked for, and its time of change in ns (0: there is none).
+    ``folders``: every folder that was asked for, and what :func:`_state` says of it.
     """
 
     def __init__(self, root: Path):
         self.root, self.folders = root, {}
-        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # sorted hashes of names, sizes: 16 bytes a file
+        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # sorted hashes of names; sizes and times
 
-    def size_of(self, path: str) -> int | None:
-        """Bytes of the file; None if there is none."""
+    def file(self, path: str) -> tuple[int, int] | None:
+        """Bytes and time of change in ns of the file; None if there is none."""
         folder, _, name = path.rpartition("/")
         if folder not in self._known:
-            self.folders[folder] = _changed(self.root / folder)
-            self._known[folder] = self._list(self.root / folder)
-        hashes, sizes = self._known[folder]
+            entries = list(_files(self.root / folder))
+            self.folders[folder] = _state(entries)
+            table = np.array([(hash(name), size, time) for name, size, time in entries], np.int64).reshape(-1, 3)
+            table = table[np.argsort(table[:, 0])]
+            self._known[folder] = table[:, 0].copy(), table[:, 1:]
+        hashes, files = self._known[folder]
         place = int(np.searchsorted(hashes, hash(name)))
-        return int(sizes[place]) if place < len(hashes) and hashes[place] == hash(name) else None
-
-    @staticmethod
-    def _list(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-        if not folder.is_dir():
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        with os.scandir(folder) as entries:
-            found = [(hash(entry.name), entry.stat().st_size) for entry in entries if entry.is_file()]
-        hashes, sizes = np.array(found, np.int64).reshape(-1, 2).T
-        order = np.argsort(hashes)
-        return hashes[order], sizes[order]
+        return tuple(files[place].tolist()) if place < len(hashes) and hashes[place] == hash(name) else None
 
 
-def _changed(folder: Path) -> int:
-    return folder.stat().st_mtime_ns if folder.is_dir() else 0
+def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Name, bytes and time of change of every file of a folder; nothing if there is no such folder."""
+    with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # a dangling link
+                if entry.is_file():
+                    stat = entry.stat()
+                    yield entry.name, stat.st_size, stat.st_mtime_ns
 
 
-def _inside(folder: Path, record: Record) -> str:
-    """The normalised path below the folder of images. Raises UserError where it leads out of it."""
+def _state(files: Iterable[tuple[str, int, int]]) -> int:
+    """A number that changes when a file of a folder comes, goes or changes; their order does not matter."""
+    total = 0
+    for file in files:
+        total ^= int.from_bytes(hashlib.blake2b(repr(file).encode("utf-8", "replace"), digest_size=8).digest(), "little")
+    return total
+
+
+def _relative(folder: Path, record: Record) -> str:
+    """The normalised path below the folder of images.
+
+    Raises BadSample for what is no path, and UserError where it leads out of the folder.
+    """
     path = record.path
+    if not isinstance(path, str) or not path.strip():
+        raise BadSample(f"bad path: {str(path)[:80]!r} ({record.where})")
     if os.path.isabs(path):
         path = os.path.relpath(path, folder.absolute())
     path = os.path.normpath(path)
     if path == "." or path.split(os.sep)[0] == "..":
         raise UserError(
             f"{record.where or 'the annotations'}: the image {record.path!r} is not inside {folder}. Give the folder that the "
-            "paths are relative to, or mend the annotations; nothing was read from there."
+            "paths are relative to, or correct the annotations; nothing was read from there."
         )
+    inside(folder, path)
     return path
 
 
@@ -309,7 +308,8 @@ def _facts(place: Path, folder: Path) -> dict | None:
     """Of the index, if it is there and no folder of images has changed since."""
     try:
         facts = json.loads(place.with_suffix(".json").read_text())
-        changed = any(_changed(folder / name) != time for name, time in facts["folders"].items())
-        return None if changed or facts["version"] != VERSION else facts
-    except (OSError, ValueError, KeyError):
+        if facts["version"] != VERSION:
+            return None
+        return facts if all(_state(_files(folder / name)) == state for name, state in facts["folders"].items()) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from datamodules.readers import images
+from datamodules.readers.base import BadSample, inside
+from datamodules.readers.text import json_lines, read_lines, read_text
+from datamodules.readers.voc import VocSegmentation, class_numbers
 from models.errors import UserError
 
 WINOGROUND_LAYOUT = """Winoground (facebook/winoground, gated: accept its terms, then hf download facebook/winoground
@@ -37,18 +42,13 @@ def read_winoground(root: str) -> list[WinogroundExample]:
         raise UserError(f"there is no examples.jsonl in {root} or {root}/data. {WINOGROUND_LAYOUT}")
     load = _image_source(folder)
     examples = []
-    for number, line in enumerate((folder / "examples.jsonl").read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, (where, row) in enumerate(json_lines(folder / "examples.jsonl")):
         try:
-            row = json.loads(line)
             captions = (str(row["caption_0"]), str(row["caption_1"]))
             names = (str(row["image_0"]), str(row["image_1"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{folder / 'examples.jsonl'}, line {number}: needs caption_0, caption_1, image_0, image_1 ({error!r})."
-            ) from error
-        examples.append(WinogroundExample(str(row.get("id", number - 1)), captions, (load(names[0]), load(names[1]))))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{where}: needs caption_0, caption_1, image_0, image_1 ({error!r}).") from error
+        examples.append(WinogroundExample(str(row.get("id", number)), captions, (load(names[0]), load(names[1]))))
     if not examples:
         raise UserError(f"{folder / 'examples.jsonl'} is empty. {WINOGROUND_LAYOUT}")
     return examples
@@ -60,7 +60,10 @@ def _image_source(folder: Path) -> Callable[[str], Callable[[], Image.Image]]:
         names = {path.stem: path for path in (folder / "images").iterdir()}
         source, read = folder / "images", Path.read_bytes
     elif (folder / "images.zip").is_file():
-        archive = zipfile.ZipFile(folder / "images.zip")
+        try:
+            archive = zipfile.ZipFile(folder / "images.zip")
+        except Exception as error:  # as below
+            raise UserError(f"{folder / 'images.zip'} is damaged ({error}): fetch it again.") from error
         names = {Path(name).stem: name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name}
         source, read = folder / "images.zip", archive.read
     else:
@@ -70,9 +73,17 @@ def _image_source(folder: Path) -> Callable[[str], Callable[[], Image.Image]]:
         stem = Path(name).stem if Path(name).suffix in (".png", ".jpg", ".jpeg") else name
         if stem not in names:
             raise UserError(f"{source} holds no image '{name}' that examples.jsonl names. {WINOGROUND_LAYOUT}")
-        return lambda: open_image(io.BytesIO(read(names[stem])), f"{source}: {name}")
+        return partial(_open_member, read, names[stem], f"{source}: {name}")
 
     return find
+
+
+def _open_member(read: Callable[[Any], bytes], member: Any, name: str) -> Image.Image:
+    try:
+        data = read(member)
+    except Exception as error:  # zipfile raises nearly anything on damaged bytes
+        raise UserError(f"{name} cannot be read ({error}): fetch the archive again.") from error
+    return open_image(io.BytesIO(data), name)
 
 
 @dataclass(frozen=True)
@@ -90,15 +101,21 @@ def read_mmvp(root: str) -> list[MMVPPair]:
     file = Path(root) / "Questions.csv"
     if not file.is_file():
         raise UserError(f"there is no Questions.csv in {root}. {MMVP_LAYOUT}")
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        rows = [row for row in list(csv.reader(stream))[1:] if any(cell.strip() for cell in row)]
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(file), newline="")))[1:]
+    except csv.Error as error:
+        raise UserError(f"{file} is no table ({error}).") from error
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
     if not rows or len(rows) % 2:
         raise UserError(f"{file} has {len(rows)} rows below its header; two make a pair (the release has 270). {MMVP_LAYOUT}")
     entries = []
     for number, row in enumerate(rows, 2):
         if len(row) < 3 or not row[0].strip().isdigit():
             raise UserError(f"{file}, line {number}: needs question id, type, statement; it has {row[:3]}.")
-        path = Path(root) / "MLLM_VLM Images" / row[1].strip() / f"{int(row[0])}.jpg"
+        try:
+            path = inside(Path(root) / "MLLM_VLM Images", row[1].strip(), f"{int(row[0])}.jpg")
+        except BadSample as error:
+            raise UserError(f"{file}, line {number}: {error}.") from None
         if not path.is_file():
             raise UserError(f"{file}, line {number}: there is no image {path}. {MMVP_LAYOUT}")
         entries.append((int(row[0]), row[1].strip(), row[2].strip(), path))
@@ -115,42 +132,41 @@ class SegmentationLayout:
     images: str
     labels: str
     label_suffix: str
-    listed_in: str | None
     zero_is_nothing: bool
 
 
 SEGMENTATION_LAYOUTS = {
-    "ade20k": SegmentationLayout("images/validation", "annotations/validation", ".png", None, True),
-    "coco_stuff": SegmentationLayout("images/val2017", "annotations/val2017", "_labelTrainIds.png", None, False),
-    "voc20": SegmentationLayout("JPEGImages", "SegmentationClass", ".png", "ImageSets/Segmentation/val.txt", True),
+    "ade20k": SegmentationLayout("images/validation", "annotations/validation", ".png", True),
+    "coco_stuff": SegmentationLayout("images/val2017", "annotations/val2017", "_labelTrainIds.png", False),
+    "voc20": SegmentationLayout("JPEGImages", "SegmentationClass", ".png", True),
 }
 
 
 def segmentation_files(root: str, layout: SegmentationLayout) -> list[tuple[Path, Path]]:
-    """Pairs (image, label map), sorted by name or in the order of the split's list. Raises UserError for what is missing."""
+    """Pairs (image, label map), sorted by name; Pascal VOC's in the order of its list. Raises UserError for what is missing."""
+    if layout == SEGMENTATION_LAYOUTS["voc20"]:
+        return VocSegmentation(root).files
     base = Path(root)
-    wanted = f"{base / layout.images}/*.jpg with {base / layout.labels}/*{layout.label_suffix}"
-    if layout.listed_in:
-        wanted += f" and {base / layout.listed_in}"
-        if not (base / layout.listed_in).is_file():
-            raise UserError(f"there is no {base / layout.listed_in}. The official layout is: {wanted}")
-        names = (base / layout.listed_in).read_text().split()
-    else:
-        names = sorted(path.stem for path in (base / layout.images).glob("*.jpg"))
+    expected = f"{base / layout.images}/*.jpg with {base / layout.labels}/*{layout.label_suffix}"
+    names = sorted(path.stem for path in (base / layout.images).glob("*.jpg"))
     if not names:
-        raise UserError(f"no images in {base / layout.images}. The official layout is: {wanted}")
+        raise UserError(f"no images in {base / layout.images}. The official layout is: {expected}")
     pairs = [(base / layout.images / f"{n}.jpg", base / layout.labels / f"{n}{layout.label_suffix}") for n in names]
-    for pair in pairs:
-        for path in pair:
-            if not path.is_file():
-                raise UserError(f"{path} is missing. The official layout is: {wanted}")
+    for _, path in pairs:
+        if not path.is_file():
+            raise UserError(f"{path} is missing. The official layout is: {expected}")
     return pairs
 
 
 def read_label_map(path: Path, layout: SegmentationLayout) -> np.ndarray:
     """(H, W) int64 classes, 255 where nothing counts."""
-    with Image.open(path) as image:
-        labels = np.asarray(image).astype(np.int64)
+    if layout == SEGMENTATION_LAYOUTS["voc20"]:
+        labels = class_numbers(path).astype(np.int64)
+    else:
+        try:
+            labels = np.asarray(images.open_image(path)).astype(np.int64)
+        except BadSample as error:
+            raise UserError(f"{path} cannot be read as a map of class numbers ({error}).") from error
     if labels.ndim != 2:
         raise UserError(f"{path} is not a map of class numbers: it has {labels.shape[-1]} channels.")
     if layout.zero_is_nothing:
@@ -160,10 +176,7 @@ def read_label_map(path: Path, layout: SegmentationLayout) -> np.ndarray:
 
 def read_class_names(path: str) -> tuple[list[str], list[int]]:
     """A file of one class per line, synonyms separated by commas, to all names and the class of each."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the class names {path} cannot be read as text: {error}") from error
+    lines = [line.strip() for line in read_lines(path) if line.strip()]
     names = [(name.strip(), number) for number, line in enumerate(lines) for name in line.split(",") if name.strip()]
     if not names:
         raise UserError(f"{path} names no class; it needs one per line, synonyms separated by commas.")
@@ -171,14 +184,14 @@ def read_class_names(path: str) -> tuple[list[str], list[int]]:
 
 
 def open_image(source: Path | io.BytesIO, name: str | None = None) -> Image.Image:
-    """An RGB picture. Raises UserError that names it."""
+    """An RGB image. Raises UserError that names it: skipping images would change the benchmark."""
     try:
-        return Image.open(source).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{name or source} cannot be read as a picture ({error}).") from error
+        return images.open_rgb(source)
+    except BadSample as error:
+        raise UserError(f"{name or source} cannot be read as an image ({error}).") from error
 
 
 def each_image(sources: Sequence[Path | Callable[[], Image.Image]]) -> Iterator[Image.Image]:
-    """One open picture at a time."""
+    """One open image at a time."""
     for source in sources:
         yield open_image(source) if isinstance(source, Path) else source()

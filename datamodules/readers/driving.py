@@ -1,4 +1,4 @@
-"""Reads recordings of a fisheye camera and ultrasonic sensors (specification: BEV fusion, 4a):
+"""Reads recordings of a fisheye camera and ultrasonic sensors:
 
 ``calibration/<rig>.json``, ``images/<id>.png``, ``ultrasonic/<id>.npz``, ``labels/<id>.png``, ``splits/<split>.txt``,
 ``meta.csv``. The format is ours; the camera's part of the calibration is WoodScape's.
@@ -8,32 +8,31 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import zipfile
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
+from datamodules.readers.base import BadSample, inside
+from datamodules.readers.images import open_image, open_rgb, read_file
+from datamodules.readers.text import read_json, read_text
 from models.bev_fusion.echoes import UltrasonicRig, pulse_traces
 from models.bev_fusion.geometry import BevGrid, Camera, camera_from_json, camera_to_json
 from models.errors import UserError
 
 META_FIELDS = ("id", "rig", "scene", "indoor", "light", "weather", "temperature_c")
 ECHO_LISTS = ("echo_times", "echo_amplitudes")
+LARGEST_ARRAY = 2**26  # bytes of one array of an npz
+MOST_ARRAYS = 16  # of an npz
 COLDEST, HOTTEST = -90.0, 100.0  # degrees Celsius that are believed
 LAYOUT = (
     "expected: calibration/<rig>.json  images/<id>.png  ultrasonic/<id>.npz  labels/<id>.png  splits/{train,val,test}.txt  "
     "meta.csv (see models/bev_fusion/README.md)"
 )
-
-
-class DrivingError(ValueError):
-    """A file of one recording is missing, damaged or of another shape; datasets turn it into a ``Skipped``."""
 
 
 class Meta(NamedTuple):
@@ -66,52 +65,57 @@ def read_meta(root: Path) -> dict[str, Meta]:
     path = root / "meta.csv"
     if not path.is_file():
         raise UserError(f"{root} holds no recordings: there is no {path.name}; {LAYOUT}.")
-    try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error}.") from None
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     lacking = {"id", "rig", "light", "temperature_c"} - set(reader.fieldnames or [])
     if lacking:
         raise UserError(f"{path}: the columns {sorted(lacking)} are missing; it needs {', '.join(META_FIELDS)}.")
-    found: dict[str, Meta] = {}
-    for row in reader:
+    meta: dict[str, Meta] = {}
+    for row in _csv_rows(reader, path):
         where = f"{path}, line {reader.line_num}"
         try:
             celsius = float(row["temperature_c"])
         except (TypeError, ValueError):
             raise UserError(f"{where}: temperature_c is no number in {row}.") from None
         if not COLDEST < celsius < HOTTEST:
-            raise UserError(f"{where}: {celsius:g} degrees Celsius is no temperature of air that sound goes through.")
-        if row["id"] in found:
+            raise UserError(f"{where}: temperature_c must be between {COLDEST:g} and {HOTTEST:g}, this is {celsius:g}.")
+        if row["id"] in meta:
             raise UserError(f"{where}: the recording {row['id']} has a row already.")
-        found[row["id"]] = Meta(row["rig"], row["light"], celsius)
-    return found
+        try:
+            inside("", row["id"], row["rig"])
+        except BadSample as error:
+            raise UserError(f"{where}: {error}.") from None
+        meta[row["id"]] = Meta(row["rig"], row["light"] or "", celsius)
+    return meta
+
+
+def _csv_rows(reader: csv.DictReader, path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}.") from None
 
 
 def read_splits(root: Path) -> dict[str, list[str]]:
     """Ids of each split that has a file. Raises UserError without ``train`` and any other, or when splits share an id."""
-    found = {path.stem: path.read_text(encoding="utf-8").split() for path in sorted((root / "splits").glob("*.txt"))}
-    if not found:
+    splits = {path.stem: read_text(path).split() for path in sorted((root / "splits").glob("*.txt"))}
+    if not splits:
         raise UserError(f"{root} has no splits; {LAYOUT}.")
-    if empty := [split for split, ids in found.items() if not ids]:
+    if empty := [split for split, ids in splits.items() if not ids]:
         raise UserError(f"{root}/splits/{empty[0]}.txt names no recording.")
     owner: dict[str, str] = {}
-    for split, ids in found.items():
+    for split, ids in splits.items():
         for key in ids:
             if key in owner and owner[key] == split:
                 raise UserError(f"{root}/splits/{split}.txt names the recording {key} twice.")
             if owner.setdefault(key, split) != split:
                 raise UserError(f"{root}/splits: the recording {key} is in {owner[key]} and in {split}. Split by scene.")
-    return {split: found[split] for split in ("train", "val", "test") if split in found}
+    return {split: splits[split] for split in ("train", "val", "test") if split in splits}
 
 
 def read_rig(root: Path, name: str) -> Rig:
     """``calibration/<name>.json``. Raises UserError naming the file and what it lacks."""
     path = root / "calibration" / f"{name}.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the calibration {path} cannot be read: {error}") from None
+    record = read_json(path)
     if not isinstance(record, dict):
         raise UserError(
             f"{path}: a calibration is an object with 'intrinsic' and 'extrinsic', this is a {type(record).__name__}."
@@ -160,66 +164,75 @@ def rig_to_json(camera: Camera, rig: UltrasonicRig, grid: BevGrid, visible_only:
 
 
 def read_image(root: Path, key: str) -> np.ndarray:
-    """(H, W, 3) uint8. Raises DrivingError."""
+    """(H, W, 3) uint8. Raises BadSample."""
     path = next((p for p in (root / "images" / f"{key}{end}" for end in (".png", ".jpg")) if p.is_file()), None)
     if path is None:
-        raise DrivingError(f"image: there is no images/{key}.png")
-    try:
-        return np.asarray(Image.open(path).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise DrivingError(f"image: {path.name} is damaged ({error})") from None
+        raise BadSample(f"missing image: there is no images/{key}.png")
+    return np.asarray(open_rgb(path, official=True))  # the calibration is of the stored pixels
 
 
 def read_label(root: Path, key: str, grid: BevGrid, classes: int) -> np.ndarray:
-    """(rows, cols) uint8, classes beyond obstacle joined to it where ``classes`` is 2. Raises DrivingError."""
-    path = root / "labels" / f"{key}.png"
-    try:
-        label = np.asarray(Image.open(path))
-    except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
-        raise DrivingError(f"label: labels/{key}.png cannot be read ({error})") from None
+    """(rows, cols) uint8, classes beyond obstacle joined to it where ``classes`` is 2. Raises BadSample."""
+    label = np.asarray(open_image(root / "labels" / f"{key}.png"))
     if label.shape != (grid.rows, grid.cols) or label.dtype != np.uint8:
-        raise DrivingError(f"label: labels/{key}.png is {label.shape} {label.dtype}, the grid {grid.rows} x {grid.cols} uint8")
+        raise BadSample(f"label: labels/{key}.png is {label.shape} {label.dtype}, the grid {grid.rows} x {grid.cols} uint8")
     known = label != 255
     if classes == 2:
         label = np.where(known, np.minimum(label, 1), label)
     if known.any() and label[known].max() >= classes:
-        raise DrivingError(f"label: labels/{key}.png has the class {label[known].max()}, there are {classes}")
+        raise BadSample(f"label: labels/{key}.png has the class {label[known].max()}, there are {classes}")
     return label
 
 
-def read_echoes(root: Path, key: str, rig: UltrasonicRig, samples: int, pulse_sigma: float = 0.25e-3) -> Echoes:
-    """``ultrasonic/<key>.npz``: traces, or lists of echoes (which become traces of ``samples``). Raises DrivingError."""
-    name = f"ultrasonic/{key}.npz"
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of an npz. Raises BadSample, also before more than LARGEST_ARRAY bytes are unpacked."""
+    arrays = {}
     try:
-        with zipfile.ZipFile(root / name) as archive:  # np.load takes other files too
-            arrays = {entry.removesuffix(".npy"): np.load(io.BytesIO(archive.read(entry))) for entry in archive.namelist()}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DrivingError(f"ultrasonic: {name} cannot be read ({error})") from None
+        with zipfile.ZipFile(io.BytesIO(read_file(path, "ultrasonic"))) as archive:  # np.load takes other files too
+            for entry in archive.infolist()[:MOST_ARRAYS]:
+                if entry.file_size > LARGEST_ARRAY:
+                    raise BadSample(f"ultrasonic: {path.name} has {entry.file_size} bytes in {entry.filename}")
+                data = io.BytesIO(archive.read(entry))
+                version = np.lib.format.read_magic(data)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(data) if version == (1, 0) else (None, None, None)
+                if shape is None or dtype.hasobject or math.prod(shape) * dtype.itemsize > LARGEST_ARRAY:
+                    raise BadSample(f"ultrasonic: {path.name} has no plain array in {entry.filename}")
+                data.seek(0)
+                arrays[entry.filename.removesuffix(".npy")] = np.load(data)
+    except BadSample:
+        raise
+    except Exception as error:  # zipfile and NumPy raise nearly anything on damaged bytes
+        raise BadSample(f"ultrasonic: {path.name} cannot be read ({error})") from None
+    return arrays
+
+
+def read_echoes(root: Path, key: str, rig: UltrasonicRig, samples: int, pulse_sigma: float = 0.25e-3) -> Echoes:
+    """``ultrasonic/<key>.npz``: traces, or lists of echoes (which become traces of ``samples``). Raises BadSample."""
+    name = f"ultrasonic/{key}.npz"
+    arrays = _read_arrays(root / name)
     if "pairs" not in arrays:
-        raise DrivingError(f"ultrasonic: {name} has no 'pairs'")
+        raise BadSample(f"ultrasonic: {name} has no 'pairs'")
     if "traces" not in arrays and not set(ECHO_LISTS) <= arrays.keys():
-        raise DrivingError(f"ultrasonic: {name} has neither 'traces' nor 'echo_times' and 'echo_amplitudes'")
+        raise BadSample(f"ultrasonic: {name} has neither 'traces' nor 'echo_times' and 'echo_amplitudes'")
     try:
         rate, first = (float(arrays.get(clock, getattr(rig, clock))) for clock in ("sample_rate", "first_sample"))
         pairs = arrays["pairs"].astype(np.int64, casting="same_kind")
         heard = [arrays[entry].astype(np.float64) for entry in (("traces",) if "traces" in arrays else ECHO_LISTS)]
     except (TypeError, ValueError) as error:
-        raise DrivingError(f"ultrasonic: {name} has something that is no number ({error})") from None
+        raise BadSample(f"ultrasonic: {name} has something that is no number ({error})") from None
     if not (0 < rate < math.inf and math.isfinite(first)):
-        raise DrivingError(f"ultrasonic: {name} has the sample_rate {rate:g} and the first_sample {first:g}")
+        raise BadSample(f"ultrasonic: {name} has the sample_rate {rate:g} and the first_sample {first:g}")
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.min(initial=0) < 0 or pairs.max(initial=0) >= len(rig.yaw):
-        raise DrivingError(f"ultrasonic: {name} has pairs {pairs.shape} beyond the rig's {len(rig.yaw)} sensors")
+        raise BadSample(f"ultrasonic: {name} has pairs {pairs.shape} beyond the rig's {len(rig.yaw)} sensors")
     if any(part.ndim != 2 or len(part) != len(pairs) or part.shape != heard[0].shape or not part.size for part in heard):
         shapes = " and ".join(str(part.shape) for part in heard)
-        raise DrivingError(
-            f"ultrasonic: {name} has {'traces' if len(heard) == 1 else 'echoes'} {shapes} for {len(pairs)} pairs"
-        )
+        raise BadSample(f"ultrasonic: {name} has {'traces' if len(heard) == 1 else 'echoes'} {shapes} for {len(pairs)} pairs")
     if len(heard) == 1:
         traces = (heard[0] / rig.full_scale).astype(np.float32)
     else:
         times, loud = map(torch.from_numpy, heard)
         traces = pulse_traces(times, loud / rig.full_scale, samples, rate, first, pulse_sigma).float().numpy()
     if not np.isfinite(traces).all():
-        raise DrivingError(f"ultrasonic: {name} has numbers that are not finite")
-    own = rig._replace(pairs=tuple(map(tuple, pairs.tolist())), sample_rate=rate, first_sample=first)
-    return Echoes(np.maximum(traces, 0), own)
+        raise BadSample(f"ultrasonic: {name} has numbers that are not finite")
+    rig = rig._replace(pairs=tuple(map(tuple, pairs.tolist())), sample_rate=rate, first_sample=first)
+    return Echoes(np.maximum(traces, 0), rig)

@@ -5,9 +5,10 @@ Paths in annotations are relative to ``images``, or absolute and inside it.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import itertools
-import json
+import os
 import string
 import sys
 import zlib
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.readers.annotations import AnnotatedImages, Record
-from datamodules.readers.tar_index import IMAGE_SUFFIXES
+from datamodules.readers.base import BadSample
+from datamodules.readers.tar_index import IMAGE_SUFFIXES, label_number
+from datamodules.readers.text import json_lines, read_json, read_lines
 from models.batch import Skipped
 from models.errors import UserError
 
@@ -30,12 +33,21 @@ def coco_captions(annotations: str, images: str, index_dir: str | None = None) -
         content = _json_of(annotations, ("images", "annotations"))
         captions: dict[Any, list[str]] = {}
         for number, entry in enumerate(content["annotations"]):
-            image, caption = _fields(entry, ("image_id", "caption"), f"{annotations}, annotation {number}")
-            captions.setdefault(image, []).append(caption)
+            where = f"{annotations}, annotation {number}"
+            try:
+                image, caption = _fields(entry, "image_id", "caption")
+                captions.setdefault(_id_of(image), []).append(caption)
+            except BadSample as error:
+                yield Skipped(-1, where, str(error))
         seen = set()
         for number, entry in enumerate(content["images"]):
             where = f"{annotations}, image {number}"
-            image, path = _fields(entry, ("id", "file_name"), where)
+            try:
+                image, path = _fields(entry, "id", "file_name")
+                image = _id_of(image)
+            except BadSample as error:
+                yield Skipped(-1, where, str(error))
+                continue
             if image in seen:
                 yield Skipped(-1, str(path), f"duplicate key: image id {image} again ({where}), the first is used")
                 continue
@@ -57,17 +69,21 @@ def karpathy(
         splits: which of train, restval, val, test; COCO is usually trained on train and restval.
     """
 
-    def records() -> Iterator[Record]:
-        found = set()
+    def records() -> Iterator[Record | Skipped]:
+        present = set()
         for number, entry in enumerate(_json_of(annotations, ("images",))["images"]):
             where = f"{annotations}, image {number}"
-            name, split, sentences = _fields(entry, ("filename", "split", "sentences"), where)
-            found.add(split)
-            if split in splits:
-                captions = [_fields(sentence, ("raw",), where)[0] for sentence in sentences]
-                yield Record("/".join(filter(None, (entry.get("filepath"), name))), captions, where=where)
-        if absent := set(splits) - found:
-            raise UserError(f"{annotations} has no split {', '.join(sorted(absent))}; it has {', '.join(sorted(found))}.")
+            try:
+                name, split, sentences = _fields(entry, "filename", "split", "sentences")
+                present.add(str(split))
+                if split in splits:
+                    captions = [_fields(sentence, "raw")[0] for sentence in _list_of(sentences)]
+                    folder = entry.get("filepath")
+                    yield Record(f"{folder}/{name}" if folder else name, captions, where=where)
+            except BadSample as error:
+                yield Skipped(-1, where, str(error))
+        if absent := set(splits) - present:
+            raise UserError(f"{annotations} has no split {', '.join(sorted(absent))}; it has {', '.join(sorted(present))}.")
 
     return AnnotatedImages(images, [annotations], records, ["karpathy", list(splits)], index_dir=index_dir)
 
@@ -110,12 +126,15 @@ def table(
                 rows = csv.reader(clean, delimiter=delimiter, quoting=quoting)
                 header = list(columns) if columns else next(rows, [])
                 make = _row_reader(file, header, path, wanted, label, class_names)
-                for number, row in enumerate(rows):
-                    where = f"{file}, line {rows.line_num}"
-                    if row and len(row) != len(header):
-                        yield Skipped(-1, where, f"bad row: {len(row)} fields instead of {len(header)}")
-                    elif row:
-                        yield make(row, number, where)
+                try:
+                    for number, row in enumerate(rows):
+                        where = f"{file}, line {rows.line_num}"
+                        if row and len(row) != len(header):
+                            yield Skipped(-1, where, f"bad row: {len(row)} fields instead of {len(header)}")
+                        elif row:
+                            yield make(row, number, where)
+                except csv.Error as error:
+                    raise UserError(f"{file}, line {rows.line_num}: {error}.") from error
 
     settings = ["table", path, wanted, delimiter, columns and list(columns), quoted, label]
     names = list(class_names) if class_names else None
@@ -144,17 +163,21 @@ def parquet(
         for file in files:
             try:
                 source = pyarrow.parquet.ParquetFile(file)
-            except pyarrow.ArrowInvalid as error:
+            except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(f"{file} is no parquet file, or a damaged one ({error}).") from error
             header = source.schema_arrow.names
             make = _row_reader(file, header, path, wanted, label, class_names)
             used = [name for name in header if name in _names_in(path) | {*wanted, label, "url"}]
             number = 0
-            for batch in source.iter_batches(columns=used, batch_size=16_384):
-                found = {name: batch.column(name).to_pylist() for name in used}
-                for i in range(batch.num_rows):
-                    yield make([found[name][i] if name in found else None for name in header], number, f"{file}, row {number}")
-                    number += 1
+            try:
+                for batch in source.iter_batches(columns=used, batch_size=16_384):
+                    values = {name: batch.column(name).to_pylist() for name in used}
+                    for i in range(batch.num_rows):
+                        row = [values[name][i] if name in values else None for name in header]
+                        yield make(row, number, f"{file}, row {number}")
+                        number += 1
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{file} is damaged behind row {number} ({error}): fetch it again.") from error
 
     settings = ["parquet", path, wanted, label]
     names = list(class_names) if class_names else None
@@ -174,15 +197,19 @@ def json_list(
     files = [annotations] if isinstance(annotations, str) else list(annotations)
     wanted = [captions] if isinstance(captions, str) else list(captions)
 
-    def records() -> Iterator[Record]:
+    def records() -> Iterator[Record | Skipped]:
         for file in files:
             for number, entry in enumerate(_json_entries(file)):
                 where = f"{file}, entry {number}"
-                (image,) = _fields(entry, (path,), where)
-                found = [entry[name] for name in wanted if entry.get(name)]
-                if not found and entry.get("conversations"):
-                    found = [_fields(entry["conversations"][-1], ("value",), where)[0].replace("<image>", "")]
-                yield Record(image, _flat(found), where=where)
+                try:
+                    (image,) = _fields(entry, path)
+                    texts = _flat([entry[name] for name in wanted if entry.get(name)])
+                    if not texts and entry.get("conversations"):
+                        (said,) = _fields(_list_of(entry["conversations"])[-1], "value")
+                        texts = [said.replace("<image>", "")] if isinstance(said, str) else []
+                    yield Record(image, texts, where=where)
+                except BadSample as error:
+                    yield Skipped(-1, where, str(error))
 
     return AnnotatedImages(images, files, records, ["json", path, wanted], index_dir=index_dir)
 
@@ -200,7 +227,7 @@ def class_folders(root: str, caption: str = "a photo of a {}", index_dir: str | 
     place = Path(root)
     if not place.is_dir():
         raise UserError(f"there is no folder {root} with a folder of images for each class.")
-    folders = sorted(entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = sorted(entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__MACOSX")))
     if all(folder.isdecimal() for folder in folders):
         folders.sort(key=int)
     if not folders:
@@ -210,12 +237,15 @@ def class_folders(root: str, caption: str = "a photo of a {}", index_dir: str | 
 
     def records() -> Iterator[Record]:
         for label, folder in enumerate(folders):
-            for file in sorted(place.joinpath(folder).rglob("*")):
+            for file in _files_below(place / folder):
                 if file.suffix.lower() in suffixes and not file.name.startswith("."):
                     path = file.relative_to(place).as_posix()
                     yield Record(path, [caption.format(names[label])], label, str(file))
 
-    settings = ["folders", caption, _stamp(place, folders)]
+    settings = ["folders", caption, folders]
+    settings.append(
+        [[path.as_posix(), path.stat().st_mtime_ns] for folder in folders for path in _folders_below(place / folder)]
+    )
     return AnnotatedImages(root, [], records, settings, names, index_dir=index_dir)
 
 
@@ -241,16 +271,17 @@ def _row_reader(
         if pattern:
             values = {name: row[i] for name, i in positions.items()} | {"row": number}
             if "url" in needed:
-                values["crc32"] = zlib.crc32(str(values["url"]).encode())
+                values["crc32"] = zlib.crc32(str(values["url"]).encode("utf-8", "replace"))
             image = path.format_map(values)
         else:
             image = row[place]
         if not image:
             return Skipped(-1, where, "no image: the path is empty")
         try:
-            index = -1 if label is None else _label_of(row[positions[label]], class_names)
+            value = None if label is None else row[positions[label]]
+            index = -1 if value is None or value == "" else label_number(value, class_names)
         except ValueError as error:
-            return Skipped(-1, str(image), f"bad label: {error} ({where})")
+            return Skipped(-1, str(image), f"{error} ({where})")
         return Record(str(image), _flat([row[i] for i in fields]), index, where)
 
     return make
@@ -263,73 +294,71 @@ def _names_in(path: str) -> set[str]:
     return {name for _, name, _, _ in string.Formatter().parse(path) if name}
 
 
-def _label_of(value: Any, class_names: Sequence[str] | None) -> int:
-    if value is None or value == "":
-        return -1
-    if class_names and value in class_names:
-        return list(class_names).index(value)
-    try:
-        index = int(value)
-    except (TypeError, ValueError):
-        index = -1
-    if index < 0 or (class_names and index >= len(class_names)):
-        raise ValueError(f"{value!r} is no class")
-    return index
-
-
 def _flat(values: Sequence[Any]) -> list[str]:
     lists = (value if isinstance(value, (list, tuple)) else [value] for value in values)
     return [value for value in itertools.chain.from_iterable(lists) if isinstance(value, str)]
 
 
 def _json_of(file: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON, or a damaged one ({error}): fetch it again.") from error
+    content = read_json(file)
     absent = [key for key in keys if not isinstance(content, Mapping) or not isinstance(content.get(key), list)]
     if absent:
-        found = ", ".join(content) if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"{file} is of another format: it has no list {' or '.join(map(repr, absent))} (found: {found}).")
+        present = ", ".join(content) if isinstance(content, Mapping) else type(content).__name__
+        raise UserError(f"{file} is of another format: it has no list {' or '.join(map(repr, absent))} (found: {present}).")
     return content
 
 
-def _json_entries(file: str) -> Iterator[Mapping[str, Any]]:
-    with open(file, encoding="utf-8") as lines:
-        if lines.read(1) == "[":
-            lines.seek(0)
-            try:
-                yield from json.load(lines)
-            except ValueError as error:
-                raise UserError(f"{file} is no JSON, or a damaged one ({error}): fetch it again.") from error
-            return
-        lines.seek(0)
-        for number, line in enumerate(lines):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{file}, line {number + 1}: not JSON ({error}).") from error
+def _json_entries(file: str) -> Iterator[Any]:
+    with open(file, "rb") as stream:
+        head = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+    if head.startswith(b"["):
+        yield from read_json(file)
+    else:
+        yield from (entry for _, entry in json_lines(file))
 
 
-def _fields(entry: Any, names: tuple[str, ...], where: str) -> list[Any]:
+def _fields(entry: Any, *names: str) -> list[Any]:
+    """Values of an object. Raises BadSample."""
     if not isinstance(entry, Mapping) or any(name not in entry for name in names):
-        found = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else type(entry).__name__
-        raise UserError(f"{where} lacks {', '.join(map(repr, names))} (found: {found}): another format?")
+        present = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else type(entry).__name__
+        raise BadSample(f"bad entry: it lacks {', '.join(map(repr, names))} (found: {present[:80]})")
     return [entry[name] for name in names]
+
+
+def _id_of(value: Any) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise BadSample(f"bad entry: the id {str(value)[:80]} is neither a number nor text")
+    return value
+
+
+def _list_of(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise BadSample(f"bad entry: {type(value).__name__} instead of a list")
+    return value
 
 
 def _class_names(place: Path, folders: list[str]) -> list[str]:
     for file in (place / "classes.txt", place.parent / "classes.txt"):
         if file.is_file():
-            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line for line in read_lines(file) if line.strip()]
             if len(lines) != len(folders):
                 raise UserError(f"{file} names {len(lines)} classes, {place} holds {len(folders)} folders.")
             return [line.split(",")[0].strip() for line in lines]
     return [folder.replace("_", " ") for folder in folders]
 
 
-def _stamp(place: Path, folders: list[str]) -> list[list[Any]]:
-    """Folders and their times of change: what a listing of class folders depends on, in place of an annotation file."""
-    inner = (entry for folder in folders for entry in [place / folder, *place.joinpath(folder).rglob("*/")])
-    return [[entry.relative_to(place).as_posix(), entry.stat().st_mtime_ns] for entry in inner if entry.is_dir()]
+def _folders_below(place: Path) -> list[Path]:
+    """``place`` and the folders in it, through links (as torchvision's ImageFolder), each once."""
+    folders, visited = [], set()
+    for folder, names, _ in os.walk(place, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            names.clear()  # a link to a folder above it
+            continue
+        visited.add(real)
+        folders.append(Path(folder))
+    return sorted(folders)
+
+
+def _files_below(place: Path) -> list[Path]:
+    return sorted(file for folder in _folders_below(place) for file in folder.iterdir() if file.is_file())

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
-from models.batch import INDEX, Skipped
+from datamodules.readers.base import ImageTextDataset
+from models.batch import Skipped
 from models.errors import UserError
 from models.io import stable_hash
 
 
-class Joined(Dataset):
-    """The rows of ``datasets``, one after the other, with the interface they share.
+class Joined:
+    """The rows of ``datasets``, one after the other; itself a :class:`~datamodules.readers.base.ImageTextDataset`.
 
     Raises:
         UserError: they name different classes.
     """
 
-    def __init__(self, datasets: list[Any]):
+    pre_encoded = False
+
+    def __init__(self, datasets: list[ImageTextDataset]):
         self.datasets = datasets
         self._starts = np.cumsum([0, *map(len, datasets)])
         names = [dataset.class_names for dataset in datasets if dataset.class_names]
@@ -61,19 +61,6 @@ class Joined(Dataset):
         dataset, row = self._at(i)
         return dataset.image(row)
 
-    def image_or_skipped(self, i: int) -> Image.Image | Skipped:
-        dataset, row = self._at(i)
-        return self._here(dataset.image_or_skipped(row), i)
-
-    def __getitem__(self, i: int) -> dict | Skipped:
-        dataset, row = self._at(i)
-        sample = dataset[row]
-        return self._here(sample, i) if isinstance(sample, Skipped) else {**sample, INDEX: i}
-
-    def _at(self, i: int) -> tuple[Any, int]:
+    def _at(self, i: int) -> tuple[ImageTextDataset, int]:
         which = int(np.searchsorted(self._starts, i, side="right")) - 1
         return self.datasets[which], int(i - self._starts[which])
-
-    @staticmethod
-    def _here(found: Any, i: int) -> Any:
-        return found._replace(index=i) if isinstance(found, Skipped) else found

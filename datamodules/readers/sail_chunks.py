@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,17 +12,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from datamodules.readers.tar_index import key_hash
 from models.batch import Skipped
 from models.errors import UserError
 from models.io import stable_hash
 
+LARGEST_PICKLE = 2**16  # bytes of the description of one tensor
+LARGEST_OLD_FILE = 2**30  # bytes of a file from before torch 1.6, which is one pickle
 Modality = Literal["vision", "text"]
 
 
-class SailChunks(Dataset):
+class SailChunks:
     """Image-text pairs that someone else has encoded: there are neither images nor captions, only their features.
 
     Sample i is the pair of text i, image ``i mod images`` and, where ``extra`` is given, extra text i as its second
@@ -35,6 +37,8 @@ class SailChunks(Dataset):
     Raises:
         UserError: a folder lacks chunks, or images, texts and extra texts are not of the same samples.
     """
+
+    pre_encoded = True
 
     def __init__(self, image: Sequence[str], text: Sequence[str], extra: Sequence[str] = ()):
         self._images, self._texts, self._extra = (_Chunks(folders) for folders in (image, text, extra))
@@ -105,11 +109,8 @@ class SailChunks(Dataset):
         return [f"text {self.key(i)}", f"extra text {self.key(i)}"][: 2 if len(self._extra) else 1]
 
     def image(self, i: int) -> Image.Image:
-        """A grey square: the picture is not in the chunks."""
+        """A grey square: the image is not in the chunks."""
         return Image.new("RGB", (64, 64), (128, 128, 128))
-
-    def image_or_skipped(self, i: int) -> Image.Image:
-        return self.image(i)
 
 
 class _Chunks:
@@ -135,7 +136,9 @@ class _Chunks:
                 )
             self.files += files
             sizes += lengths
-            self.stamp += [[str(file), n, file.stat().st_mtime_ns] for file, n in zip(files, lengths, strict=True)]
+            self.stamp += [
+                [str(file), n, file.stat().st_size, file.stat().st_mtime_ns] for file, n in zip(files, lengths, strict=True)
+            ]
         self.offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._open: tuple[int, Tensor] | None = None
 
@@ -157,20 +160,26 @@ def _in_order(folder: Path) -> list[Path]:
     """The chunks in natural order. Raises UserError where one is missing."""
     if not folder.is_dir():
         raise UserError(f"there is no folder of chunks {folder}.")
-    found = {int(file.stem): file for file in folder.glob("*.pt") if re.fullmatch(r"\d+", file.stem)}
-    if not found:
+    files = {int(file.stem): file for file in folder.glob("*.pt") if re.fullmatch(r"\d+", file.stem)}
+    if not files:
         raise UserError(f"{folder} holds no chunks (0.pt, 1.pt, ...).")
-    absent = sorted(set(range(max(found) + 1)) - found.keys())
+    absent = sorted(set(range(max(files) + 1)) - files.keys())
     if absent:
         raise UserError(
-            f"{folder} is half-encoded: {absent[0]}.pt{' and others' if absent[1:] else ''} of {max(found) + 1} chunks "
+            f"{folder} is half-encoded: {absent[0]}.pt{' and others' if absent[1:] else ''} of {max(files) + 1} chunks "
             "missing; all pairs after it would be shifted."
         )
-    return [found[number] for number in sorted(found)]
+    return [files[number] for number in sorted(files)]
 
 
 def _load(file: Path) -> Tensor:
     try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(e.filename.endswith("data.pkl") and e.file_size > LARGEST_PICKLE for e in archive.infolist()):
+                    raise ValueError("its description is larger than that of any tensor")
+        elif file.stat().st_size > LARGEST_OLD_FILE:
+            raise ValueError("it is no zip file: saved by a torch before 1.6")
         chunk = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged or hostile file can fail anywhere in the unpickler
         raise UserError(f"{file} cannot be read as a tensor ({str(error).splitlines()[0][:200]}): encode it again.") from error

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
-from datamodules.readers.images import decode, decode_or_skipped
+from datamodules.readers.images import VERSION, open_rgb
 from datamodules.readers.tar_index import key_hash, load_index, parse_record, read_captions
-from models.batch import CAPTIONS, IMAGE, INDEX, KEY, LABEL, Skipped
+from datamodules.readers.text import clean_text, read_lines
+from models.batch import Skipped
 from models.errors import UserError
 from models.io import stable_hash
 
@@ -21,23 +21,25 @@ LAYOUT = """\
   {root}/
     classes.txt             (optional) one class per line; further names of it after commas
     train/00000.tar ...     the training pairs; val/ and test/ likewise
+or the same in one folder, by the beginning of the names,
+  {root}/
+    train-00000.tar ... val-00000.tar ... test-00000.tar ...
 or, to have the splits drawn by a hash of each sample's key,
   {root}/
     00000.tar 00001.tar ...
 Each tar holds KEY.jpg (or jpeg, png, webp) with KEY.txt and/or KEY.json, as img2dataset writes them."""
 
 
-class TarShards(Dataset):
-    """Map-style dataset over the ``*.tar`` files of a folder.
+class TarShards:
+    """Image-text dataset over the ``*.tar`` files of a folder, see :class:`~datamodules.readers.base.ImageTextDataset`.
 
     Row ``i`` follows the shards in the order of their names. Samples that lack an image or a caption, second samples
-    of the same key and what a cut shard lost stand in ``skipped``; an image that cannot be decoded is found when it
-    is read, and
-    ``dataset[i]`` is then a :class:`Skipped`.
+    of the same key and what a cut shard lost stand in ``skipped``; an image that cannot be decoded is found when it is read.
 
     Args:
         root: folder of the dataset.
         split: subfolder with the shards; None: the shards lie in ``root`` itself.
+        prefix: of the names of the shards that are read.
         part: [low, high) of the samples in the order of their keys' hashes, as shares of all; this is how one pool of
             shards is split, independently of the order of shards and samples.
         caption_fields: fields of KEY.json that hold captions.
@@ -48,16 +50,19 @@ class TarShards(Dataset):
         UserError: the folder is missing, holds no shards, or no usable sample is left.
     """
 
+    pre_encoded = False
+
     def __init__(
         self,
         root: str,
         split: str | None = None,
+        prefix: str = "",
         part: tuple[float, float] = (0.0, 1.0),
         caption_fields: Sequence[str] = ("caption", "captions"),
         index_dir: str | None = None,
     ):
         self.folder = Path(root, split or "")
-        self.shards = find_shards(Path(root), split)
+        self.shards = find_shards(Path(root), split, prefix)
         self.caption_fields = tuple(caption_fields)
         self.class_names = read_class_names(Path(root))
         cache = Path(index_dir) if index_dir else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "shard_index")
@@ -65,7 +70,8 @@ class TarShards(Dataset):
         self._samples = [index.samples for index in indices]
         self._handles: dict[int, int] = {}
         # Of what is on disk: every header and text of every shard, in order; not of paths or file times.
-        self.fingerprint = stable_hash([[i.digest for i in indices], part, self.caption_fields, self.class_names])
+        contents = [index.digest for index in indices]
+        self.fingerprint = stable_hash([VERSION, contents, part, self.caption_fields, self.class_names])
         self.skipped: list[Skipped] = []
         self._select(part, [entry for index in indices for entry in index.skipped])
         if not len(self):
@@ -125,18 +131,9 @@ class TarShards(Dataset):
         return read_captions(self._read(i, row["text_start"], row["text_size"]), record, self.caption_fields)
 
     def image(self, i: int) -> Image.Image:
-        """The sample's image, decoded to RGB. Raises whatever the decoder raises."""
-        return decode(self._image_bytes(i))
-
-    def image_or_skipped(self, i: int) -> Image.Image | Skipped:
-        """:meth:`image`, with a failing decoder turned into a :class:`Skipped`. A failing disk still raises."""
-        return decode_or_skipped(self._image_bytes(i), i, self.key(i))
-
-    def __getitem__(self, i: int) -> dict | Skipped:
-        image = self.image_or_skipped(i)
-        if isinstance(image, Skipped):
-            return image
-        return {INDEX: i, KEY: self.key(i), IMAGE: image, CAPTIONS: self.captions(i), LABEL: self.label(i)}
+        """The sample's image in RGB. Raises BadSample. A failing disk still raises OSError."""
+        row = self._row(i)
+        return open_rgb(self._read(i, row["image_start"], row["image_size"]))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_handles": {}}  # a worker opens its own files
@@ -147,10 +144,6 @@ class TarShards(Dataset):
 
     def _row(self, i: int) -> np.void:
         return self._samples[self._shard[i]][self._place[i]]
-
-    def _image_bytes(self, i: int) -> bytes:
-        row = self._row(i)
-        return self._read(i, row["image_start"], row["image_size"])
 
     def _gather(self, field: str) -> np.ndarray:
         bounds = np.searchsorted(self._shard, np.arange(len(self._samples) + 1))
@@ -166,12 +159,12 @@ class TarShards(Dataset):
         return os.pread(self._handles[shard], int(size), int(start))
 
 
-def find_shards(root: Path, split: str | None) -> list[Path]:
+def find_shards(root: Path, split: str | None, prefix: str = "") -> list[Path]:
     """The tars of one split, sorted by name. Raises UserError that shows the layout when there are none."""
     folder = Path(root, split or "")
     if not folder.is_dir():
         raise UserError(f"no dataset at {folder}. Put it there like this:\n{LAYOUT.format(root=root)}")
-    shards = sorted(folder.glob("*.tar"))
+    shards = sorted(file for file in folder.glob("*.tar") if file.name.startswith(prefix))
     if not shards:
         packed = [p.name for p in folder.iterdir() if p.name.endswith((".tar.gz", ".tgz", ".tar.zst"))]
         hint = f" {packed[0]} is compressed; only plain tars can be read at random, so unpack it." if packed else ""
@@ -185,8 +178,8 @@ def read_class_names(root: Path) -> list[str] | None:
     file = root / "classes.txt"
     if not file.is_file():
         return None
-    return [line.split(",")[0].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.split(",")[0].strip() for line in read_lines(file) if line.strip()]
 
 
 def _text(key: bytes) -> str:
-    return bytes(key).decode("utf-8", "surrogateescape")
+    return clean_text(bytes(key).decode("utf-8", "surrogateescape"))

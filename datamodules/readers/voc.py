@@ -1,12 +1,16 @@
-"""Pascal VOC's segmentation layout: pictures, palette PNGs of class numbers, and a list of names per split."""
+"""Pascal VOC's segmentation layout: images, palette PNGs of class numbers, and a list of names per split."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from datamodules.readers.base import BadSample, inside
+from datamodules.readers.images import open_image, open_rgb
+from datamodules.readers.text import read_lines, read_text
 from models.errors import UserError
 
 LAYOUT = """\
@@ -33,7 +37,7 @@ def voc_palette() -> np.ndarray:
 
 
 class VocSegmentation:
-    """One split. ``dataset[i]`` is the picture (RGB) and its (H, W) uint8 class numbers; ``class_names`` begins with the
+    """One split. ``dataset[i]`` is the image (RGB) and its (H, W) uint8 class numbers; ``class_names`` begins with the
     background.
 
     Args:
@@ -42,8 +46,8 @@ class VocSegmentation:
         classes_file: one class per line in the order of their numbers; None: ``classes.txt`` of the root, or VOC's own names.
 
     Raises:
-        UserError: a file of the layout is missing, or, from ``dataset[i]``, one that is not what it should be. A benchmark with
-            holes would give a figure of something else, so that nothing is left out.
+        UserError: a file of the layout is missing, or, from ``dataset[i]``, one that is not what it should be. Nothing is
+            skipped: skipping images would change the benchmark.
     """
 
     def __init__(self, root: str | Path, split: str = "val", classes_file: str | Path | None = None):
@@ -51,9 +55,10 @@ class VocSegmentation:
         listed = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not listed.is_file():
             raise UserError(f"there is no {listed}. The layout is:\n{self._layout()}")
-        self.names = listed.read_text(encoding="utf-8").split()
+        self.names = read_text(listed).split()
         if not self.names:
-            raise UserError(f"{listed} is empty; it should name the pictures of the split, one per line.")
+            raise UserError(f"{listed} is empty; it should name the images of the split, one per line.")
+        check_names(listed, self.names)
         for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
             missing = [n for n in self.names if not (self.root / folder / f"{n}.{suffix}").is_file()]
             if missing:
@@ -61,20 +66,26 @@ class VocSegmentation:
                     f"{len(missing)} of the {len(self.names)} files that {listed} names are not in {self.root / folder}; the "
                     f"first is {missing[0]}.{suffix}. Is the copy complete? The layout is:\n{self._layout()}"
                 )
-        own = self.root / "classes.txt"
-        self.class_names = _read_names(Path(classes_file) if classes_file else own) if classes_file or own.is_file() else None
-        self.class_names = self.class_names or list(VOC_CLASSES)
+        listed_classes = Path(classes_file) if classes_file else self.root / "classes.txt"
+        named = classes_file is not None or listed_classes.is_file()
+        self.class_names = _read_names(listed_classes) if named else list(VOC_CLASSES)
+
+    @property
+    def files(self) -> list[tuple[Path, Path]]:
+        """Image and map of class numbers of every name."""
+        folders = self.root / "JPEGImages", self.root / "SegmentationClass"
+        return [(folders[0] / f"{name}.jpg", folders[1] / f"{name}.png") for name in self.names]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, i: int) -> tuple[Image.Image, np.ndarray]:
-        image = _open(self.root / "JPEGImages" / f"{self.names[i]}.jpg", "a picture").convert("RGB")
-        path = self.root / "SegmentationClass" / f"{self.names[i]}.png"
-        labels = _class_numbers(_open(path, "a map of class numbers"), path)
+        image_path, path = self.files[i]
+        image = _open(image_path, "an image", open_stored_rgb)
+        labels = class_numbers(path)
         if labels.shape != (image.height, image.width):
             raise UserError(
-                f"{path} has {labels.shape[1]} x {labels.shape[0]} pixels, its picture {image.width} x {image.height}: one of "
+                f"{path} has {labels.shape[1]} x {labels.shape[0]} pixels, its image {image.width} x {image.height}: one of "
                 "them was resized. Take both from the same release."
             )
         known = labels[labels != VOID]
@@ -89,28 +100,44 @@ class VocSegmentation:
         return LAYOUT.format(root=self.root, split=self.split)
 
 
-def _open(path: Path, what: str) -> Image.Image:
+def open_stored_rgb(path: Path) -> Image.Image:
+    """The image as it is stored, since label maps belong to the stored pixels. Raises BadSample."""
+    return open_rgb(path, official=True)
+
+
+def check_names(listed: Path, names: list[str]) -> None:
+    """Raises UserError for a name in a list that leads out of the data set."""
+    for name in names:
+        try:
+            inside("", name)
+        except BadSample as error:
+            raise UserError(f"{listed}: {error}.") from None
+
+
+def _open(path: Path, what: str, opener: Callable[[Path], Image.Image]) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError to Pillow
+        return opener(path)
+    except BadSample as error:
         raise UserError(f"{path} cannot be read as {what} ({error}). Fetch it again.") from error
 
 
-def _class_numbers(mask: Image.Image, path: Path) -> np.ndarray:
-    """The indices of a palette PNG or of a grey one; refuses those whose numbers mean something else."""
+def class_numbers(path: Path) -> np.ndarray:
+    """(H, W) uint8: the indices of a palette PNG or of a grey one.
+
+    Raises UserError for those whose numbers mean something else.
+    """
+    mask = _open(path, "a map of class numbers", open_image)
     if mask.mode not in ("P", "L"):
         raise UserError(
-            f"{path} is a picture of mode {mask.mode}, not a map of class numbers: somebody saved the colours. Take the "
+            f"{path} is an image of mode {mask.mode}, not a map of class numbers: somebody saved the colours. Take the "
             "release's palette PNGs (mode P), or grey ones whose values are the class numbers (mode L)."
         )
     labels = np.asarray(mask)
     if mask.mode == "P":
         used = np.unique(labels)
         palette = np.zeros((256, 3), np.uint8)
-        given = np.asarray(mask.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        palette[: len(given)] = given
+        colours = np.asarray(mask.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(colours)] = colours
         wrong = used[(palette[used] != voc_palette()[used]).any(axis=1)]
         if wrong.size:
             raise UserError(
@@ -122,10 +149,7 @@ def _class_numbers(mask: Image.Image, path: Path) -> np.ndarray:
 
 
 def _read_names(path: Path) -> list[str]:
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the class names {path} cannot be read as text: {error}") from error
+    names = [line.strip() for line in read_lines(path) if line.strip()]
     if len(names) < 2:
         raise UserError(f"{path} names {len(names)} classes; it needs the background and at least one more, one per line.")
     return names

@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw
 
 from datamodules.readers.video import write_mp4
 from datamodules.simulated.shapes import COLOURS, draw_shape
+from datamodules.simulated.worlds import SPLIT_STARTS
 from models.io import atomic_directory, stable_hash
 
-WORLD = 1  # raise it when the same arguments would give other videos
-SPLIT_STARTS = {"train": 0, "val": 10**9, "test": 2 * 10**9}
+WORLD = 2  # raise it when the same arguments would give other videos
 PERIOD = 4  # of the stripes, pixels: gone when frames are halved
 
 
@@ -66,12 +66,12 @@ def make_video(seed: int, index: int, slots: int = 12, events: int = 2, decoys: 
     rng = np.random.default_rng((seed, index))
     label = int(rng.integers(len(CLASSES)))
     kinds = rng.permutation([0] * events + [1] * decoys + [2] * alarms + [3] * (slots - events - decoys - alarms))
-    found = []
+    timeline = []
     for kind in kinds:
         shape = label if kind == 0 else int(rng.integers(len(CLASSES))) if kind == 1 else -1
         row, column = rng.uniform(0.16, 0.84, 2)
-        found.append(Slot(shape, bool(kind in (0, 2)), (float(row), float(column))))
-    return Video(label, found)
+        timeline.append(Slot(shape, bool(kind in (0, 2)), (float(row), float(column))))
+    return Video(label, timeline)
 
 
 def render(seed: int, index: int, video: Video, side: int, frames_per_slot: int) -> NDArray[np.uint8]:
@@ -83,8 +83,8 @@ def render(seed: int, index: int, video: Video, side: int, frames_per_slot: int)
     ground = np.rot90(np.broadcast_to(ramp, (side, side, 3)), turn).astype(np.uint8)
     frames = np.empty((len(video.slots) * frames_per_slot, side, side, 3), np.uint8)
     for number, slot in enumerate(video.slots):
-        own = slice(number * frames_per_slot, (number + 1) * frames_per_slot)
-        frames[own] = ground
+        span = slice(number * frames_per_slot, (number + 1) * frames_per_slot)
+        frames[span] = ground
         if slot.shape < 0:
             continue
         colour, outline = SHADES[int(rng.integers(len(SHADES)))], OUTLINES[int(rng.integers(len(OUTLINES)))]
@@ -92,7 +92,7 @@ def render(seed: int, index: int, video: Video, side: int, frames_per_slot: int)
         drift = rng.uniform(-0.02, 0.02, 2)
         for step in range(frames_per_slot):
             row, column = np.array(slot.place) + step * drift
-            frames[own][step] = _with_shape(ground, outline, CLASSES[slot.shape], colour, (column, row), angle)
+            frames[span][step] = _with_shape(ground, outline, CLASSES[slot.shape], colour, (column, row), angle)
     return frames
 
 
@@ -138,8 +138,12 @@ def write_audio_visual(
     """The folder with the simulated set of these arguments, written unless it is there already, whole or not at all.
 
     Args:
-        train, val, test: number of videos. side: of the square frames, pixels, even. slots: seconds. fps: frames a second.
-        silent: share of videos without a sound track. seed: of the world.
+        train, val, test: number of videos.
+        side: of the square frames, in pixels, even.
+        slots: length in seconds.
+        fps: frames per second.
+        silent: share of videos without a sound track.
+        seed: of the world.
     """
     sizes = {"train": train, "val": val, "test": test}
     folder = Path(root, f"audio_visual_{stable_hash([WORLD, sizes, side, slots, fps, silent, seed])}")

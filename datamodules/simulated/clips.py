@@ -5,7 +5,7 @@ closer or goes away: which way? Then the light goes out. The frames of a clip, s
 question.
 
 A clip is a pure function of (seed, index). The world is written as MSR-VTT lies on disk: mp4 files, MSRVTT-QA and its answers,
-retrieval captions, multiple choice; and the same clips once more as WebVid captions, LSMDC's multiple choice and CC3M pictures.
+retrieval captions, multiple choice; and the same clips once more as WebVid captions, LSMDC's multiple choice and CC3M images.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from PIL import Image, ImageDraw
 
 from datamodules.readers.video import write_mp4
 from datamodules.simulated.shapes import COLOURS, SHAPES, draw_shape
+from datamodules.simulated.worlds import SPLIT_STARTS
+from models.errors import UserError
 from models.io import atomic_directory, stable_hash
 
-WORLD = 1  # raise it when the same arguments would give other clips or words
-STARTS = {"train": 0, "val": 10**7, "test": 2 * 10**7}  # clip indices: splits stay apart whatever their sizes
+WORLD = 2  # raise it when the same arguments would give other clips or words
 WAYS = {"closer": "away", "away": "closer"}  # each with its opposite
 ANSWERS = (*COLOURS, *WAYS)
 ACTS = 3  # before, after, and dark
@@ -62,7 +63,7 @@ class Clip(NamedTuple):
 
 
 def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDArray[np.uint8]]:
-    """Clip number ``index`` of the world ``seed`` and its pictures (frames, size, size, 3)."""
+    """Clip number ``index`` of the world ``seed`` and its images (frames, size, size, 3)."""
     rng = np.random.default_rng((seed, index))
     colours = [list(COLOURS)[i] for i in rng.choice(len(COLOURS), 2, replace=False)]
     shapes = [list(SHAPES)[i] for i in rng.integers(0, len(SHAPES), 2)]
@@ -86,15 +87,15 @@ def make_clip(seed: int, index: int, frames: int, size: int) -> tuple[Clip, NDAr
         visible = 2 * frames // ACTS
         scenes = [(0, centre + drift * (i / visible - 0.5), sizes[i * ACTS // frames]) for i in range(visible)]
         scenes += [None] * (frames - len(scenes))
-    pictures = []
+    images = []
     for scene in scenes:
         canvas = Image.new("RGB", (2 * size, 2 * size), DARK if scene is None else (ground,) * 3)
         if scene is not None:
             which, centre, r = scene
             colour, shape = clip.shapes[which]
             draw_shape(ImageDraw.Draw(canvas), shape, COLOURS[colour], tuple(centre * 2 * size), r * 2 * size)
-        pictures.append(np.asarray(canvas.reduce(2)))
-    return clip, np.stack(pictures)
+        images.append(np.asarray(canvas.reduce(2)))
+    return clip, np.stack(images)
 
 
 def write_clips(
@@ -106,7 +107,9 @@ def write_clips(
 
     Args:
         train, val, test: number of clips.
-        size: of the pictures in pixels, even. frames, fps: of the videos.
+        size: of the images in pixels, even.
+        frames: of each video.
+        fps: frames per second.
         seed: of the world.
     """
     sizes = {"train": train, "val": val, "test": test}
@@ -120,17 +123,17 @@ def write_clips(
         stills: dict[str, Image.Image] = {}
         for split, count in sizes.items():
             clips[split] = {}
-            for number in range(STARTS[split], STARTS[split] + count):
-                clip, pictures = make_clip(seed, number, frames, size)
-                write_mp4(videos / f"video{number}.mp4", pictures, fps)
+            for number in range(SPLIT_STARTS[split], SPLIT_STARTS[split] + count):
+                clip, images = make_clip(seed, number, frames, size)
+                write_mp4(videos / f"video{number}.mp4", images, fps)
                 clips[split][f"video{number}"] = clip
                 if split == "train":
-                    stills[f"video{number}"] = Image.fromarray(pictures[0])
+                    stills[f"video{number}"] = Image.fromarray(images[0])
         _write_questions(temporary / "meta_data" / "msrvtt", clips)
         _write_retrieval(temporary / "msrvtt", clips)
         _write_webvid(temporary, clips)
         _write_choices(temporary, clips)
-        _write_pictures(temporary, stills, clips["train"])
+        _write_images(temporary, stills, clips["train"])
         (temporary / "vocab.txt").write_text("\n".join(_vocabulary(clips)) + "\n")
     return folder
 
@@ -138,10 +141,10 @@ def write_clips(
 def _write_questions(folder: Path, clips: dict[str, dict[str, Clip]]) -> None:
     folder.mkdir(parents=True)
     (folder / "msrvtt_train_ans2label.json").write_text(json.dumps({name: i for i, name in enumerate(ANSWERS)}))
-    for split, found in clips.items():
+    for split, named in clips.items():
         lines = [
             {"question": question, "answer": answer, "video_id": name, "type": kind}
-            for name, clip in found.items()
+            for name, clip in named.items()
             for question, answer, kind in clip.questions
         ]
         (folder / f"msrvtt_qa_{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -155,12 +158,14 @@ def _write_questions(folder: Path, clips: dict[str, dict[str, Clip]]) -> None:
 def _options(clips: dict[str, Clip]) -> dict[str, list[str]]:
     """Five captions for each clip: its own, what it would show backwards, and three of other clips."""
     captions = list(dict.fromkeys(clip.caption for clip in clips.values()))
-    found = {}
+    options = {}
     for place, (name, clip) in enumerate(clips.items()):
-        own = [clip.caption, clip.reversed_caption]
+        first = [clip.caption, clip.reversed_caption]
         order = np.random.default_rng((1, place)).permutation(len(captions))
-        found[name] = (own + [captions[i] for i in order if captions[i] not in own])[:5]
-    return found
+        options[name] = (first + [captions[i] for i in order if captions[i] not in first])[:5]
+        if len(options[name]) < 5:
+            raise UserError(f"datamodule.simulate: {len(clips)} clips have too few captions for five options; take 12 or more.")
+    return options
 
 
 def _write_choices(root: Path, clips: dict[str, dict[str, Clip]]) -> None:
@@ -178,14 +183,14 @@ def _write_choices(root: Path, clips: dict[str, dict[str, Clip]]) -> None:
         (meta / f"LSMDC16_multiple_choice_{part}.csv").write_text("\n".join(rows) + "\n")
 
 
-def _write_pictures(root: Path, pictures: dict[str, Image.Image], clips: dict[str, Clip]) -> None:
+def _write_images(root: Path, images: dict[str, Image.Image], clips: dict[str, Clip]) -> None:
     """CC3M: the first frame of each training clip, with the name of what is on it."""
     meta, media = root / "meta_data" / "cc3m", root / "cc3m" / "training"
     meta.mkdir(parents=True)
     media.mkdir(parents=True)
     rows = ["caption\tfile"]
-    for name, picture in pictures.items():
-        picture.save(media / f"{name}.jpg", quality=92)
+    for name, image in images.items():
+        image.save(media / f"{name}.jpg", quality=92)
         rows.append(f"a {' '.join(clips[name].shapes[0])}\t{name}.jpg")
     (meta / "cc3m_training_success_full.tsv").write_text("\n".join(rows) + "\n")
 
@@ -194,7 +199,7 @@ def _write_retrieval(folder: Path, clips: dict[str, dict[str, Clip]]) -> None:
     lists = folder / "high-quality" / "structured-symlinks"
     lists.mkdir(parents=True)
     (folder / "annotation").mkdir()
-    entries = [{"image_id": n, "caption": c.caption} for found in clips.values() for n, c in found.items()]
+    entries = [{"image_id": n, "caption": c.caption} for named in clips.values() for n, c in named.items()]
     (folder / "annotation" / "MSR_VTT.json").write_text(json.dumps({"annotations": entries}))
     (lists / "train_list_jsfusion.txt").write_text("\n".join([*clips["train"], *clips["val"]]) + "\n")
     (lists / "val_list_jsfusion.txt").write_text("\n".join(clips["test"]) + "\n")
@@ -217,8 +222,8 @@ def _write_webvid(root: Path, clips: dict[str, dict[str, Clip]]) -> None:
 
 def _vocabulary(clips: dict[str, dict[str, Clip]]) -> list[str]:
     """Every word and sign of the world's texts, in BERT's layout."""
-    texts = [c.caption for found in clips.values() for c in found.values()]
-    texts += [question for found in clips.values() for c in found.values() for question, _, _ in c.questions]
+    texts = [c.caption for named in clips.values() for c in named.values()]
+    texts += [question for named in clips.values() for c in named.values() for question, _, _ in c.questions]
     words = sorted(
         {word for text in texts for word in text.replace("?", " ?").split()} | set(COLOURS) | set(SHAPES) | set(WAYS)
     )

@@ -50,9 +50,9 @@ def make_features(pairs: int, nuisance: float, seed: int = 0) -> dict[str, Tenso
 
     kinds = torch.randint(KINDS, (pairs,), generator=generator)
     content = normal(KINDS, CONTENT)[kinds] + SPREAD * normal(pairs, CONTENT)
-    found = {}
+    features = {}
     for side, width in WIDTHS.items():
         seen = torch.cat([content, nuisance * normal(pairs, NUISANCE)], dim=1)
         hidden = torch.tanh(seen @ normal(CONTENT + NUISANCE, HIDDEN) / CONTENT**0.5)
-        found[side] = hidden @ normal(HIDDEN, width) / HIDDEN**0.5
-    return found
+        features[side] = hidden @ normal(HIDDEN, width) / HIDDEN**0.5
+    return features

@@ -8,6 +8,7 @@ function of (seed, index), however many there are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from datamodules.readers.base import BadSample
 from datamodules.readers.tar_shards import TarShards
 from datamodules.simulated.scenes import GROUNDS, PATTERNS, Scene, make_scene, render
 from datamodules.simulated.shapes import COLOURS, SHAPES
-from datamodules.simulated.shards import SPLIT_STARTS
+from datamodules.simulated.worlds import SPLIT_STARTS
 from models.errors import UserError
 from models.io import atomic_directory, stable_hash
 
@@ -197,23 +199,23 @@ def write_split(
         pair = source(i)
         wants_donor = {"face_swap", "text_swap", "text_attribute"} & set(kinds) and count > 1
         donor = source((i + 1 + int(rng.integers(count - 1))) % count) if wants_donor else pair
-        found = manipulate(pair, donor, kinds, rng, trace)
-        image_kind = next((kind for kind in found.kinds if kind.startswith("face")), None)
+        made = manipulate(pair, donor, kinds, rng, trace)
+        image_kind = next((kind for kind in made.kinds if kind.startswith("face")), None)
         if image_kind:
             path = f"DGM4/manipulation/{image_kind}/{split}-{i:06d}-{image_kind}.jpg"
         else:
             path = f"DGM4/origin/{name}/{split}/{i // 1000:04d}/{i % 1000}.jpg"
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        found.image.save(file, "JPEG", quality=92)
+        made.image.save(file, "JPEG", quality=92)
         records.append(
             {
                 "id": SPLIT_STARTS[split] + i,
                 "image": path,
-                "text": found.caption,
-                "fake_cls": "&".join(found.kinds) or "orig",
-                "fake_image_box": list(found.box),
-                "fake_text_pos": list(found.words),
+                "text": made.caption,
+                "fake_cls": "&".join(made.kinds) or "orig",
+                "fake_image_box": list(made.box),
+                "fake_text_pos": list(made.words),
                 "mtcnn_boxes": [list(box) for box in pair.boxes],
             }
         )
@@ -282,7 +284,14 @@ def manipulated_pairs(root: str, pairs: str, shares: Mapping[str, float] | None 
     if not folder.is_dir():
         with atomic_directory(folder, sync=False) as temporary:
             for split, data in splits.items():
-                rows = [i for i in range(len(data)) if isinstance(data.image_or_skipped(i), Image.Image)]
-                read = lambda i, d=data, r=rows: CaptionedImage(d.image_or_skipped(r[i]), d.captions(r[i])[0])  # noqa: E731
+                rows = [i for i in range(len(data)) if _is_readable(data, i)]
+                read = lambda i, d=data, r=rows: CaptionedImage(d.image(r[i]), d.captions(r[i])[0])  # noqa: E731
                 write_split(temporary, split, len(rows), read, shares, seed, "pairs", trace)
     return folder
+
+
+def _is_readable(data: TarShards, row: int) -> bool:
+    with contextlib.suppress(BadSample):
+        data.image(row)
+        return True
+    return False

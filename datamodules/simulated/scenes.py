@@ -79,7 +79,7 @@ def _thing(rng: np.random.Generator, x: float, y: float, radius: float) -> Thing
 
 
 def render(scene: Scene, size: int) -> Image.Image:
-    """RGB picture of ``size`` x ``size`` pixels."""
+    """RGB image of ``size`` x ``size`` pixels."""
     side = size * OVERSAMPLING
     canvas = Image.new("RGB", (side, side), _tinted(GROUNDS[scene.ground], scene.tint))
     draw = ImageDraw.Draw(canvas)

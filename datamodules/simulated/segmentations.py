@@ -12,7 +12,7 @@ from datamodules.simulated.scenes import CLASS_NAMES, OVERSAMPLING, Scene, make_
 from datamodules.simulated.shapes import draw_shape
 from models.io import atomic_directory, stable_hash
 
-WORLD = 1  # raise it when the same arguments would give other pictures or masks
+WORLD = 1  # raise it when the same arguments would give other images or masks
 START = 3 * 10**9  # scene indices, apart from those of every split of captioned scenes
 
 
@@ -23,7 +23,7 @@ def write_scene_segmentations(root: str, images: int = 300, image_size: int = 12
 
     Args:
         images: number of scenes.
-        image_size: side of the square pictures in pixels.
+        image_size: side of the square images in pixels.
         seed: of the world.
     """
     folder = Path(root, f"voc_scenes_{stable_hash([WORLD, images, image_size, seed])}")

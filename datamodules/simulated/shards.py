@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from datamodules.simulated.scenes import CLASS_NAMES, captions, make_scene, render
+from datamodules.simulated.worlds import SPLIT_STARTS
 from models.io import atomic_directory, stable_hash
 
-WORLD = 1  # raise it when the same arguments would give other scenes, pictures or words
-SPLIT_STARTS = {"train": 0, "val": 10**9, "test": 2 * 10**9}  # scene indices: splits stay apart whatever their sizes
+WORLD = 1  # raise it when the same arguments would give other scenes, images or words
 
 
 def write_scene_shards(
@@ -54,11 +54,11 @@ def scene_files(seed: int, index: int, image_size: int) -> dict[str, bytes]:
     """KEY.jpg, KEY.txt and KEY.json of one scene."""
     scene = make_scene(seed, index)
     raw, *longer = captions(scene)
-    picture = io.BytesIO()
-    render(scene, image_size).save(picture, "JPEG", quality=92)
+    image = io.BytesIO()
+    render(scene, image_size).save(image, "JPEG", quality=92)
     record = {"caption": raw, "captions": longer, "label": scene.label, "class": CLASS_NAMES[scene.label]}
     key = f"{index:010d}"
-    return {f"{key}.jpg": picture.getvalue(), f"{key}.txt": raw.encode(), f"{key}.json": json.dumps(record).encode()}
+    return {f"{key}.jpg": image.getvalue(), f"{key}.txt": raw.encode(), f"{key}.json": json.dumps(record).encode()}
 
 
 def write_tar(path: Path, samples: Iterable[dict[str, bytes]]) -> None:

@@ -1,6 +1,6 @@
 """RandAugment of freeze-align, ALBEF, DGM4 and their kin: operations on uint8 images, drawn by (seed, epoch, row).
 
-Every operation takes and gives (H, W, 3) uint8 (specification of freeze-align, section 4.3). In the official code two of
+Every operation takes and gives (H, W, 3) uint8 (``dataset/randaugment.py`` of the official code). In the official code two of
 them overflow: the stretch of AutoContrast negates an unsigned byte, which turns every channel white whose darkest value is
 not 0, and Sharpness wraps what leaves [0, 255]. ``overflow=True`` reproduces either.
 """
@@ -179,7 +179,8 @@ class RandomAugment:
 
     Args:
         operations: to draw from; :data:`PHOTOMETRIC` ones move no pixel, as DGM4's boxes ask for.
-        count, level: how many and how strong (of 10); official: 2 and 7.
+        count: number of operations; official: 2.
+        level: their strength, of 10; official: 7.
         autocontrast_overflow: True reproduces the official AutoContrast, whose unsigned byte overflows and makes every
             channel without a pixel of value 0 wholly white: in 19 % of DGM4's official training images it was drawn.
         sharpness_overflow: True lets sharpened values beyond 0..255 wrap around as officially; False clips them.
@@ -210,7 +211,7 @@ class RandomAugment:
 def random_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a crop of random area (a share of the picture's) and shape (width by height), as
+    """Left, top, right and bottom of a crop of random area (a share of the image's) and shape (width by height), as
     torchvision's RandomResizedCrop draws it: ten tries, then the largest centred box whose shape is allowed."""
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -226,10 +227,10 @@ def random_box(
 
 
 class AugmentedCrop:
-    """A training picture of freeze-align (and ALBEF): a random crop, perhaps mirrored, then random operations.
+    """A training image of freeze-align (and ALBEF): a random crop, perhaps mirrored, then random operations.
 
     Args:
-        scale: least and greatest share of the picture's area that the crop takes.
+        scale: least and greatest share of the image's area that the crop takes.
         ratio: narrowest and widest shape of the crop, width by height.
         flip_probability: of mirroring it.
         operations: on the crop at its final size; None: none.
@@ -246,7 +247,7 @@ class AugmentedCrop:
         self.flip_probability, self.operations = flip_probability, operations
 
     def __call__(self, image: Image.Image, preprocess: ImagePreprocess, rng: np.random.Generator) -> Tensor:
-        """A picture to (3, H, W) float32 with the size, interpolation, mean and deviation of ``preprocess``; all chance comes
+        """An image to (3, H, W) float32 with the size, interpolation, mean and deviation of ``preprocess``; all chance comes
         from ``rng``."""
         image = image.convert("RGB")
         crop = image.crop(random_box(*image.size, self.scale, self.ratio, rng))

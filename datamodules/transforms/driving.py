@@ -1,4 +1,4 @@
-"""Random changes to a recording that leave its label true (specification: BEV fusion, 4a; ours)."""
+"""Random changes to a recording that leave its label true (this project's, not the paper's)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,19 @@ class Sample(NamedTuple):
 class Augmentation:
     """Strengths; 0 turns a change off. All draws come from the generator it is called with.
 
-    contrast: relative range of brightness and contrast. gamma: (low, high) exponent. blur, mirror: probabilities.
-    camera_dropout: probability of a black picture. sensor_dropout: of one dead ultrasonic sensor, any of them: every pair it
-    sends or receives for is silent (ours; the specification's recipe has none). pair_dropout: of each pair by itself.
-    gain: (low, high) factor of the traces. noise: added to them. time_jitter: samples. degrees, metres: by which the camera's
-    calibration may be wrong.
+    Args:
+        contrast: relative range of brightness and contrast.
+        gamma: (low, high) exponent.
+        blur: probability of a blurred image.
+        camera_dropout: probability of a black image.
+        sensor_dropout: probability of one dead ultrasonic sensor: every pair it sends or receives for is silent.
+        pair_dropout: probability of each pair being silent by itself.
+        gain: (low, high) factor of the traces.
+        noise: standard deviation of what is added to the traces.
+        time_jitter: samples by which the traces are shifted at most.
+        degrees: by which the camera's calibration may be turned.
+        metres: by which it may be moved.
+        mirror: probability of exchanging left and right.
     """
 
     contrast: float = 0.3

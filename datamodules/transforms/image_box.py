@@ -35,7 +35,7 @@ def box_target(box: Sequence[float], size: tuple[int, int], flip: bool = False) 
 def image_tensor(
     image: Image.Image, size: int, flip: bool = False, augment: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> Tensor:
-    """RGB picture to (3, ``size``, ``size``) float32 with CLIP's statistics; resized bicubically without keeping its shape.
+    """RGB image to (3, ``size``, ``size``) float32 with CLIP's statistics; resized bicubically without keeping its shape.
 
     Args:
         flip: mirror it left to right, before the resize.

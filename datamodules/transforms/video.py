@@ -1,9 +1,9 @@
-"""Which frames of a video are taken, and what happens to their pixels (All-in-One: official rules and corrected ones)."""
+"""What happens to the pixels of a clip (All-in-One: official rules and corrected ones)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,64 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from datamodules.readers.base import BadSample
+from datamodules.readers.images import MAX_PIXELS
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PYTORCHVIDEO = ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))  # the authors' `v100` backend, and K400
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # images in the style of ViLT
 NORMALISATIONS = {"imagenet": IMAGENET, "pytorchvideo": PYTORCHVIDEO, "half": HALF}
-
-
-class TooShort(ValueError):
-    """A video has fewer frames than are wanted of it."""
-
-
-class Segments(NamedTuple):
-    """Inclusive first and last frames (n,) int64 of n equal parts of a video."""
-
-    first: NDArray[np.int64]
-    last: NDArray[np.int64]
-
-
-def segments(wanted: int, length: int) -> Segments:
-    """Cut ``length`` frames into ``min(wanted, length)`` parts at floor(k * length / n)."""
-    count = min(wanted, length)
-    bounds = np.arange(count + 1) * length // count
-    return Segments(bounds[:-1], bounds[1:] - 1)
-
-
-def uniform_frames(wanted: int, length: int) -> NDArray[np.int64]:
-    """The middle frame of each segment: the rule of evaluation."""
-    first, last = segments(wanted, length)
-    return (first + last) // 2
-
-
-def random_bounds(wanted: int, length: int, official: bool = False) -> Segments:
-    """Inclusive bounds of the random draw in each segment: the rule of training.
-
-    Args:
-        official: never the last frame of a segment; a segment of one frame raises TooShort, and the official reader
-            then takes another sample. Else every frame of a segment can be drawn.
-    """
-    first, last = segments(wanted, length)
-    if official:
-        last = last - 1
-        if bool((last < first).any()):
-            raise TooShort(f"{length} frames leave nothing to draw from in {wanted} segments")
-    return Segments(first, last)
-
-
-def sample_frames(
-    wanted: int, length: int, fractions: NDArray[np.float64] | None = None, official: bool = False
-) -> NDArray[np.int64]:
-    """Frame numbers (wanted,). ``fractions``: (wanted,) in [0, 1), one draw per segment; None: the middles.
-
-    Raises TooShort for a video of fewer frames (the official code returns fewer and fails later).
-    """
-    if length < wanted:
-        raise TooShort(f"{length} frames, fewer than the {wanted} that are wanted")
-    if fractions is None:
-        return uniform_frames(wanted, length)
-    first, last = random_bounds(wanted, length, official)
-    return first + (fractions * (last - first + 1)).astype(np.int64)
 
 
 def resize_clip(clip: NDArray[np.uint8], short: int) -> NDArray[np.uint8]:
@@ -80,6 +29,8 @@ def resize_clip(clip: NDArray[np.uint8], short: int) -> NDArray[np.uint8]:
     size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
     if size == (width, height):
         return clip
+    if size[0] * size[1] > MAX_PIXELS:
+        raise BadSample(f"bad shape: frames of {width} x {height} pixels cannot be resized to a shorter side of {short}")
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)) for frame in clip])
 
 
@@ -103,7 +54,8 @@ class ClipTransform:
     """Resize the shorter side, crop, normalise; in training the crop is random and shared by all frames.
 
     Args:
-        size: of the crop. resize_ratio: the shorter side becomes int(ratio * size), 268 for 224 (official).
+        size: side of the crop in pixels.
+        resize_ratio: the shorter side becomes int(ratio * size), 268 for 224 (official).
         normalisation: tie it to the checkpoint: ``imagenet`` for All-in-One's default backend, ``pytorchvideo`` for
             co-trained models and K400, ``half`` for images.
         flip: mirror half of the training clips (off in the default backend: left and right have names).
@@ -147,15 +99,17 @@ def resize_image(image: Image.Image, short: int = 224, longest: int = 373) -> Im
     if max(width, height) > longest:
         scale = longest / max(width, height)
         width, height = width * scale, height * scale
-    size = (int(width + 0.5) // 32 * 32, int(height + 0.5) // 32 * 32)
+    size = (max(int(width + 0.5) // 32 * 32, 32), max(int(height + 0.5) // 32 * 32, 32))
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
 class ImageTransform:
-    """Still pictures of co-training: ViLT's resize, which keeps the aspect ratio; batches of them are padded with zeros.
+    """Still images of co-training: ViLT's resize, which keeps the aspect ratio; batches of them are padded with zeros.
 
     Args:
-        short, longest: of the sides in pixels. rand_augment: see :class:`ClipTransform`.
+        short: shorter side in pixels.
+        longest: largest longer side in pixels.
+        rand_augment: see :class:`ClipTransform`.
     """
 
     def __init__(self, short: int = 224, longest: int = 373, rand_augment: int = 0):

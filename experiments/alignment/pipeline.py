@@ -106,7 +106,7 @@ def is_online(cfg: Mapping[str, Any]) -> bool:
 
 def is_encoded(dataset: Any) -> bool:
     """Whether a dataset holds features that someone else has computed, in place of images and captions."""
-    return hasattr(dataset, "encoded")
+    return dataset.pre_encoded
 
 
 # ---- what is trained on ------------------------------------------------------------------------------------------------

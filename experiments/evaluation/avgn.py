@@ -23,7 +23,7 @@ from models.avgn.compute import counting_macs
 from models.avgn.evaluation import glance_metrics
 from models.avgn.exits import ALWAYS, Criterion, apply_exit, exit_confidence, exit_thresholds
 from models.avgn.network import AVGN
-from models.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, LABELS
+from models.batch import AUDIO, AUDIO_VALID, INDEX, LABELS, VIDEO
 from models.io import stable_hash
 from models.metrics.average_precision import mean_average_precision
 
@@ -57,10 +57,10 @@ class _Scores:
 
     def add(self, batch: dict) -> None:
         net = self.net
-        glance = net.glance(batch[FRAMES], batch[AUDIO], batch[AUDIO_VALID])
+        glance = net.glance(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID])
         for name, setting in self.settings.items():
             with net.using(**setting):
-                logits = net.decide(batch[FRAMES], glance).logits.float().cpu()
+                logits = net.decide(batch[VIDEO], glance).logits.float().cpu()
             self.logits[name].append(logits[:, -1])
             if name == "own":
                 self.steps.append(logits)
@@ -177,7 +177,7 @@ def _official_map(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def _inputs(sample: dict) -> tuple[Tensor, Tensor, Tensor]:
-    return sample[FRAMES], sample[AUDIO], sample[AUDIO_VALID]
+    return sample[VIDEO], sample[AUDIO], sample[AUDIO_VALID]
 
 
 def _cost(net: AVGN, sample: dict, setting: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _cost(net: AVGN, sample: dict, setting: dict[str, Any]) -> dict[str, Any]:
 def _against_full_size(net: AVGN, sample: dict, own: dict[str, Any]) -> dict[str, float]:
     """What looking at whole frames of every snippet would cost with the same parts, timed turn by turn with the own setting, so
     that both meet the same noise. Its accuracy is another matter: these weights are not trained for it."""
-    inputs, device = _inputs(sample), sample[FRAMES].device
+    inputs, device = _inputs(sample), sample[VIDEO].device
     full = {"num_selected": inputs[0].shape[1], "patch_size": net.image_size, "order": "temporal"}
     if len(net.classifier.heads.bias) < full["num_selected"]:
         return {}
@@ -217,7 +217,7 @@ def _against_full_size(net: AVGN, sample: dict, own: dict[str, Any]) -> dict[str
 
 def _seconds_by_part(net: AVGN, sample: dict, setting: dict[str, Any]) -> dict[str, float]:
     """Milliseconds per video of each part of the network in a batch of all of ``sample``."""
-    device, spent, starts = sample[FRAMES].device, {}, {}
+    device, spent, starts = sample[VIDEO].device, {}, {}
 
     def begin(module: torch.nn.Module, _: Any, name: str) -> None:
         synchronize(device)
@@ -237,7 +237,7 @@ def _seconds_by_part(net: AVGN, sample: dict, setting: dict[str, Any]) -> dict[s
         net(*_inputs(sample))
     for hook in hooks:
         hook.remove()
-    return {name: 1e3 * seconds / len(sample[FRAMES]) for name, seconds in spent.items()}
+    return {name: 1e3 * seconds / len(sample[VIDEO]) for name, seconds in spent.items()}
 
 
 # ---- early exit ------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from models.io import stable_hash
 
 if TYPE_CHECKING:
     from datamodules.base import BaseDataModule
-    from models.alignment.dual_encoder import DualEncoder
 
 # ---- what a module offers ------------------------------------------------------------------------------------------
 
@@ -79,6 +78,17 @@ class ScoresPairs(Pairs, Protocol):
     def score_pairs(self, texts: Mapping[str, Tensor], medium: Mapping[str, Tensor]) -> Tensor: ...
 
 
+class ImageTextEncoder(Protocol):
+    """The model behind the embeddings of a split: embeds raw images and texts."""
+
+    preprocess: Any
+    vision: torch.nn.Module
+
+    def embed_images(self, images: Any, **options: Any) -> Tensor: ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor: ...
+
+
 class Question(Protocol):
     """A sample of a dataset of questions or choices: ``dataset.samples[row]``.
 
@@ -124,7 +134,7 @@ class EmbeddedSplit:
     class_names: list[str] | None = None
     hashes: dict[str, str] = field(default_factory=dict)
     name: str = "test"
-    load_encoders: Callable[[], DualEncoder] | None = None
+    load_encoders: Callable[[], ImageTextEncoder] | None = None
     labelled_features: Callable[[str], tuple[Tensor, Tensor]] | None = None
     frozen: Callable[[], tuple[Tensor, Tensor]] | None = None
     simulated: bool = False
@@ -138,7 +148,7 @@ class EmbeddedSplit:
                 )
 
     @property
-    def encoders(self) -> DualEncoder:
+    def encoders(self) -> ImageTextEncoder:
         return self.load_encoders()
 
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from datamodules.readers.annotations import AnnotatedImages
+from datamodules.readers.base import BadSample
 from datamodules.readers.formats import class_folders
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.evaluation.zero_shot import Statistics, embed_images, preprocessing_hash
-from models.batch import Skipped
 from models.errors import UserError
 from models.io import stable_hash
 
@@ -100,10 +100,10 @@ def _prompts_of(prompts: Mapping[str, Any], file: str, name: str, data: Annotate
 
 def _as_split(split: EmbeddedSplit, data: AnnotatedImages, names: list[str], statistics: Statistics) -> EmbeddedSplit:
     def load(row: int) -> Image.Image:
-        image = data.image_or_skipped(row)
-        if isinstance(image, Skipped):
-            raise UserError(f"{data.folder / image.key} cannot be read as an image ({image.reason}).")
-        return image
+        try:
+            return data.image(row)
+        except BadSample as error:
+            raise UserError(f"{data.folder / data.key(row)} cannot be read as an image ({error}).") from error
 
     image = embed_images(split, (load(row) for row in range(len(data))), statistics)
     none = torch.empty(0)

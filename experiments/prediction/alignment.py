@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.table import Column, Table
 
+from datamodules.readers.base import BadSample
+from datamodules.readers.images import open_rgb
 from experiments.alignment import pipeline
 from experiments.prediction.base import write
 from experiments.run.directory import Run
@@ -42,6 +44,6 @@ def _open(path: Path) -> Image.Image:
     if not path.is_file():
         raise UserError(f"predict.images: there is no file {path}.")
     try:
-        return Image.open(path).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        return open_rgb(path)
+    except BadSample as error:
         raise UserError(f"predict.images: {path} cannot be read as an image ({error}).") from error

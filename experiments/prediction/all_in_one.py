@@ -10,9 +10,9 @@ import torch
 from rich.table import Column, Table
 from torch import Tensor
 
-from datamodules.readers.clips import Media, read_clip
-from datamodules.readers.video import VideoError
-from datamodules.transforms.video import TooShort, sample_frames
+from datamodules.readers.base import BadSample
+from datamodules.readers.clip import ClipSource, read_clip
+from datamodules.transforms.frame_sampling import sample_frames
 from experiments.prediction.base import write
 from experiments.run import parts
 from experiments.run.directory import Run
@@ -77,8 +77,8 @@ def _open(name: str, data: Any) -> Tensor:
     path = Path(name)
     if not path.exists():
         raise UserError(f"predict.videos: there is no {path}.")
-    media = Media(str(path), "frames" if path.is_dir() else "video")
+    source = ClipSource(str(path), "frames" if path.is_dir() else "video")
     try:
-        return data.transform(read_clip(media, lambda count: sample_frames(data.frames, count)), None)
-    except (VideoError, TooShort) as error:
+        return data.transform(read_clip(source, lambda count: sample_frames(data.frames, count)).frames, None)
+    except BadSample as error:
         raise UserError(f"predict.videos: {path} cannot be used ({error}).") from error

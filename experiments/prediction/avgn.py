@@ -12,13 +12,12 @@ from rich.table import Column, Table
 from datamodules.audio_visual import Snippets
 from datamodules.order import BatchRequest
 from datamodules.readers.video_lists import LAYOUTS, VideoRow
-from datamodules.readers.video_media import Media
 from experiments.evaluation.avgn import examples_of
 from experiments.figures import avgn
 from experiments.prediction.base import write
 from experiments.run import parts
 from experiments.run.directory import Run
-from models.batch import AUDIO, AUDIO_VALID, FRAMES, SKIPPED, TIMES
+from models.batch import AUDIO, AUDIO_VALID, SKIPPED, TIMES, VIDEO
 from models.errors import UserError
 
 
@@ -30,12 +29,12 @@ def audio_visual(run: Run, videos: Sequence[str] = ()) -> dict[str, Any]:
     data = parts.datamodule(run)
     module = parts.trained_module(run, data.facts())
     rows = [VideoRow(str(Path(name).expanduser().resolve()), 1, 3, (0,)) for name in videos]
-    media = Media(Path("/"), LAYOUTS[data.layout], data.frame_rate)
-    batch = Snippets(rows, media, data.class_names, **data.reading).batch(BatchRequest(range(len(rows)), 0, 0), training=False)
+    snippets = Snippets(rows, Path("/"), LAYOUTS[data.layout], data.class_names, **data.reading)
+    batch = snippets[BatchRequest(range(len(rows)), 0, 0)]
     if batch[SKIPPED]:
         raise UserError("\n".join(f"predict.videos: {skipped.key}: {skipped.reason}" for skipped in batch[SKIPPED]))
     batch = {key: value.to(module.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
-    output = module.model(batch[FRAMES], batch[AUDIO], batch[AUDIO_VALID])
+    output = module.model(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID])
     table, predictions = Table(Column("video", overflow="fold"), "class", "probability", "looked at (s)"), []
     for number, name in enumerate(videos):
         probability, best = output.logits[number, -1].softmax(dim=0).topk(min(3, len(data.class_names)))

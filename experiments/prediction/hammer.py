@@ -10,8 +10,9 @@ from PIL import Image
 from rich.text import Text
 from torchvision.ops import box_convert
 
-from datamodules.dgm4 import read_image
-from datamodules.tokenizers.captions import CaptionTokenizer, raw_words
+from datamodules.readers.base import BadSample
+from datamodules.readers.images import open_rgb
+from datamodules.tokenizers.word_labels import CaptionTokenizer, raw_words
 from datamodules.transforms.image_box import image_tensor
 from experiments.config.instantiation import build
 from experiments.figures import hammer
@@ -41,8 +42,8 @@ def manipulation(run: Run, image: str | None = None, text: str | None = None) ->
     if not image or not text:
         raise UserError('predict needs an image and its caption: predict.image=a.jpg predict.text="what it says"')
     try:
-        opened = read_image(Path(image))
-    except OSError as error:
+        opened = open_rgb(Path(image), official=True, truncated=True)
+    except BadSample as error:
         raise UserError(f"predict.image: {image}: {error}.") from error
     # The datamodule's settings without its data: a single pair needs no copy of DGM4.
     tokenizer, size = build(run.cfg.datamodule.tokenizer), run.cfg.datamodule.image_size

@@ -40,9 +40,9 @@ def run_stages(run: Run) -> bool:
     import torch
 
     from experiments.config.instantiation import build
-    from experiments.run import distributed
-    from experiments.run.directory import is_main_process
+    from experiments.run import distributed, interruption
     from experiments.run.origin import check_configuration
+    from experiments.run.ranks import is_main_process
 
     pl.seed_everything(run.cfg.seed, workers=True, verbose=False)
     if run.cfg.threads:
@@ -57,6 +57,7 @@ def run_stages(run: Run) -> bool:
         if run.is_done(name) and not (function.func.repeat and repeats):
             log.info("%s: done before", name)
             continue
+        interruption.check()
         run.stage = name
         began = time.monotonic()
         if function.func.every_rank:

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.hammer.batch import MANIPULATIONS as MANIPULATIONS
 from models.hammer.bert import FusionBert
 from models.layers.feature_queue import enqueue_
 from models.layers.heads import init_linear_, mlp_head
 from models.optim.ema import ema_update_
 
-# The four manipulations, in the order of the multi-label columns, by their names in DGM4's ``fake_cls``.
-MANIPULATIONS = ("face_swap", "face_attribute", "text_swap", "text_attribute")
 TOWERS = ("visual_encoder", "vision_proj", "text_encoder", "text_proj")  # those with a momentum copy, suffix ``_m``
 TEMPERATURE_RANGE = (0.001, 0.5)
 Modality = Literal["both", "image", "text"]

@@ -12,8 +12,8 @@ from datamodules.order import BatchRequest
 from datamodules.readers.video import write_mp4
 from datamodules.readers.video_lists import VideoRow, read_list
 from datamodules.simulated.audio_visual import CLASSES, make_video, render, sound, write_audio_visual
-from datamodules.transforms.frame_sampling import evaluation_frames, training_frames
-from models.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, LABEL, LABELS, SKIPPED, TIMES
+from datamodules.transforms.frame_sampling import sample_frames
+from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, SKIPPED, TIMES, VIDEO
 from models.errors import UserError
 
 READING = {"snippets": 4, "image_size": 32, "sample_rate": 8000, "clip_seconds": 0.5, "num_workers": 0, "frame_rate": 10.0}
@@ -21,6 +21,11 @@ READING = {"snippets": 4, "image_size": 32, "sample_rate": 8000, "clip_seconds":
 
 def request(*rows, epoch=0):
     return BatchRequest(np.array(rows), epoch, 0)
+
+
+def frames_of(length, count):
+    """Numbers from 1, as image files are named."""
+    return sample_frames(count, length, official="adafocus") + 1
 
 
 def write_wav(path, seconds=3.0, rate=24000):
@@ -62,9 +67,9 @@ def test_a_line_that_is_not_understood_is_named(tmp_path, line):
 
 
 def test_frames_are_sampled_from_every_stretch():
-    assert evaluation_frames(100, 4).tolist() == [13, 38, 63, 88]
-    assert evaluation_frames(4, 4).tolist() == [1, 2, 3, 4] and evaluation_frames(3, 5).tolist() == [1, 2, 3, 3, 3]
-    found = np.stack([training_frames(41, 4, np.random.default_rng(i)) for i in range(300)])
+    assert frames_of(100, 4).tolist() == [13, 38, 63, 88]
+    assert frames_of(4, 4).tolist() == [1, 2, 3, 4] and frames_of(3, 5).tolist() == [1, 2, 3, 3, 3]
+    found = np.stack([sample_frames(4, 41, np.random.default_rng(i), "adafocus") + 1 for i in range(300)])
     for stretch in range(4):
         assert set(found[:, stretch]) == set(range(10 * stretch + 1, 10 * stretch + 11))
 
@@ -93,9 +98,9 @@ def test_pictures_with_wavs(frames_root):
     batch = data.splits["train"][request(0, 1, 2)]
     assert batch[INDEX].tolist() == [0, 1] and [s.index for s in batch[SKIPPED]] == [2]
     assert batch[SKIPPED][0].reason.startswith("missing video")
-    assert batch[FRAMES].shape == (2, 4, 3, 32, 32) and batch[FRAMES].dtype == torch.uint8
-    numbers = evaluation_frames(30, 4)
-    np.testing.assert_allclose(batch[FRAMES].float().mean(dim=(2, 3, 4))[0], 5 * numbers, atol=2)
+    assert batch[VIDEO].shape == (2, 4, 3, 32, 32) and batch[VIDEO].dtype == torch.uint8
+    numbers = frames_of(30, 4)
+    np.testing.assert_allclose(batch[VIDEO].float().mean(dim=(2, 3, 4))[0], 5 * numbers, atol=2)
     np.testing.assert_allclose(batch[TIMES][0], (numbers - 1) / 10.0)
     assert batch[AUDIO].shape == (2, 4, 4000) and batch[AUDIO_VALID].tolist() == [True, False]
     assert not batch[AUDIO][1].any()
@@ -106,12 +111,12 @@ def test_pictures_with_wavs(frames_root):
 
 def test_training_is_a_pure_function_of_seed_epoch_and_row(frames_root):
     data = module_of(frames_root)
-    train = data.splits["train"]
-    first, again = (train.batch(request(1, 0), training=True) for _ in range(2))
-    alone, later = train.batch(request(0), training=True), train.batch(request(0, epoch=1), training=True)
-    assert torch.equal(first[FRAMES], again[FRAMES]) and torch.equal(first[FRAMES][1], alone[FRAMES][0])
-    assert not torch.equal(later[FRAMES], alone[FRAMES])
-    labels = {int(train.batch(request(0, epoch=e), training=True)[LABEL][0]) for e in range(20)}
+    train = data.splits["train"].augmented()
+    first, again = (train[request(1, 0)] for _ in range(2))
+    alone, later = train[request(0)], train[request(0, epoch=1)]
+    assert torch.equal(first[VIDEO], again[VIDEO]) and torch.equal(first[VIDEO][1], alone[VIDEO][0])
+    assert not torch.equal(later[VIDEO], alone[VIDEO])
+    labels = {int(train[request(0, epoch=e)][LABEL][0]) for e in range(20)}
     assert labels == {0, 1}  # one true label at random, never the padding
 
 
@@ -121,7 +126,7 @@ def test_evaluation_crop_is_resize_then_centre_crop(tmp_path):
     for number in range(1, 5):
         Image.fromarray(noise).save(tmp_path / "frames" / "v" / f"image_{number:05d}.jpg", quality=100, subsampling=0)
     (tmp_path / "actnet_train_split.txt").write_text("v,4,0\n")
-    frame = module_of(tmp_path).splits["train"][request(0)][FRAMES][0, 0]
+    frame = module_of(tmp_path).splits["train"][request(0)][VIDEO][0, 0]
     picture = Image.open(tmp_path / "frames" / "v" / "image_00001.jpg")
     side = round(32 * 256 / 224)
     whole = picture.resize((int(83 * side / 45), side), Image.Resampling.BILINEAR)
@@ -140,10 +145,10 @@ def test_videos_with_their_own_sound_at_their_own_rate(tmp_path):
     (tmp_path / "train.txt").write_text("clip;1;180;0\nmute;31;60;1\nbroken;1;60;1\n")  # lists count 30 frames a second
     batch = module_of(tmp_path, layout="kinetics_sounds").splits["train"][request(0, 1, 2)]
     assert batch[AUDIO_VALID].tolist() == [True, False] and batch[SKIPPED][0].reason.startswith("broken video")
-    np.testing.assert_allclose(batch[TIMES][0], (evaluation_frames(60, 4) - 1) / 10, atol=0.02)
-    np.testing.assert_allclose(batch[TIMES][1], (30 + evaluation_frames(30, 4) - 1) / 10, atol=0.02)
-    kept = module_of(tmp_path, layout="kinetics_sounds", keep_decoded=True).splits["train"][request(0, 1)]
-    assert torch.equal(kept[FRAMES], batch[FRAMES]) and torch.equal(kept[AUDIO], batch[AUDIO])
+    np.testing.assert_allclose(batch[TIMES][0], (frames_of(60, 4) - 1) / 10, atol=0.02)
+    np.testing.assert_allclose(batch[TIMES][1], (30 + frames_of(30, 4) - 1) / 10, atol=0.02)
+    kept = module_of(tmp_path, layout="kinetics_sounds", keep_megabytes=100).splits["train"][request(0, 1)]
+    assert torch.equal(kept[VIDEO], batch[VIDEO]) and torch.equal(kept[AUDIO], batch[AUDIO])
 
 
 def test_mistakes_are_explained(tmp_path, frames_root):
@@ -175,5 +180,20 @@ def test_simulated_videos_say_what_they_mean(tmp_path):
     batch = data.splits["train"][request(0, 1)]
     assert batch[LABEL].tolist() == [make_video(0, i).label for i in range(2)]
     drawn = render(0, 0, make_video(0, 0), 48, 3)[1::3]
-    difference = np.abs(batch[FRAMES][0].permute(0, 2, 3, 1).numpy().astype(int) - drawn)
+    difference = np.abs(batch[VIDEO][0].permute(0, 2, 3, 1).numpy().astype(int) - drawn)
     assert difference.mean() < 8
+
+
+@pytest.mark.parametrize("path", ["../v_a", "/data/v_a", "a/../../b"])
+def test_lists_name_nothing_outside_the_data_set(tmp_path, path):
+    (tmp_path / "list.txt").write_text(f"\ufeffv_b,9,0\n{path},50,1\n")
+    with pytest.raises(UserError, match="line 2: bad path"):
+        read_list(tmp_path / "list.txt", "activitynet")
+    (tmp_path / "list.txt").write_text("\ufeffv_b,9,0\r\n")
+    assert read_list(tmp_path / "list.txt", "activitynet") == [VideoRow("v_b", 1, 9, (0,))]
+
+
+def test_a_bad_frame_is_one_skip_with_its_reason(frames_root):
+    (frames_root / "frames" / "v_b" / f"image_{frames_of(30, 4)[1]:05d}.jpg").write_bytes(b"<html>")
+    batch = module_of(frames_root).splits["train"][request(0, 1)]
+    assert batch[INDEX].tolist() == [0] and batch[SKIPPED][0].reason.startswith("corrupt image")

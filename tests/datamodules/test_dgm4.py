@@ -8,7 +8,8 @@ from PIL import Image
 
 from datamodules.dgm4 import DGM4DataModule, check_copy, kinds_of
 from datamodules.order import BatchRequest
-from datamodules.tokenizers.captions import CaptionTokenizer
+from datamodules.readers.base import BadSample
+from datamodules.tokenizers.word_labels import CaptionTokenizer
 from models.batch import IMAGE, INDEX, SKIPPED, TOKEN_IDS
 from models.errors import UserError
 from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
@@ -94,8 +95,9 @@ def test_what_cannot_be_read_is_skipped_with_its_reason(root):
     built = data(root, max_skipped=1.0)
     assert built.skip_report()["total"] == 2  # records without a known class or a caption
     found = batch(built, range(4))
-    assert found[INDEX].tolist() == [2, 3]
-    assert [entry.reason.split(":")[0] for entry in found[SKIPPED]] == ["no such image", "git-lfs pointer"]
+    assert found[INDEX].tolist() == [2, 3]  # all others of the split are tried in vain or in the batch already
+    assert [entry.reason.split(":")[0] for entry in found[SKIPPED]] == ["missing image", "corrupt image"]
+    assert "git-lfs" in found[SKIPPED][1].reason
 
 
 def test_a_truncated_picture_is_taken_as_it_is(root):
@@ -108,7 +110,7 @@ def test_a_truncated_picture_is_taken_as_it_is(root):
 def test_unknown_classes():
     assert kinds_of("orig") == [0, 0, 0, 0]
     assert kinds_of("face_attribute&text_swap") == [0, 1, 1, 0]
-    with pytest.raises(KeyError, match="face_magic"):
+    with pytest.raises(BadSample, match="face_magic"):
         kinds_of("face_magic")
 
 
@@ -131,3 +133,37 @@ def test_checking_a_copy(root):
     found = "\n".join(check_copy(root))
     assert "train: 1 of 6 images are missing" in found and "1 of 6 images are empty" in found
     assert "val.json is missing" in found and "one level too deep" in found
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"text": None}, "no caption"), ({"text": "..."}, "no caption"), ({"text": ["a"]}, "no caption"),
+        ({"fake_text_pos": None}, "bad record"), ({"fake_text_pos": ["1"]}, "bad record"),
+        ({"fake_text_pos": [-1]}, "bad record"),
+        ({"fake_image_box": None}, "bad record"), ({"fake_image_box": ["1", "2", "3", "4"]}, "bad record"),
+        ({"fake_image_box": [[8, 6, 30, 28]]}, "bad record"), ({"fake_image_box": [1, 2, 3]}, "bad record"),
+        ({"fake_image_box": [0, 0, 1e400, 1]}, "bad record"), ({"fake_cls": 7}, "unknown fake_cls"),
+        ({"image": 7}, "bad path"), ({"image": "../../x.jpg"}, "bad path"), ({"image": "/etc/x.jpg"}, "bad path"),
+    ],
+)  # fmt: skip
+def test_a_record_that_is_odd_is_skipped_with_its_reason(root, changes, reason):
+    write(root, [record(0), record(1, **changes), None, [1], record(2)])
+    built = data(root)
+    assert [r.image for r in built.splits["train"].records] == [record(0)["image"], record(2)["image"]]
+    entries = built.splits["train"].skipped
+    assert [entry.key for entry in entries] == [f"train.json[{i}]" for i in (1, 2, 3)]
+    assert entries[0].reason.startswith(reason)
+
+
+def test_half_an_emoji_a_byte_order_mark_and_a_huge_image_do_no_harm(root):
+    from tests.datamodules.readers.test_images import huge_png
+
+    text = json.dumps([record(0, text="red \ud83d star"), record(1), record(2)])
+    (root / "DGM4/metadata/train.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (root / record(1)["image"]).write_bytes(huge_png(60_000))
+    found = batch(data(root), [0, 1])
+    assert found[INDEX].tolist() == [0, 2] and found[SKIPPED][0].reason.startswith("image too large")
+    (root / "DGM4/metadata/train.json").write_text(json.dumps({"a": 1}))
+    with pytest.raises(UserError, match="no list of records"):
+        data(root)

@@ -54,7 +54,17 @@ def test_too_many_samples_without_caption_stop_the_run(tmp_path):
 
 def test_simulated_only_where_there_is_no_dataset(tmp_path):
     simulate = partial(write_scene_shards, train=5, val=2, test=2, image_size=16)
-    data = ready(tmp_path / "new", simulate=simulate)
+    with pytest.raises(UserError, match="Check the path"):  # misspelt
+        ready(tmp_path / "new", simulate=simulate)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "1.jpg").touch()
+    with pytest.raises(UserError, match="Check the path"):
+        ready(tmp_path / "pictures", simulate=simulate)
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):  # once more, where there is a simulated set already
+        assert len(ready(tmp_path / "empty", simulate=simulate).splits["train"]) == 5
+    data = ready(tmp_path / "new" / "simulated", simulate=simulate)
     assert {split: len(dataset) for split, dataset in data.splits.items()} == {"train": 5, "val": 2, "test": 2}
     write_shards(tmp_path / "own", split="train")
     assert len(ready(tmp_path / "own", simulate=simulate).splits["train"]) == 12
@@ -68,3 +78,13 @@ def test_bad_arguments_and_missing_data(tmp_path):
     write_shards(tmp_path / "few", count=2)
     with pytest.raises(UserError, match="(?s)empty after drawing.*val_fraction"):
         ready(tmp_path / "few")
+
+
+def test_flat_folders_are_split_by_the_names_of_the_shards(tmp_path):
+    for split, count in (("train", 7), ("validation", 3), ("test", 2)):
+        for path in write_shards(tmp_path / "x" / split, count, per_shard=50).glob("*.tar"):
+            path.rename(tmp_path / f"{split}-{path.name}")
+    write_tar(tmp_path / "other.tar", sample_files(90))
+    data = ready(tmp_path)
+    assert {split: len(dataset) for split, dataset in data.splits.items()} == {"train": 7, "val": 3, "test": 2}
+    assert any("NOT USED: 1 tars" in note for note in data.notes)

@@ -37,7 +37,7 @@ def test_own_shards_with_faults(tmp_path):
 
 def test_training_data_alone_trains_and_says_what_is_missing(tmp_path):
     root = tmp_path / "pairs"
-    for folder, numbers in (("train", range(40)), ("validation", range(40, 60))):
+    for folder, numbers in (("train", range(40)), ("held", range(40, 60))):
         files = {}
         for number in numbers:
             files |= sample_files(number)
@@ -52,7 +52,7 @@ def test_training_data_alone_trains_and_says_what_is_missing(tmp_path):
     notes = " ".join(result(run)["notes"])
     assert "NOT EVALUATED: the data has neither" in notes
     assert "NO VAL SPLIT" in notes
-    assert "FOLDERS NOT READ: validation" in notes
+    assert "NOT USED: held" in notes
     assert "SIMULATED DATA" not in notes
     assert result(run)["metrics"] == {}
     assert (run / "checkpoints" / "last").is_dir()

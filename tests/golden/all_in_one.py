@@ -10,15 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.transforms.video import (
-    HALF,
-    ClipTransform,
-    TooShort,
-    random_bounds,
-    resize_image,
-    to_tensor,
-    uniform_frames,
-)
+from datamodules.readers.base import BadSample
+from datamodules.transforms.frame_sampling import middle_frames, random_bounds
+from datamodules.transforms.video import HALF, ClipTransform, resize_image, to_tensor
 from models.all_in_one import objectives
 from models.all_in_one.checkpoint import model_from_official
 from models.all_in_one.model import AllInOne
@@ -165,10 +159,10 @@ def frames_and_transforms(case: Case) -> dict[str, Tensor]:
     slots = int(inputs["num_frames"].max())
     columns: dict[str, list] = {"uniform_idx": [], "rand_low": [], "rand_high": []}
     for wanted, length in zip(inputs["num_frames"].tolist(), inputs["vlen"].tolist(), strict=True):
-        columns["uniform_idx"].append(uniform_frames(wanted, length))
+        columns["uniform_idx"].append(middle_frames(wanted, length))
         try:
             low, high = random_bounds(wanted, length, official=True)
-        except TooShort:
+        except BadSample:
             low = high = np.zeros(0, np.int64)
         columns["rand_low"].append(low)
         columns["rand_high"].append(high)

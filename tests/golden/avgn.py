@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.transforms.frame_sampling import evaluation_frames
+from datamodules.transforms.frame_sampling import sample_frames
+from datamodules.transforms.sound import cut_clip
 from models.avgn import losses
-from models.avgn.audio import LogMel, LogSTFT, cut_clip, mel_filters
+from models.avgn.audio import LogMel, LogSTFT, mel_filters
 from models.avgn.checkpoint import canonical, load_into
 from models.avgn.classifier import CumulativeClassifier
 from models.avgn.exits import apply_exit, exit_confidence, exit_thresholds
@@ -171,7 +172,8 @@ def metrics_exit(case: Case) -> dict[str, Tensor]:
         out["map_missing_class_official"] = mean_average_precision(scores[others], absent[others], "official")
         out["map_missing_class_present_only"] = mean_average_precision(scores[others], absent[others], "leave_out")
     if config["segments"]:
-        frames = [evaluation_frames(count, config["segments"]) for count in case.inputs["num_frames"].tolist()]
+        lengths, segments = case.inputs["num_frames"].tolist(), config["segments"]
+        frames = [sample_frames(segments, length, official="adafocus") + 1 for length in lengths]
         out["frame_indices"] = torch.from_numpy(np.stack(frames))
     for length in (int(name.rpartition("_")[2]) for name in case.wanted if name.startswith("input_order_")):
         out[f"input_order_{length}"] = torch.tensor(input_order(length))

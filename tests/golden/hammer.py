@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from datamodules.tokenizers.captions import CaptionTokenizer, clean_caption, word_mask
+from datamodules.tokenizers.word_labels import CaptionTokenizer, clean_caption
 from datamodules.transforms.augment import MAX_LEVEL, apply_operation
 from datamodules.transforms.image_box import box_target, image_tensor
 from experiments.benchmarks.reference.hammer import similarities
@@ -182,8 +182,11 @@ def text_alignment(case: Case) -> dict[str, Tensor]:
     table = torch.full((len(texts), found.input_ids.shape[1] + 1), -2)
     for row, numbers in enumerate(found.words):
         table[row, : len(numbers) + 2] = torch.tensor([-1, *numbers, -1])
+    word_mask = torch.zeros(len(texts), words)
+    for row, numbers in enumerate(positions):
+        word_mask[row, [number for number in numbers if number < words]] = 1
     return {
-        "fake_word_mask": torch.stack([word_mask(p, words) for p in positions]),
+        "fake_word_mask": word_mask,
         "input_ids": found.input_ids,
         "attention_mask": found.mask,
         "token_label": found.labels,

@@ -127,7 +127,7 @@ def _videos(count: int) -> dict[str, Tensor]:
     labels[:, 0] = torch.randint(0, 5, (count,), generator=generator)
     return {
         keys.INDEX: torch.arange(count),
-        keys.FRAMES: torch.randint(0, 256, (count, 6, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        keys.VIDEO: torch.randint(0, 256, (count, 6, 3, 32, 32), generator=generator, dtype=torch.uint8),
         keys.AUDIO: torch.rand(count, 6, 1280, generator=generator) - 0.5,
         keys.AUDIO_VALID: torch.arange(count) % 3 > 0,
         keys.LABEL: labels[:, 0],

@@ -153,10 +153,10 @@ class _Split:
         raise AssertionError("figures are drawn later")
 
     def __init__(self, count, texts):
-        from datamodules.readers.clips import Media
+        from datamodules.readers.clip import ClipSource
         from datamodules.readers.video_annotations.sample import Sample
 
-        self.samples = [Sample(str(i), Media(""), texts, i % 3, texts, 0) for i in range(count)]
+        self.samples = [Sample(str(i), ClipSource(""), texts, i % 3, texts, 0) for i in range(count)]
 
 
 class _Data:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_modules.avgn import AVGNModule
-from models.batch import AUDIO, AUDIO_VALID, FRAMES, INDEX, LABEL, LABELS
+from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, VIDEO
 from models.errors import UserError
 from tests.models.avgn.conftest import small_network
 
@@ -21,7 +21,7 @@ def batch():
     draw = torch.Generator().manual_seed(0)
     labels = torch.tensor([[0, 2, -1], [3, -1, -1], [4, -1, -1], [1, -1, -1]])
     return {
-        FRAMES: torch.randint(0, 256, (4, 6, 3, 32, 32), generator=draw, dtype=torch.uint8),
+        VIDEO: torch.randint(0, 256, (4, 6, 3, 32, 32), generator=draw, dtype=torch.uint8),
         AUDIO: torch.rand(4, 6, 1280, generator=draw) - 0.5,
         AUDIO_VALID: torch.tensor([True, True, True, False]),
         LABEL: labels[:, 0],

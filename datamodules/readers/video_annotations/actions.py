@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.readers.clips import Media
-from datamodules.readers.video_annotations.sample import Annotations, Sample, choose, existing, metadata, table
+from datamodules.readers.video_annotations.sample import (
+    AnnotationError,
+    Annotations,
+    Sample,
+    choose,
+    collect,
+    lines,
+    metadata,
+    table,
+    video,
+)
 
 HMDB51_PROMPT = "A person is doing [MASK]"
 K400_PROMPT = "A persion is doing [MASK]"  # sic: what the released classifiers were trained with
@@ -15,14 +24,13 @@ def hmdb51(root: str, split: str) -> Annotations:
     """HMDB51, split 1: ``hmdb51_rgb_{train,val}_split_1.txt`` (path, frames, label), names in ``hmdb51_classInd.txt``."""
     (part,) = choose(split, {"train": ("train",), "test": ("val",)})
     folder = metadata(root, "hmdb51")
+
+    def sample_of(line: str) -> Sample:
+        path, _, label = line.rsplit(" ", 2)
+        return Sample(path, video(root, "hmdb51", f"{Path(path).name}.avi"), (HMDB51_PROMPT,), int(label))
+
     names = _class_names(folder / "hmdb51_classInd.txt")
-    samples = []
-    for line in existing(folder / f"hmdb51_rgb_{part}_split_1.txt").read_text().splitlines():
-        if line.strip():
-            path, _, label = line.rsplit(" ", 2)
-            media = Media(str(Path(root, "hmdb51", f"{Path(path).name}.avi")))
-            samples.append(Sample(path, media, (HMDB51_PROMPT,), int(label)))
-    return Annotations(samples, names)
+    return collect(lines(folder / f"hmdb51_rgb_{part}_split_1.txt"), sample_of, names)
 
 
 def k400(root: str, split: str) -> Annotations:
@@ -33,15 +41,21 @@ def k400(root: str, split: str) -> Annotations:
     """
     (start, folder, listed) = choose(split, {"train": (46, "train", "train"), "test": (44, "val", "test")})
     meta = metadata(root, "k400")
-    names = tuple(line.strip() for line in existing(meta / "kinetics_label_map.txt").read_text().splitlines() if line.strip())
-    samples = []
-    for row in table(meta / f"k400_{listed}_tsm.list", 2):
-        inside = Path(row[0][start:]).with_suffix("")
-        samples.append(Sample(str(inside), Media(str(Path(root, "k400", folder, inside))), (K400_PROMPT,), int(row[1])))
-    return Annotations(samples, names)
+
+    def sample_of(row: list[str]) -> Sample:
+        clip = str(Path(row[0][start:]).with_suffix(""))
+        return Sample(clip, video(root, "k400", folder, clip), (K400_PROMPT,), int(row[1]))
+
+    names = tuple(line.strip() for _, line in lines(meta / "kinetics_label_map.txt"))
+    return collect(table(meta / f"k400_{listed}_tsm.list", 2), sample_of, names)
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
-    """``<number> <name>`` per line, numbers from 1."""
-    lines = (line.split(maxsplit=1) for line in existing(path).read_text().splitlines() if line.strip())
-    return tuple(name for _, name in sorted((int(number), name.strip()) for number, name in lines))
+    """``<number> <name>`` per line, numbers from 1. Raises AnnotationError."""
+    names = {}
+    for where, line in lines(path):
+        number, _, name = line.strip().partition(" ")
+        if not number.isdecimal() or not name.strip():
+            raise AnnotationError(f"{where}: '{line[:80]}' is not '<number> <name>'.")
+        names[int(number)] = name.strip()
+    return tuple(name for _, name in sorted(names.items()))

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import csv
 import difflib
-import json
+import io
 from pathlib import Path
 
 import numpy as np
 
-from datamodules.readers.clips import Media
-from datamodules.readers.video import VideoError
-from datamodules.readers.video_annotations.sample import AnnotationError, Annotations, Sample, choose, existing, metadata
+from datamodules.readers.base import BadSample, inside
+from datamodules.readers.clip import ClipSource
+from datamodules.readers.text import read_json, read_text
+from datamodules.readers.video_annotations.sample import (
+    Annotations,
+    Sample,
+    choose,
+    collect,
+    metadata,
+    named_rows,
+    video,
+)
+from models.errors import UserError
 
+LONGEST = 10**6  # seconds of a video
 SHORTEST = 4.0  # seconds: HowTo100M's shorter narrations are widened to it
 CLIP_SECONDS = 1.5  # of HowTo100M: three frames at two per second
 WINDOW = (10.0, 15.0)  # seconds of a YT-Temporal clip
@@ -21,47 +32,51 @@ WINDOW = (10.0, 15.0)  # seconds of a YT-Temporal clip
 class HowToSample(Sample):
     """``texts[0]`` is the file of the narrations (columns start, end, text)."""
 
-    def draw(self, rng: np.random.Generator | None) -> tuple[str, Media]:
+    def draw(self, rng: np.random.Generator | None) -> tuple[str, ClipSource]:
         """A narration, and a clip of CLIP_SECONDS from a random second of it on; without ``rng`` the first from its start.
 
-        Raises VideoError where there is no narration.
+        Raises BadSample where there is no narration.
         """
         try:
-            with open(self.texts[0], encoding="utf-8", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row.get("text")]
+            rows = csv.DictReader(io.StringIO(read_text(self.texts[0]), newline=""))
+            rows = [row for row in rows if row.get("text")]
             row = rows[0 if rng is None else int(rng.integers(len(rows)))]
             start, end = float(row["start"]), float(row["end"])
-        except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-            raise VideoError(f"{self.texts[0]} holds no narration ({error!r})") from error
+            if not 0 <= start <= end < LONGEST:
+                raise ValueError(f"from {start} to {end} s")
+        except (UserError, ValueError, IndexError, KeyError, TypeError, csv.Error) as error:
+            raise BadSample(f"no narration: {self.texts[0]} ({error})") from error
         if end - start < SHORTEST:
             start = max(0.0, (start + end - SHORTEST) / 2)
             end = start + SHORTEST
         if rng is not None:
             start += int(rng.integers(max(int(end - start - CLIP_SECONDS), 0) + 1))
-        return row["text"], self.media._replace(span=(start, start + CLIP_SECONDS))
+        return row["text"], self.source._replace(span=(start, start + CLIP_SECONDS))
 
 
 class SpokenSample(Sample):
     """``texts[0]`` is the video's annotation: duration, spoken words with their times, and the cleaned transcript."""
 
-    def draw(self, rng: np.random.Generator | None) -> tuple[str, Media]:
+    def draw(self, rng: np.random.Generator | None) -> tuple[str, ClipSource]:
         """A window of 10 to 15 seconds and what is said in it; without ``rng`` the first 10.
 
-        Raises VideoError if nothing is said.
+        Raises BadSample if nothing is said.
         """
         try:
-            record = json.loads(Path(self.texts[0]).read_text(encoding="utf-8"))
+            record = read_json(self.texts[0])
             duration = float(record["info"]["duration"])
-            words = [(entry["word"], float(entry["time"])) for entry in record["subtitles"]]
+            words = [(str(entry["word"]), float(entry["time"])) for entry in record["subtitles"]]
             clean = " ".join(entry["cleanasr"] for entry in record.get("denoised", [])).split()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise VideoError(f"{self.texts[0]} is no annotation of YT-Temporal ({error!r})") from error
+            if not 0 < duration < LONGEST:
+                raise ValueError(f"a duration of {duration} s")
+        except (UserError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise BadSample(f"no narration: {self.texts[0]} ({error})") from error
         length = WINDOW[0] if rng is None else rng.uniform(*WINDOW)
         start = 0.0 if rng is None else rng.uniform(0, max(duration - length, 0))
         spoken = [word for word, time in timed_words(words, clean) if start <= time < start + length]
         if not spoken:
-            raise VideoError(f"nothing is said in {self.key} from {start:.0f} s to {start + length:.0f} s")
-        return " ".join(spoken), self.media._replace(span=(start, min(start + length, duration)))
+            raise BadSample(f"no narration: nothing is said in {self.key} from {start:.0f} s to {start + length:.0f} s")
+        return " ".join(spoken), self.source._replace(span=(start, min(start + length, duration)))
 
 
 def timed_words(words: list[tuple[str, float]], clean: list[str]) -> list[tuple[str, float]]:
@@ -88,29 +103,23 @@ def timed_words(words: list[tuple[str, float]], clean: list[str]) -> list[tuple[
 def howto100m(root: str, split: str) -> Annotations:
     """HowTo100M: ``ht100_videos_split.csv``, ``ht100_videos_split_val.csv`` and one file of narrations per video."""
     (name,) = choose(split, {"train": ("ht100_videos_split",), "val": ("ht100_videos_split_val",)})
-    folder = Path(root, "howto100m")
-    samples = []
-    for path in _names(metadata(root, "howto100m") / f"{name}.csv"):
-        narrations = folder / "howto100m_csv" / f"{Path(path).stem}.csv"
-        samples.append(HowToSample(path, Media(str(folder / path)), (str(narrations),)))
-    return Annotations(samples)
+
+    def sample_of(row: dict[str, str]) -> Sample:
+        path = row["Name"]
+        narrations = inside(root, "howto100m", "howto100m_csv", f"{Path(path).stem}.csv")
+        return HowToSample(path, video(root, "howto100m", path), (str(narrations),))
+
+    return collect(named_rows(metadata(root, "howto100m") / f"{name}.csv", "\t", "Name"), sample_of)
 
 
 def yttemporal(root: str, split: str) -> Annotations:
     """YT-Temporal: ``train_success_2000000.csv``, ``val_success.csv``; ``subset_k/data/<id>.mp4`` and its annotation."""
     (name,) = choose(split, {"train": ("train_success_2000000",), "val": ("val_success",)})
-    folder = Path(root, "yttemporal", "videos")
-    samples = []
-    for path in _names(metadata(root, "yttemporal") / f"{name}.csv"):
-        spoken = folder / Path(path).parent.parent / "annotations" / f"{Path(path).stem}.json"
-        samples.append(SpokenSample(path, Media(str(folder / path)), (str(spoken),)))
-    return Annotations(samples)
+    folder = ("yttemporal", "videos")
 
+    def sample_of(row: dict[str, str]) -> Sample:
+        path = row["Name"]
+        spoken = inside(root, *folder, str(Path(path).parent.parent / "annotations" / f"{Path(path).stem}.json"))
+        return SpokenSample(path, video(root, *folder, path), (str(spoken),))
 
-def _names(path: Path) -> list[str]:
-    """The column ``Name`` of a tab-separated file."""
-    with existing(path).open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        if "Name" not in (reader.fieldnames or []):
-            raise AnnotationError(f"{path} has no column 'Name', but {reader.fieldnames}")
-        return [row["Name"] for row in reader]
+    return collect(named_rows(metadata(root, "yttemporal") / f"{name}.csv", "\t", "Name"), sample_of)

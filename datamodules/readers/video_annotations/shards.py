@@ -1,59 +1,53 @@
-"""Webdataset-style tar shards of clips: KEY.mp4 (webm, mkv, avi, gif), KEY.txt and KEY.json, read in place and in any order."""
+"""Webdataset-style tar shards of clips: KEY.mp4 (or another video), KEY.txt and KEY.json, read in place and in any order."""
 
 from __future__ import annotations
 
-import json
-import tarfile
+import os
 from pathlib import Path
 
-from datamodules.readers.clips import Media
+from datamodules.readers.clip import VIDEO_SUFFIXES, ClipSource
+from datamodules.readers.tar_index import index_members, parse_record, read_captions
 from datamodules.readers.video_annotations.sample import Annotations, MissingSplit, Sample
 from models.batch import Skipped
 
-SUFFIXES = {"mp4", "webm", "mkv", "avi", "gif"}
+ROLES = {**{suffix[1:]: "clip" for suffix in VIDEO_SUFFIXES}, "txt": "text", "json": "json"}
 
 
 def clip_shards(root: str, split: str) -> Annotations:
-    """``<root>/<split>/*.tar``. The caption is KEY.txt, or the field ``caption`` of KEY.json.
+    """``<root>/<split>/*.tar``. Captions are the lines of KEY.txt and the field ``caption`` of KEY.json.
 
-    Every header is read once, at the start. A shard that is cut off keeps the samples before the cut; these and incomplete
-    samples are counted as skipped.
+    Every header is read once, at the start. A shard that is cut off keeps the samples before the cut; what it lost, incomplete
+    samples and second samples of a key are counted as skipped.
     """
     shards = sorted(Path(root, split).glob("*.tar"))
     if not shards:
         raise MissingSplit(split)
     samples: list[Sample] = []
     skipped: list[Skipped] = []
+    seen: set[str] = set()
     for shard in shards:
-        found, texts, broken = _index(shard)
-        skipped += broken
-        for key in dict.fromkeys([*found, *texts]):
-            if key not in found or not texts.get(key):
-                lack = "clip" if key not in found else "caption"
-                skipped.append(Skipped(-1, f"{shard.name}/{key}", f"incomplete sample: no {lack}"))
-            else:
-                samples.append(Sample(key, found[key], (texts[key],)))
+        handle = os.open(shard, os.O_RDONLY)
+        try:
+            members, broken = index_members(handle, shard.name, ROLES)
+            skipped += broken
+            for key, roles in members.items():
+                sample = _sample(handle, shard, key, roles, seen)
+                (skipped if isinstance(sample, Skipped) else samples).append(sample)
+                seen.add(key)
+        finally:
+            os.close(handle)
     return Annotations(samples, skipped=skipped)
 
 
-def _index(shard: Path) -> tuple[dict[str, Media], dict[str, str], list[Skipped]]:
-    found: dict[str, Media] = {}
-    texts: dict[str, str] = {}
+def _sample(handle: int, shard: Path, key: str, roles: dict[str, tuple[int, int]], seen: set[str]) -> Sample | Skipped:
+    if key in seen:
+        return Skipped(-1, key, f"duplicate key: again in {shard.name}, the first is used")
+    text, record = (os.pread(handle, size, start) for start, size in (roles.get(r, (0, 0)) for r in ("text", "json")))
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                if not member.isfile():
-                    continue
-                if suffix in SUFFIXES:
-                    if member.offset_data + member.size > shard.stat().st_size:
-                        raise tarfile.ReadError(f"cut off inside {member.name}")
-                    found[key] = Media(str(shard), "tar", offset=member.offset_data, size=member.size)
-                elif suffix == "txt":
-                    texts[key] = tar.extractfile(member).read().decode(errors="replace").strip()
-                elif suffix == "json":
-                    caption = json.loads(tar.extractfile(member).read()).get("caption", "")
-                    texts.setdefault(key, caption)
-    except (tarfile.TarError, OSError, ValueError) as error:
-        return found, texts, [Skipped(-1, shard.name, f"truncated shard: {error}; the samples before the cut are kept")]
-    return found, texts, []
+        captions = read_captions(text, parse_record(record), ("caption",))
+    except ValueError as error:
+        return Skipped(-1, key, f"bad json: {error} (in {shard.name})")
+    if not captions or "clip" not in roles:
+        return Skipped(-1, key, f"incomplete sample: no {'caption' if 'clip' in roles else 'clip'} (in {shard.name})")
+    start, size = roles["clip"]
+    return Sample(key, ClipSource(str(shard), "tar", offset=start, size=size), tuple(captions))

@@ -1,5 +1,4 @@
-"""What a rear fisheye camera sees of a scene: rays through its lens, light and shadow, exposure, noise
-(specification: BEV fusion, 4b)."""
+"""What a rear fisheye camera sees of a scene: rays through its lens, light and shadow, exposure, noise."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ GAMMA = ((np.arange(2**16) / (2**16 - 1)) ** (1 / 2.2) * 255 + 0.5).astype(np.ui
 
 
 class Weather(NamedTuple):
-    """The light of one picture. ``name`` as in meta.csv; ``sun`` unit direction towards it; ``glare`` its strength, 0 for
+    """The light of one image. ``name`` as in meta.csv; ``sun`` unit direction towards it; ``glare`` its strength, 0 for
     none; ``dirt`` (N, 3) discs (x, y, radius) in units of the image's width."""
 
     name: str
@@ -67,7 +66,7 @@ def make_weather(rng: np.random.Generator, name: str) -> Weather:
     azimuth = rng.uniform(-np.pi, np.pi)
     elevation = rng.uniform(0.35, 1.2) if name == "day" else rng.uniform(0.08, 0.35)
     glare = 0.0
-    if name == "glare":  # a low sun, or an opposing headlight, behind the car and in the picture
+    if name == "glare":  # a low sun, or an opposing headlight, behind the car and in the image
         azimuth, elevation = np.pi + rng.uniform(-0.6, 0.6), rng.uniform(0.02, 0.3)
         glare = rng.uniform(2, 10)
     sun = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
@@ -95,7 +94,7 @@ def make_lens(camera: Camera) -> Lens:
 
 
 def render(scene: Scene, weather: Weather, lens: Lens, x_bumper: float = -0.95) -> NDArray[np.uint8]:
-    """(H, W, 3) 8-bit picture."""
+    """(H, W, 3) 8-bit image."""
     rng = np.random.default_rng(weather.seed)
     light = radiance(scene, weather, lens, x_bumper).astype(np.float32)
     exposure = float(np.clip(TARGET / max(float(np.median(light)), 1e-9), LOWEST, HIGHEST))
@@ -103,10 +102,10 @@ def render(scene: Scene, weather: Weather, lens: Lens, x_bumper: float = -0.95) 
     light += np.sqrt(light / np.float32(FULL_WELL)) * rng.standard_normal(light.shape, dtype=np.float32)
     if weather.name == "night":
         light += np.float32(READ_NOISE * exposure) * rng.standard_normal(light.shape, dtype=np.float32)
-    picture = np.zeros((*lens.seen.shape, 3), dtype=np.float32)
-    picture[lens.seen] = light
-    _soil(picture, weather.dirt)
-    return GAMMA[(picture.clip(0, 1) * (len(GAMMA) - 1) + 0.5).astype(np.int32)]
+    image = np.zeros((*lens.seen.shape, 3), dtype=np.float32)
+    image[lens.seen] = light
+    _soil(image, weather.dirt)
+    return GAMMA[(image.clip(0, 1) * (len(GAMMA) - 1) + 0.5).astype(np.int32)]
 
 
 def radiance(scene: Scene, weather: Weather, lens: Lens, x_bumper: float) -> Array:
@@ -191,13 +190,13 @@ def _hash(x: Array, y: Array, cell: float, seed: int) -> Array:
     return (h ^ (h >> np.uint32(15))).astype(np.float64) / 2**32
 
 
-def _soil(picture: Array, dirt: Array) -> None:
+def _soil(image: Array, dirt: Array) -> None:
     """Blurred dark discs on the lens, in place."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     v, u = np.mgrid[:height, :width]
     for x, y, r in dirt:
         away = np.hypot(u - x * width, v - y * height) / (r * width)
-        picture *= (1 - 0.8 / (1 + np.exp(np.minimum(8 * (away - 1), 50))))[..., None]
+        image *= (1 - 0.8 / (1 + np.exp(np.minimum(8 * (away - 1), 50))))[..., None]
 
 
 def _quaternion(rotation: Array) -> tuple[float, float, float, float]:

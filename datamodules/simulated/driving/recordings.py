@@ -1,4 +1,4 @@
-"""Writes simulated recordings in the on-disk format of real ones (specification: BEV fusion, 4a; the format is ours, the
+"""Writes simulated recordings in the on-disk format of real ones (the format is this project's, the
 camera's calibration WoodScape's). ``models/bev_fusion/README.md`` describes it.
 
 Recording ``index`` of a world depends on (seed, index) alone: whoever writes it, in whatever order.
@@ -21,12 +21,12 @@ from datamodules.readers.driving import META_FIELDS, rig_to_json
 from datamodules.simulated.driving.camera import LIGHTS, Lens, Weather, make_camera, make_lens, make_weather, render
 from datamodules.simulated.driving.scene import Scene, make_scene, occupancy, visible_only
 from datamodules.simulated.driving.ultrasound import Acoustics, make_rig, measured_traces
+from datamodules.simulated.worlds import SPLIT_STARTS
 from models.bev_fusion.echoes import UltrasonicRig
 from models.bev_fusion.geometry import BevGrid, Camera
 from models.io import atomic_directory, stable_hash
 
 WORLD = 1  # raise it when the same arguments would give other recordings
-SPLIT_STARTS = {"train": 0, "val": 10**9, "test": 2 * 10**9}  # indices: splits stay apart whatever their sizes
 COLDEST, HOTTEST = -15.0, 40.0  # air, degrees Celsius
 THERMOMETER = 2.0  # standard deviation of what the car takes the air for
 
@@ -69,7 +69,11 @@ def write_recordings(
     Args:
         grid: rows, cols, cell and x_bumper of the labels.
         train, val, test: number of recordings, a scene each; light conditions take turns.
-        width, height: of the images in pixels. sensors, cross_echoes: of the bumper. samples: of each trace, at 16 kHz.
+        width: of the images in pixels.
+        height: of the images in pixels.
+        sensors: of the bumper.
+        cross_echoes: whether a sensor also hears its neighbours' pulses.
+        samples: of each trace, at 16 kHz.
         visible: label with 255 what lies behind the first surface the camera could see.
         tilt, offset: see :class:`World`.
         processes: that write side by side; they do not change what is written.
@@ -145,27 +149,31 @@ def record(world: World, index: int) -> tuple[Recording, np.random.Generator]:
 
 def _write(world: World, index: int, folder: str) -> dict[str, Any]:
     """Write the files of one recording; its row of meta.csv."""
-    found, rng = record(world, index)
+    recording, rng = record(world, index)
     root, key = Path(folder), _key(index)
-    Image.fromarray(found.image(_lens(world.camera), world)).save(root / "images" / f"{key}.png", compress_level=1)
+    Image.fromarray(recording.image(_lens(world.camera), world)).save(root / "images" / f"{key}.png", compress_level=1)
     np.savez(
         root / "ultrasonic" / f"{key}.npz",
-        traces=(found.traces(world, rng) * 255 + 0.5).astype(np.uint8),
+        traces=(recording.traces(world, rng) * 255 + 0.5).astype(np.uint8),
         pairs=np.array(world.rig.pairs),
         sample_rate=world.rig.sample_rate,
         first_sample=world.rig.first_sample,
     )
-    Image.fromarray(found.label(world).astype(np.uint8)).save(root / "labels" / f"{key}.png")
-    scene = {"scene": _plain(found.scene._asdict()), "weather": _plain(found.weather._asdict()), "celsius": found.celsius}
-    (root / "scenes" / f"{key}.json").write_text(json.dumps(scene))
+    Image.fromarray(recording.label(world).astype(np.uint8)).save(root / "labels" / f"{key}.png")
+    scene = {
+        "scene": _plain(recording.scene._asdict()),
+        "weather": _plain(recording.weather._asdict()),
+        "celsius": recording.celsius,
+    }
+    (root / "scenes" / f"{key}.json").write_text(json.dumps({**scene, "celsius": recording.celsius}))
     return {
         "id": key,
         "rig": "simulated",
         "scene": key,
-        "indoor": int(found.weather.indoor),
-        "light": found.weather.name,
+        "indoor": int(recording.weather.indoor),
+        "light": recording.weather.name,
         "weather": "clear",
-        "temperature_c": f"{found.thermometer:.2f}",
+        "temperature_c": f"{recording.thermometer:.2f}",
     }
 
 

@@ -1,5 +1,4 @@
-"""Near-field scenes behind a rear bumper: boxes and cylinders on the ground, rays into them, and their occupancy
-(specification: BEV fusion, 4b).
+"""Near-field scenes behind a rear bumper: boxes and cylinders on the ground, rays into them, and their occupancy.
 
 Everything is in the vehicle frame, metres. Objects are numbered boxes first, then cylinders.
 """
@@ -150,13 +149,13 @@ def cast(scene: Scene, origin: Array, directions: Array) -> Hits:
 
 def blocked(scene: Scene, origins: Array, directions: Array, reach: Array | float = np.inf) -> NDArray[np.bool_]:
     """Whether an object lies within ``reach`` along rays from ``origins`` (R, 3): shadows."""
-    found = np.zeros(len(origins), dtype=bool)
+    hidden = np.zeros(len(origins), dtype=bool)
     directions = np.broadcast_to(directions, origins.shape)
-    reach = np.broadcast_to(reach, found.shape)
+    reach = np.broadcast_to(reach, hidden.shape)
     for solid, hit in _solids(scene):
         rays = _towards(solid, origins, directions)
-        found[rays] |= hit(solid, origins[rays], directions[rays])[0] < reach[rays]
-    return found
+        hidden[rays] |= hit(solid, origins[rays], directions[rays])[0] < reach[rays]
+    return hidden
 
 
 def _solids(scene: Scene):

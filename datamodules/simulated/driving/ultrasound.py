@@ -1,5 +1,4 @@
-"""Echoes of a scene at an ultrasonic array: time of flight, opening angles, attenuation, occlusion, cross echoes, noise
-(specification: BEV fusion, 4b)."""
+"""Echoes of a scene at an ultrasonic array: time of flight, opening angles, attenuation, occlusion, cross echoes, noise."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Acoustics:
-    """Constants of the simulated air and sensors (specification 4b).
+    """Constants of the simulated air and sensors.
 
     el_half: elevation at which the amplitude halves, radians. occlusion: factor of a leg that crosses another object.
     r_min: nearest range in the spreading law, metres. edge: factor of a box's vertical edge. attenuation: per metre of path.
@@ -139,7 +138,7 @@ def _leg(sensor: Array, yaw: Array, point: Array, rig: UltrasonicRig, air: Acous
     return np.linalg.norm(way, axis=1), gain
 
 
-def _occluded(scene: Scene, own: int, sensor: Array, point: Array) -> NDArray[np.bool_]:
+def _occluded(scene: Scene, source: int, sensor: Array, point: Array) -> NDArray[np.bool_]:
     """Whether another object that is not lower than both ends stands on the horizontal line from sensor to point (P, 3)."""
     start, way = sensor[:, :2], (point - sensor)[:, :2]
     length = np.hypot(way[:, 0], way[:, 1])
@@ -147,7 +146,7 @@ def _occluded(scene: Scene, own: int, sensor: Array, point: Array) -> NDArray[np
     low = np.minimum(sensor[:, 2], point[:, 2])
     hit = np.zeros(len(start), dtype=bool)
     for number, (cx, cy, yaw, lx, ly, z0, h) in enumerate(scene.boxes):
-        if number == own:
+        if number == source:
             continue
         turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
         o, d, half = (start - (cx, cy)) @ turn, way @ turn, np.array([lx, ly]) / 2
@@ -156,7 +155,7 @@ def _occluded(scene: Scene, own: int, sensor: Array, point: Array) -> NDArray[np
         near, far = np.minimum(a, b).max(1), np.maximum(a, b).min(1)
         hit |= (np.maximum(near, 0) <= np.minimum(far, end)) & (z0 + h >= low)
     for number, (cx, cy, r, z0, h) in enumerate(scene.cylinders, start=len(scene.boxes)):
-        if number == own:
+        if number == source:
             continue
         o = start - (cx, cy)
         along = np.clip(-(o * way).sum(1) / np.maximum((way * way).sum(1), 1e-300), 0, end)

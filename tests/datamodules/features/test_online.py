@@ -13,14 +13,15 @@ from PIL import Image
 from torch import nn
 
 from datamodules.base import BaseDataModule
-from datamodules.features.online import TRIES, OnlineFeatureDataModule
+from datamodules.features.online import OnlineFeatureDataModule
 from datamodules.order import BatchRequest
+from datamodules.readers.base import BadSample
 from datamodules.transforms.augment import AugmentedCrop, RandomAugment
 from experiments.run.callbacks import RandomSteps
 from lightning_modules.alignment import AlignmentModule
 from models.alignment.batch import EXTRA_TEXT_FEATURES, IMAGE_TOKENS, TEXT_MASK, TEXT_TOKENS
 from models.alignment.projectors import ResidualMLPProjector, TokenProjector
-from models.batch import IMAGE, INDEX, TOKENS, Skipped
+from models.batch import IMAGE, INDEX, SKIPPED, TOKENS
 from models.encoders.base import Features, FrozenEncoder
 from models.encoders.preprocess import ImagePreprocess
 from models.errors import UserError
@@ -34,6 +35,7 @@ KEEP = {"vision": ["tokens"], "text": ["tokens", "pooled"]}
 class _Pictures:
     """Row i has a picture of its own and 1 + i % 3 captions; ``broken`` rows cannot be read, row 12 has no caption."""
 
+    pre_encoded = False
     caption_counts = np.array([*(1 + i % 3 for i in range(PAIRS - 1)), 0])
 
     def __init__(self, broken=()):
@@ -45,9 +47,12 @@ class _Pictures:
     def captions(self, i):
         return [f"{'word ' * (i + 1)}{j}" for j in range(self.caption_counts[i])]
 
-    def image_or_skipped(self, i):
+    def key(self, i):
+        return f"key{i}"
+
+    def image(self, i):
         if i in self.broken:
-            return Skipped(i, f"key{i}", "corrupt image: test")
+            raise BadSample("corrupt image: test")
         return Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 26, 3), dtype=np.uint8))
 
 
@@ -120,7 +125,7 @@ def test_without_chance_a_picture_is_its_preprocessing():
     plain = AugmentedCrop(scale=(1, 1), ratio=(26 / 20, 26 / 20), flip_probability=0)
     (image,) = _fetch(_data(augment=plain), [3])[IMAGE]
     squash = ImagePreprocess((8, 8), None)
-    assert torch.equal(image, squash(_Pictures().image_or_skipped(3)))
+    assert torch.equal(image, squash(_Pictures().image(3)))
     mirrored = AugmentedCrop(scale=(1, 1), ratio=(26 / 20, 26 / 20), flip_probability=1)
     assert torch.equal(_fetch(_data(augment=mirrored), [3])[IMAGE][0], image.flip(2))
 
@@ -179,9 +184,11 @@ def test_an_unreadable_picture_is_counted_and_replaced_by_the_next():
     assert torch.equal(batch[IMAGE][1], _fetch(data, [5])[IMAGE][0])
     data.report_skipped("train", batch["skipped"])
     assert data.source.skip_report()["splits"]["train"]["total"] == 3
-    assert TRIES > 12
-    with pytest.raises(UserError, match="12 training pictures in a row cannot be read.*key1: corrupt image"):
-        _fetch(_data(broken=range(PAIRS)), [2])
+    none = _fetch(_data(broken=range(PAIRS)), [2])
+    assert len(none[INDEX]) == 0 and IMAGE not in none and len(none[SKIPPED]) == 12
+    data.trainer = SimpleNamespace(state=SimpleNamespace(stage=SimpleNamespace(value="train")))
+    with pytest.raises(UserError, match="(?s)12 of 13 samples.*corrupt image"):
+        data.on_before_batch_transfer(none, 0)
 
 
 def test_bad_arguments():
@@ -189,7 +196,7 @@ def test_bad_arguments():
         _data(batch_size=0)
     data = _data(batch_size=500)
     assert "500" in data.notes[0] and data.batch_size == 12 == len(data.splits["train"])
-    encoded = SimpleNamespace(splits={"train": object()})
+    encoded = SimpleNamespace(splits={"train": SimpleNamespace(pre_encoded=True)})
     with pytest.raises(UserError, match="features=pairs"):
         OnlineFeatureDataModule(encoded, _Vision(), _Text(), KEEP, None, AugmentedCrop())
 

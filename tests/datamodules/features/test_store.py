@@ -253,3 +253,34 @@ def test_tokens_of_another_length_are_refused(tmp_path):
     assert FeatureStore.resume(tmp_path / "none", MANIFEST) is None
     with pytest.raises(StoreError, match="other features"):
         FeatureStore.resume(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("manifest.json", b"[]"), ("manifest.json", b"{}"), ("manifest.json", b"[" * 100_000),
+        ("manifest.json", b'{"rows": 1e99}'), ("offsets.npy", b""),
+        ("offsets.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (3,)}"),
+        ("offsets.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000000,)}"),
+        ("offsets.npy", "descending"),
+    ],
+)  # fmt: skip
+def test_damaged_parts_are_store_errors(tmp_path, name, content):
+    offsets = np.array([0, 2, 3])
+    store = FeatureStore.create_or_resume(tmp_path / "s", {"a": 1}, 3, 2, offsets=offsets)
+    store.write(np.arange(3), torch.ones(3, 2))
+    store.finish()
+    if content == "descending":
+        np.save(tmp_path / "s" / name, np.array([0, 4, 3]))
+    else:
+        (tmp_path / "s" / name).write_bytes(content)
+    with pytest.raises(StoreError, match=f"{name} is damaged"):
+        FeatureStore.open(tmp_path / "s")
+
+
+def test_a_reason_that_was_cut_while_it_was_written_is_left_out(tmp_path):
+    store = FeatureStore.create_or_resume(tmp_path / "s", {"a": 1}, 3, 2)
+    store.skip(1, "key\u2028x", "corrupt image: test")
+    with (tmp_path / "s" / "skipped.jsonl").open("a") as file:
+        file.write('[2, "ke')
+    assert [entry.index for entry in store.skipped()] == [1]

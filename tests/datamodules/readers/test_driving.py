@@ -87,7 +87,7 @@ def test_woodscape_counts_its_first_coefficient_in_pixels_and_it_must_grow(root)
     [
         (lambda text: text.replace("temperature_c", "temperature"), "columns"),
         (lambda text: text.replace("clear,", "clear,warm", 1), "no number"),
-        (lambda text: text.splitlines()[0] + "\n0000000000,simulated,a,0,day,clear,nan", "no temperature"),
+        (lambda text: text.splitlines()[0] + "\n0000000000,simulated,a,0,day,clear,nan", "temperature_c must be between"),
         (lambda text: text + text.splitlines()[1], "a row already"),
         (lambda text: "\n".join(text.splitlines()[:2]), "no row for 2"),
     ],

@@ -10,10 +10,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from datamodules.readers import formats
+from datamodules.readers.base import BadSample
 from datamodules.readers.sail_chunks import SailChunks
 from experiments.config.instantiation import build
 from experiments.config.resolvers import register_resolvers
-from models.batch import Skipped
 from models.errors import UserError
 from tests.datamodules.conftest import image_bytes
 from tests.datamodules.readers.layouts import LAYOUTS, chunks, picture
@@ -26,7 +26,8 @@ def ready(name, root, *overrides):
     """The datamodule of a YAML, set up; drawn splits get a tenth."""
     register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", [f"datamodule={name}", f"datamodule.root={root}", *overrides])
+        kind = "features" if name == "sail_chunks" else "image_text"
+        cfg = compose("config", [f"datamodule={kind}/{name}", f"datamodule.root={root}", *overrides])
     for key in SMALL:
         if cfg.datamodule.get(key):
             cfg.datamodule[key] = 0.1
@@ -68,7 +69,7 @@ def test_the_published_layout_is_read(tmp_path, name):
     assert len(set(keys)) == len(keys)
     train = data.splits["train"]
     assert train.caption_counts.tolist() == [len(train.captions(i)) for i in range(len(train))]
-    assert train.image_or_skipped(0).mode == "RGB"
+    assert train.image(0).mode == "RGB"
     if captions:  # the picture of sample n was drawn with seed n
         numbers = {i: number for i in range(len(train)) for number in [_number(train, i, name)]}
         found = [train.captions(i) == [caption.format(number) for caption in captions] for i, number in numbers.items()]
@@ -110,8 +111,7 @@ def test_the_recipes_captions_of_sail(tmp_path):
         "cc3m": {("raw_caption", "longSV_captions")},
         "cc12m": {("raw_caption", "shortSV_captions")},
     }
-    sample = train[3000]
-    assert sample["index"] == 3000 and sample["captions"] == train.captions(3000)
+    assert train.image(3000).mode == "RGB"
 
 
 # ---- many captions, odd rows, bad files ------------------------------------------------------------------------------
@@ -179,9 +179,11 @@ def test_broken_and_vanished_images_are_skipped_when_read(tmp_path):
     (tmp_path / "0.jpg").write_bytes(image_bytes(0)[:50])
     data = read_csv(tmp_path)
     (tmp_path / "1.jpg").unlink()
-    kinds = [data.image_or_skipped(i) for i in range(3)]
-    assert [kind.reason.split(":")[0] for kind in kinds[:2]] == ["corrupt image", "missing image"]
-    assert isinstance(data[0], Skipped) and data[2]["captions"] == ["c"]
+    with pytest.raises(BadSample, match="^corrupt image"):
+        data.image(0)
+    with pytest.raises(BadSample, match="^missing image"):
+        data.image(1)
+    assert data.image(2).mode == "RGB" and data.captions(2) == ["c"]
 
 
 def test_an_index_that_cannot_be_written_is_explained(tmp_path, monkeypatch):
@@ -192,7 +194,7 @@ def test_an_index_that_cannot_be_written_is_explained(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("datamodules.readers.annotations.np.save", full)
-    with pytest.raises(UserError, match="cannot be written to .*annotation_index.*No space left.*index_dir"):
+    with pytest.raises(UserError, match="cannot write .*annotation_index.*No space left.*another folder"):
         read_csv(tmp_path)
     monkeypatch.undo()
     assert len(read_csv(tmp_path)) == 1
@@ -209,7 +211,7 @@ def test_wrong_columns_files_and_formats_are_named(tmp_path):
         formats.coco_captions(str(tmp_path / "none.json"), str(tmp_path))
     with pytest.raises(UserError, match="no folder of images"):
         formats.coco_captions(str(tmp_path / "captions.csv"), str(tmp_path / "none"))
-    with pytest.raises(UserError, match="is no JSON, or a damaged one"):
+    with pytest.raises(UserError, match="is not JSON"):
         formats.coco_captions(str(tmp_path / "captions.csv"), str(tmp_path))
     (tmp_path / "list.json").write_text('{"images": []}')
     with pytest.raises(UserError, match="has no list 'annotations'|it has no list 'annotations'"):
@@ -287,3 +289,78 @@ def test_chunks_that_do_not_fit_are_refused(tmp_path):
         SailChunks([tmp_path / "i"], [tmp_path / "i"])
     with pytest.raises(UserError, match="no folder of chunks"):
         SailChunks([tmp_path / "none"], [tmp_path / "i"])
+
+
+# ---- one bad entry never ends the job ------------------------------------------------------------------------------------
+
+
+def with_images(root):
+    for n in range(3):
+        picture(root / f"{n}.jpg", n)
+
+
+def test_odd_entries_of_a_json_list_are_skipped(tmp_path):
+    with_images(tmp_path)
+    rows = [
+        {"image": "0.jpg", "caption": "a \ud83d b"}, {"conversations": [{"value": "text only"}]},
+        {"image": None, "caption": "x"}, {"image": ["1.jpg"], "caption": "x"}, {"image": 7, "caption": "x"},
+        {"image": "1.jpg", "conversations": [{"value": None}]}, {"image": "2.jpg", "caption": ["a", 3, None]}, "text", None,
+        {"image": "1.jpg", "conversations": {}}, {"image": "a\0b", "caption": "x"},
+    ]  # fmt: skip
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf\n " + json.dumps(rows).encode())
+    data = formats.json_list(str(tmp_path / "a.json"), str(tmp_path))
+    assert [data.key(i) for i in range(len(data))] == ["0.jpg", "2.jpg"]
+    assert data.captions(0) == ["a � b"] and data.captions(1) == ["a"]
+    assert len(data.skipped) == len(rows) - 2 and all("entry" in e.key or "entry" in e.reason for e in data.skipped)
+
+
+def test_odd_entries_of_coco_and_karpathy_are_skipped(tmp_path):
+    with_images(tmp_path)
+    images = [{"id": 1, "file_name": "0.jpg"}, {"id": 2, "file_name": 5}, {"id": [3], "file_name": "1.jpg"}, {"id": 4}, 9]
+    notes = [{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": 7}, {"image_id": {}, "caption": "b"}, {"caption": "c"}]
+    (tmp_path / "c.json").write_text("\ufeff" + json.dumps({"images": images, "annotations": notes}))
+    data = formats.coco_captions(str(tmp_path / "c.json"), str(tmp_path))
+    assert len(data) == 1 and data.captions(0) == ["a"] and len(data.skipped) == 6
+    entries = [{"filename": f"{n}.jpg", "split": "train", "sentences": s} for n, s in enumerate(([{"raw": "a"}], [7], "x"))]
+    (tmp_path / "k.json").write_text(json.dumps({"images": [*entries, None]}))
+    data = formats.karpathy(str(tmp_path / "k.json"), str(tmp_path))
+    assert len(data) == 1 and len(data.skipped) == 3
+
+
+def test_an_image_that_is_saved_again_changes_the_fingerprint(tmp_path):
+    write_csv(tmp_path, "path,caption\n0.jpg,a\n1.jpg,b\n")
+    first = read_csv(tmp_path).fingerprint
+    data = (tmp_path / "1.jpg").read_bytes()
+    stat = (tmp_path / "1.jpg").stat()
+    (tmp_path / "1.jpg").write_bytes(data[:-10] + b"0123456789")  # in place, of the same size
+    os.utime(tmp_path / "1.jpg", ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    assert read_csv(tmp_path).fingerprint != first
+
+
+def test_class_folders_follow_links_and_leave_out_the_waste_of_macos(tmp_path):
+    picture(tmp_path / "elsewhere" / "deep" / "x.jpg", 1)
+    picture(tmp_path / "set" / "cat" / "0.jpg", 0)
+    picture(tmp_path / "set" / "__MACOSX" / "cat" / "._0.jpg", 0)
+    (tmp_path / "set" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "cat" / "loop").symlink_to(tmp_path / "set" / "cat")
+    data = formats.class_folders(str(tmp_path / "set"))
+    assert data.class_names == ["cat"]
+    assert sorted(data.key(i) for i in range(len(data))) == ["cat/0.jpg", "cat/more/deep/x.jpg"]
+
+
+def test_classes_must_be_the_same_in_every_split(tmp_path):
+    from functools import partial
+
+    from datamodules.image_text import ReaderDataModule
+
+    for split, names in (("train", "abc"), ("test", "abd")):
+        for number, name in enumerate(names):
+            picture(tmp_path / split / name / f"{number}.jpg", number)
+    readers = {split: partial(formats.class_folders, str(tmp_path / split)) for split in ("train", "test")}
+    with pytest.raises(UserError, match="(?s)'train' and 'test' count their classes differently.*number 2"):
+        ReaderDataModule(**readers).setup()
+    (tmp_path / "train" / "d").mkdir()
+    (tmp_path / "test" / "c").mkdir()
+    data = ReaderDataModule(**readers)
+    data.setup()
+    assert data.splits["test"].labels.tolist() == [0, 1, 3]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.readers.base import BadSample
 from datamodules.readers.tar_shards import TarShards
-from models.batch import CAPTIONS, IMAGE, INDEX, KEY, LABEL, Skipped
 from models.errors import UserError
 from tests.datamodules.conftest import image_bytes, sample_files, write_shards, write_tar
 
@@ -36,12 +36,11 @@ def test_reads_what_tarfile_reads(tmp_path, form):
     assert dataset.skipped == []
 
 
-def test_item_holds_the_vocabulary(tmp_path):
+def test_a_row_has_key_label_captions_and_image(tmp_path):
     dataset = TarShards(str(write_shards(tmp_path)))
     assert len(dataset) == 12
-    item = dataset[7]
-    assert item[INDEX] == 7 and item[KEY] == "000000007" and item[LABEL] == 1 and len(item[CAPTIONS]) == 3
-    assert item[IMAGE].mode == "RGB"
+    assert dataset.key(7) == "000000007" and dataset.label(7) == 1 and len(dataset.captions(7)) == 3
+    assert dataset.image(7).mode == "RGB"
     assert dataset.labels.tolist() == [i % 3 for i in range(12)]
 
 
@@ -142,10 +141,10 @@ def test_corrupt_image_is_found_when_read(tmp_path):
     files["000000000.jpg"] = files["000000000.jpg"][:200]
     write_tar(tmp_path / "0.tar", {**files, **sample_files(1), "x.png": b"not a picture", "x.txt": b"words"})
     dataset = TarShards(str(tmp_path))
-    assert isinstance(dataset[0], Skipped) and dataset[0].key == "000000000"
-    assert dataset[0].reason.startswith("corrupt image:")
-    assert isinstance(dataset[1], dict)
-    assert isinstance(dataset[2], Skipped)
+    for row in (0, 2):
+        with pytest.raises(BadSample, match="^corrupt image:"):
+            dataset.image(row)
+    assert dataset.image(1).mode == "RGB"
 
 
 @pytest.mark.parametrize("missing", [1, 600, 1500, 4000])
@@ -163,7 +162,7 @@ def test_truncated_shard_keeps_what_comes_before_the_cut(tmp_path, missing):
     assert kept == sorted(whole)
     cut = dataset.skipped[0]
     assert cut.key == "0.tar" and cut.reason.startswith("truncated shard:") and "byte" in cut.reason
-    assert all(isinstance(dataset[i], dict) for i in range(len(dataset)))
+    assert all(dataset.image(i).mode == "RGB" for i in range(len(dataset)))
 
 
 def test_missing_end_marker_and_damaged_header_are_reported(tmp_path):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.readers.clips import Media, read_clip
-from datamodules.readers.video import VideoError, write_mp4
-from datamodules.readers.video_annotations import actions, arrow, captions, narrated, questions, shards
+from datamodules.readers.base import BadSample
+from datamodules.readers.clip import ClipSource, read_clip
+from datamodules.readers.video import write_mp4
+from datamodules.readers.video_annotations import actions, captions, narrated, questions, shards, stills
 from datamodules.readers.video_annotations.sample import AnnotationError, MissingSplit
-from datamodules.transforms.video import sample_frames
+from datamodules.transforms.frame_sampling import sample_frames
 
 
 def lines(*records) -> str:
@@ -83,7 +84,7 @@ def write(root: Path, files: dict[str, str]) -> None:
 def test_format(tmp_path, reader, split, files, path, texts, answer):
     write(tmp_path, files)
     (sample,) = reader(str(tmp_path), split).samples
-    assert sample.media.path == str(tmp_path / path)
+    assert sample.source.path == str(tmp_path / path)
     assert (sample.texts, sample.answer) == (texts, answer)
     with pytest.raises(AnnotationError):
         reader(str(tmp_path / "far" / "away"), split)
@@ -131,13 +132,13 @@ def test_howto100m_draws_a_narration(tmp_path):
         "howto100m/howto100m_csv/v1.csv": "start,end,text\n10,11,cut it\n20,40,stir it",
     })  # fmt: skip
     (sample,) = narrated.howto100m(str(tmp_path), "train").samples
-    assert sample.draw(None) == ("cut it", sample.media._replace(span=(8.5, 10.0)))  # one second, widened to four
+    assert sample.draw(None) == ("cut it", sample.source._replace(span=(8.5, 10.0)))  # one second, widened to four
     drawn = [sample.draw(np.random.default_rng(i)) for i in range(40)]
     assert {text for text, _ in drawn} == {"cut it", "stir it"}
     starts = [media.span[0] for text, media in drawn if text == "stir it"]
     assert min(starts) >= 20 and max(starts) <= 38.5 and len(set(starts)) > 3
     (tmp_path / "howto100m/howto100m_csv/v1.csv").unlink()
-    with pytest.raises(VideoError):
+    with pytest.raises(BadSample):
         sample.draw(None)
 
 
@@ -149,7 +150,7 @@ def test_yttemporal_takes_the_cleaned_words_of_the_window(tmp_path):
         "yttemporal/videos/subset_1/annotations/v.json": json.dumps(record),
     })  # fmt: skip
     (sample,) = narrated.yttemporal(str(tmp_path), "val").samples
-    assert sample.draw(None) == ("So, we cook.", sample.media._replace(span=(0.0, 10.0)))
+    assert sample.draw(None) == ("So, we cook.", sample.source._replace(span=(0.0, 10.0)))
 
 
 def test_arrow_pictures(tmp_path):
@@ -160,11 +161,11 @@ def test_arrow_pictures(tmp_path):
     (tmp_path / "vg").mkdir()
     with pa.OSFile(str(tmp_path / "vg" / "vg.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    first, second = arrow.visual_genome(str(tmp_path), "train").samples
+    first, second = stills.visual_genome(str(tmp_path), "train").samples
     assert first.texts == ("a", "b")
-    assert read_clip(first.media, np.arange).tolist() == [[[[200, 0, 0]] * 6] * 4]
-    with pytest.raises(VideoError, match="row 1"):
-        read_clip(second.media, np.arange)
+    assert read_clip(first.source, np.arange).frames.tolist() == [[[[200, 0, 0]] * 6] * 4]
+    with pytest.raises(BadSample, match="corrupt image"):
+        read_clip(second.source, np.arange)
 
 
 def test_tar_shards(tmp_path):
@@ -180,8 +181,11 @@ def test_tar_shards(tmp_path):
             tar.addfile(info, io.BytesIO(data))
     found = shards.clip_shards(str(tmp_path), "train")
     (sample,) = found.samples
-    assert [entry.reason for entry in found.skipped] == ["incomplete sample: no caption", "incomplete sample: no clip"]
-    shown = read_clip(sample.media, lambda count: sample_frames(3, count))
+    assert [entry.reason for entry in found.skipped] == [
+        "incomplete sample: no caption (in 0.tar)",
+        "incomplete sample: no clip (in 0.tar)",
+    ]
+    shown = read_clip(sample.source, lambda count: sample_frames(3, count)).frames
     assert shown.shape == (3, 32, 32, 3) and shown[0].mean() < 20 and shown[2].mean() > 235
     with pytest.raises(MissingSplit):
         shards.clip_shards(str(tmp_path), "val")
@@ -193,10 +197,36 @@ def test_tar_shards(tmp_path):
 def test_spans_windows_and_folders_of_frames(tmp_path):
     for number in (1, 2, 10, 11):
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    folder = Media(str(tmp_path), "frames", fps=1.0)
-    assert read_clip(folder, np.arange)[:, 0, 0, 0].tolist() == [1, 2, 10, 11]  # by number, not by name
-    assert read_clip(folder._replace(span=(1.0, 3.0)), np.arange)[:, 0, 0, 0].tolist() == [2, 10]
-    assert read_clip(folder._replace(window=(0, 4)), np.arange)[:, 0, 0, 0].tolist() == [1, 2]
-    assert read_clip(folder._replace(span=(90.0, 99.0)), np.arange)[:, 0, 0, 0].tolist() == [11]
-    with pytest.raises(VideoError):
-        read_clip(Media(str(tmp_path / "absent"), "frames"), np.arange)
+    folder = ClipSource(str(tmp_path), "frames", fps=1.0)
+    assert read_clip(folder, np.arange).frames[:, 0, 0, 0].tolist() == [1, 2, 10, 11]  # by number, not by name
+    assert read_clip(folder._replace(span=(1.0, 3.0)), np.arange).frames[:, 0, 0, 0].tolist() == [2, 10]
+    assert read_clip(folder._replace(range=(0, 2)), np.arange).frames[:, 0, 0, 0].tolist() == [1, 2]
+    for beyond in (folder._replace(span=(90.0, 99.0)), folder._replace(range=(4, 2))):
+        with pytest.raises(BadSample, match="^too short"):
+            read_clip(beyond, np.arange)
+    with pytest.raises(BadSample):
+        read_clip(ClipSource(str(tmp_path / "absent"), "frames"), np.arange)
+
+
+def test_records_that_cannot_be_used_are_skipped_with_file_and_line(tmp_path):
+    good = {"clip_name": "v", "options": ["a", "b"], "answer": 1}
+    odd = [
+        {**good, "clip_name": "../../x"}, {**good, "options": ["a", None]}, {**good, "options": ["a"]}, {**good, "answer": 2},
+        {**good, "answer": "x"}, {**good, "answer": 2**70}, {"clip_name": "v"}, None, [1], {**good, "clip_name": "a/../../b"},
+        {**good, "options": ["half \ud83d", "b"]},
+    ]  # fmt: skip
+    write(tmp_path, {"meta_data/msrvtt/msrvtt_mc_test.jsonl": "\ufeff" + lines(good, *odd)})
+    found = questions.msrvtt_choice(str(tmp_path), "test")
+    texts = [sample.texts for sample in found.samples]
+    assert texts[0] == ("a", "b") and texts[-1] == ("half �", "b") and "".join(texts[-1]).encode()
+    assert len(found.samples) + len(found.skipped) == 1 + len(odd) and len(found.skipped) >= 9
+    assert all("msrvtt_mc_test.jsonl, line" in entry.key for entry in found.skipped)
+
+
+def test_held_out_clips_of_one_tar_are_not_all_on_one_side():
+    from datamodules.readers.video_annotations.sample import Annotations, Sample
+    from datamodules.video_text import hold_out
+
+    rows = [Sample(f"clip{n}", ClipSource("/x/0.tar", "tar", offset=n), ("a",)) for n in range(200)]
+    train, held = hold_out(Annotations(rows), 0.2)
+    assert 15 < len(held.samples) < 70 and len(train.samples) + len(held.samples) == 200

@@ -116,7 +116,7 @@ def test_saved_colours_are_refused(root):
 
 def test_unequal_sizes_are_refused(root):
     _save_mask(root, NAMES[0], _labels(1))
-    with pytest.raises(UserError, match="has 30 x 21 pixels, its picture 30 x 20"):
+    with pytest.raises(UserError, match="has 30 x 21 pixels, its image 30 x 20"):
         VocSegmentation(root)[0]
 
 

@@ -8,6 +8,7 @@ from datamodules.simulated import shards
 from datamodules.simulated.scenes import CLASS_NAMES, GROUNDS, captions, make_scene, render
 from datamodules.simulated.shapes import COLOURS, SHAPES
 from datamodules.simulated.shards import write_scene_shards
+from models.io import WriteError
 
 SCENES = [make_scene(7, i) for i in range(300)]
 
@@ -96,6 +97,6 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shards, "write_tar", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WriteError, match="No space"):
         write_scene_shards(str(tmp_path), train=3, val=1, test=1, image_size=16)
     assert list(tmp_path.iterdir()) == []

@@ -4,21 +4,23 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.transforms.video import ClipTransform, TooShort, crop_clip, random_bounds, sample_frames
+from datamodules.readers.base import BadSample
+from datamodules.transforms.frame_sampling import random_bounds, sample_frames
+from datamodules.transforms.video import ClipTransform, crop_clip
 
 
 def test_random_frames_stay_in_their_segments():
     rng = np.random.default_rng(0)
-    drawn = np.stack([sample_frames(3, 10, rng.random(3)) for _ in range(300)])
+    drawn = np.stack([sample_frames(3, 10, rng) for _ in range(300)])
     assert [set(column) for column in drawn.T] == [{0, 1, 2}, {3, 4, 5}, {6, 7, 8, 9}]
-    official = np.stack([sample_frames(3, 10, rng.random(3), official=True) for _ in range(300)])
+    official = np.stack([sample_frames(3, 10, rng, official="all_in_one") for _ in range(300)])
     assert [set(column) for column in official.T] == [{0, 1}, {3, 4}, {6, 7, 8}]
 
 
 def test_short_clips_are_refused():
-    with pytest.raises(TooShort):
+    with pytest.raises(BadSample):
         sample_frames(4, 3)
-    with pytest.raises(TooShort):
+    with pytest.raises(BadSample):
         random_bounds(3, 4, official=True)
     assert sample_frames(4, 4).tolist() == [0, 1, 2, 3]
 

@@ -9,8 +9,8 @@ import torch
 
 from datamodules.features.encoding import CaptionBatches, ImageBatches
 from datamodules.features.store import PENDING, FeatureStore
+from datamodules.readers.base import BadSample
 from experiments.alignment.encoding import EncodingModule
-from models.batch import Skipped
 from models.encoders.base import Features, FrozenEncoder
 from models.errors import UserError
 from tests.datamodules.features.test_encoding import Texts, Words
@@ -42,9 +42,12 @@ class Pictures:
     def __len__(self):
         return 23
 
-    def image_or_skipped(self, i):
+    def key(self, i):
+        return "five" if i == 5 else str(i)
+
+    def image(self, i):
         if i == 5:
-            return Skipped(5, "five", "corrupt image: it is five")
+            raise BadSample("corrupt image: it is five")
         return torch.full((3, 2, 2), i / 23) + torch.arange(4).view(2, 2)
 
 
@@ -85,7 +88,7 @@ def encode_images(folder, encoder, stop=None, **arguments):
 
 def test_images_of_every_kind(tmp_path):
     kept, seen = encode_images(tmp_path, Mean())
-    images = torch.stack([Pictures().image_or_skipped(i) for i in range(23) if i != 5])
+    images = torch.stack([Pictures().image(i) for i in range(23) if i != 5])
     wanted = Mean()(images)
     rows = np.array([i for i in range(23) if i != 5])
     for kind, store in kept.items():

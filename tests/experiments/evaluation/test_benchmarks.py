@@ -256,7 +256,7 @@ def test_segmentation_reads_the_layout_and_counts_what_the_model_says(tmp_path, 
     assert result.hashes["preprocessing"] != certain.hashes["preprocessing"]
     missing = tmp_path / labels.format("a")
     missing.unlink()
-    with pytest.raises(UserError, match="is missing. The official layout"):
+    with pytest.raises(UserError, match="is missing. The official layout|Is the copy complete"):
         segmentation(split, dataset, str(tmp_path), **settings)
 
 

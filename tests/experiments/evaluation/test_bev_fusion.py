@@ -28,7 +28,7 @@ GRID = {"rows": 16, "cols": 16, "cell": 0.25, "x_bumper": -0.95}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = write_recordings(str(tmp_path_factory.mktemp("bev")), GRID, train=0, val=4, test=24, width=64, height=48)
-    built = BevDataModule(str(root), GRID, 64, 48, num_workers=0, evaluation_batch_size=9, heights=(0.0,))
+    built = BevDataModule(str(root), GRID, 64, 48, num_workers=0, eval_batch_size=9, heights=(0.0,))
     built.setup()
     return built
 

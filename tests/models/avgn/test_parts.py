@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datamodules.transforms.sound import cut_clip
 from experiments.benchmarks.reference import avgn as plain
 from models.avgn import losses
-from models.avgn.audio import LogMel, LogSTFT, cut_clip
+from models.avgn.audio import LogMel, LogSTFT
 from models.avgn.classifier import CumulativeClassifier
 from models.avgn.exits import NEVER, apply_exit, exit_confidence, exit_thresholds
 from models.avgn.policy import crop_patches

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from datamodules.tokenizers.captions import raw_words
+from datamodules.tokenizers.word_labels import raw_words
 from tests.models.hammer.stand_in import small_batch, small_hammer
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.tokenizers.captions import CaptionTokenizer, clean_caption
+from datamodules.tokenizers.word_labels import CaptionTokenizer, clean_caption
 from models.errors import UserError
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a well known man woman wins u k uk the cup & $ person won ##s".split()

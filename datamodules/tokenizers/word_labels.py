@@ -1,28 +1,29 @@
-"""Captions of DGM4: cleaning, tokens, and which tokens belong to which manipulated words (official ``pre_caption``,
-``text_input_adjust``).
-"""
+"""Labels of words as labels of tokens: DGM4's manipulated words (official ``pre_caption``, ``text_input_adjust``)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import BertTokenizerFast
 
+from datamodules.tokenizers.base import load_tokenizer
 from models.batch import IGNORE_INDEX
 from models.captions import clean_caption
-from models.encoders.weights import find_weights
-from models.errors import UserError
 from models.io import stable_hash
 
 
 class TokenisedCaptions(NamedTuple):
-    """``input_ids`` and ``mask`` (B, L) with [CLS] and without [SEP]; ``labels`` (B, L-1) of the tokens behind [CLS]: 1
-    manipulated, 0 not, -100 padding. ``words``: for each caption the word number of each of its tokens behind [CLS], counted
-    as the alignment does (see :class:`CaptionTokenizer`); ``spans`` their places in the cleaned caption."""
+    """Tokens of B captions, with [CLS] and without [SEP].
+
+    Attributes:
+        input_ids: (B, L) int64.
+        mask: (B, L) int64, 1 at tokens.
+        labels: (B, L-1) int64 of the tokens behind [CLS]: 1 manipulated, 0 not, IGNORE_INDEX padding.
+        words: for each caption the number of the word of each of its tokens behind [CLS], see :class:`CaptionTokenizer`.
+        spans: for each caption the places of these tokens in the cleaned caption.
+    """
 
     input_ids: Tensor
     mask: Tensor
@@ -31,36 +32,26 @@ class TokenisedCaptions(NamedTuple):
     spans: list[list[tuple[int, int]]]
 
 
-def word_mask(positions: Collection[int], max_words: int = 50) -> Tensor:
-    """(max_words,) float, 1 at manipulated words."""
-    mask = torch.zeros(max_words)
-    mask[[p for p in positions if p < max_words]] = 1
-    return mask
-
-
 class CaptionTokenizer:
     """BERT's WordPiece tokens of cleaned captions, and the labels of tokens from positions of manipulated words.
 
     ``fake_text_pos`` counts the words between white space of the *raw* caption.
 
     Args:
-        vocabulary: folder with a ``vocab.txt``, the file itself, or ``package://<import name>/<path>``.
-        max_words, max_length: in words of the cleaned caption and in tokens with [CLS] and [SEP]; the rest is cut.
+        vocabulary: see :func:`~datamodules.tokenizers.base.load_tokenizer`.
+        max_words: of the cleaned caption; the rest is cut.
+        max_length: tokens with [CLS] and [SEP]; the rest is cut.
         shifted_labels: True counts words as the official code does, by the pieces its tokeniser splits the *cleaned* caption
-            into: a hyphen, a lone symbol or a ``&`` moves all later labels. Published figures are of that, in training and
+            into: a hyphen, a lone symbol or a ``&`` moves all later labels. Published results are of that, in training and
             in evaluation. False follows each word through cleaning and tokenisation.
     """
 
     def __init__(self, vocabulary: str, max_words: int = 50, max_length: int = 128, shifted_labels: bool = False):
-        path = Path(find_weights("BERT's vocabulary", None, vocabulary, "datamodule.tokenizer.vocabulary"))
-        file = path / "vocab.txt" if path.is_dir() else path
-        if not file.is_file():
-            raise UserError(f"datamodule.tokenizer.vocabulary: there is no vocab.txt in {path}.")
-        words = file.read_text(encoding="utf-8").splitlines()
-        self._tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True)
-        self.vocab_size = len(words)
+        self._tokenizer = load_tokenizer(vocabulary, "datamodule.tokenizer.vocabulary")
+        self.vocab_size = len(self._tokenizer)
         self.max_words, self.max_length, self.shifted_labels = max_words, max_length, shifted_labels
-        self.identity = {"vocabulary": stable_hash(words), "max_words": max_words, "max_length": max_length}
+        pieces = self._tokenizer.convert_ids_to_tokens(list(range(self.vocab_size)))
+        self.identity = {"vocabulary": stable_hash(pieces), "max_words": max_words, "max_length": max_length}
         self.identity["shifted_labels"] = shifted_labels
 
     def clean(self, text: str) -> str:
@@ -78,15 +69,15 @@ class CaptionTokenizer:
         labels = torch.full((len(texts), length - 1), IGNORE_INDEX)
         all_words, all_spans = [], []
         for row, ids in enumerate(encoded["input_ids"]):
-            kept = len(ids) - 1  # without [SEP]
-            input_ids[row, :kept], mask[row, :kept] = torch.tensor(ids[:-1]), 1
+            real = len(ids) - 1  # without [SEP]
+            input_ids[row, :real], mask[row, :real] = torch.tensor(ids[:-1]), 1
             spans = [tuple(span) for span in encoded["offset_mapping"][row][1:-1]]
             if self.shifted_labels:
                 words = list(encoded.word_ids(row)[1:-1])
             else:
                 words = raw_words(texts[row], captions[row], spans)
             wanted = {p for p in positions[row] if p < self.max_words} if self.shifted_labels else set(positions[row])
-            labels[row, : kept - 1] = torch.tensor([int(word in wanted) for word in words], dtype=torch.int64)
+            labels[row, : real - 1] = torch.tensor([int(word in wanted) for word in words], dtype=torch.int64)
             all_words.append(words)
             all_spans.append(spans)
         return TokenisedCaptions(input_ids, mask, labels, all_words, all_spans)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from datamodules.readers.arrow_images import open_table
-from datamodules.readers.clips import Media
-from datamodules.readers.video_annotations.sample import AnnotationError, Annotations, Sample, choose
+from datamodules.readers.arrow import arrow_columns
+from datamodules.readers.clip import ClipSource
+from datamodules.readers.video_annotations.sample import Annotations, Sample, choose, collect
 
 
 def coco(root: str, split: str) -> Annotations:
@@ -30,15 +31,13 @@ def sbu(root: str, split: str) -> Annotations:
 
 
 def _read(files: Sequence[Path]) -> Annotations:
-    samples = []
-    for file in files:
-        if not file.is_file():
-            raise AnnotationError(f"there is no arrow file {file}; write it with ViLT's scripts, or mend datamodule.root.")
-        table = open_table(str(file))
-        missing = {"image", "caption", "image_id"} - set(table.column_names)
-        if missing:
-            raise AnnotationError(f"{file} lacks the columns {sorted(missing)}; it has {table.column_names}")
-        ids, captions = table["image_id"].to_pylist(), table["caption"].to_pylist()
-        for row, (name, texts) in enumerate(zip(ids, captions, strict=True)):
-            samples.append(Sample(str(name), Media(str(file), "arrow", offset=row), tuple(texts)))
-    return Annotations(samples)
+    def sample_of(record: tuple[Path, int, Any, Any]) -> Sample:
+        file, row, name, texts = record
+        return Sample(str(name), ClipSource(str(file), "arrow", offset=row), tuple(texts))
+
+    records = [
+        (f"{file}, row {row}", (file, row, name, texts))
+        for file in files
+        for row, (name, texts) in enumerate(zip(*arrow_columns(file, ("image_id", "caption")), strict=True))
+    ]
+    return collect(records, sample_of)
