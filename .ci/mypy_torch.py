@@ -1,4 +1,4 @@
-"""A mypy plugin: an attribute that a torch module takes from `nn.Module.__getattr__` (a submodule, a parameter, a buffer) is Any.
+"""A mypy plugin: what a torch module takes from `nn.Module.__getattr__` (submodules, parameters, buffers) is Any.
 
 torch declares it as `Tensor | Module`, so that each call of a submodule and each use of a buffer would be an error.
 """

@@ -87,7 +87,7 @@ class VideoTextDataModule(BaseDataModule):
         self.batch_size, self.eval_batch_size, self.frames = batch_size, eval_batch_size, frames
         self.vocabulary, self.text_length, self.keep_tail = vocabulary, text_length, keep_tail
         self.validation, self.val_fraction, self.spare_answers = validation, val_fraction, spare_answers
-        self.common = {
+        self.common: dict[str, Any] = {
             "tasks": tuple(tasks), "false_clips": false_clips, "false_texts": false_texts, "official_frames": official_frames,
             "mask_padding": mask_padding, "keep_megabytes": keep_megabytes,
         }  # fmt: skip

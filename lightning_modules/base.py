@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -170,7 +171,7 @@ class BaseModule(pl.LightningModule):
         return total
 
     def _weighted_sum(self, step: StepOutput) -> Tensor:
-        return sum(self.loss_weights.get(name, 1.0) * value for name, value in step.losses.items())
+        return reduce(torch.add, [self.loss_weights.get(name, 1.0) * value for name, value in step.losses.items()])
 
     def _check_finite(self, total: Tensor, step: StepOutput, batch: dict) -> None:
         if not torch.isfinite(total):

@@ -156,7 +156,8 @@ def _members(handle: int, digest: Any) -> Iterator[tuple[str, int, int]]:
         Truncated: the file ends early or a header is damaged.
     """
     length = os.fstat(handle).st_size
-    position, override = 0, {}
+    position = 0
+    override: dict[str, Any] = {}
     while True:
         header = os.pread(handle, BLOCK, position)
         if not header.strip(b"\0") and len(header) == BLOCK:

@@ -53,7 +53,7 @@ def loss_curves(series: dict[str, tuple[list[int], list[float]]], path: Path) ->
     Args:
         series: {metric: (steps, values)} as :func:`experiments.run.loggers.read_metrics` gives it.
     """
-    panels = [
+    panels: list[tuple[str, list[str]]] = [
         ("loss", [name for name in ("train/loss", "val/loss") if name in series]),
         ("validation", [name for name in sorted(series) if name.startswith("val/") and not name.startswith("val/loss")][:12]),
     ]

@@ -37,8 +37,8 @@ def device(run: Run) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def datamodule(run: Run) -> pl.LightningDataModule:
-    """The configured datamodule, prepared and set up."""
+def datamodule(run: Run) -> Any:
+    """The configured datamodule (:class:`~datamodules.base.BaseDataModule`), prepared and set up."""
 
     def make() -> pl.LightningDataModule:
         data = build(run.cfg.datamodule)

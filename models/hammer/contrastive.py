@@ -27,7 +27,7 @@ class ContrastiveTerms(NamedTuple):
     @property
     def mean(self) -> Tensor:
         """The loss: the mean of the four."""
-        return sum(self) / 4
+        return (self.i2t + self.t2i + self.i2i + self.t2t) / 4
 
 
 def manipulation_contrastive(

@@ -6,7 +6,7 @@ walks of the frozen and of the aligned features are compared at every level by a
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -195,7 +195,7 @@ class StructureRegulariser(nn.Module):
         super().__init__()
         self.weight, self.warmup_steps, self.reduction = weight, warmup_steps, reduction
         self.validation_weight, self.extra = validation_weight, extra
-        self.options = {
+        self.options: dict[str, Any] = {
             "levels": levels, "temperature": temperature, "weighting": weighting, "divergence": divergence,
             "distance": distance, "centring": centring, "center_first": center_first, "gamma": gamma, "margin": margin,
         }  # fmt: skip

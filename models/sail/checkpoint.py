@@ -33,6 +33,7 @@ def head_from_official(weights: dict[str, Tensor]) -> AlignmentHead | ShareLockH
         weights = {key: value for key, value in weights.items() if ".vlhead." in f".{key}"}
     weights = {_PREFIX.sub("", key): value.float() if value.is_floating_point() else value for key, value in weights.items()}
     try:
+        head: AlignmentHead | ShareLockHead
         if "text_mapping_network.layers.0.weight" in weights:
             state = {_rename(k, _SHARELOCK_NAMES, back=True): v for k, v in weights.items()}
             head = _sharelock(weights)

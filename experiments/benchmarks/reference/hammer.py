@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,16 +31,16 @@ def similarities(image, text, image_m, text_m, image_queue, text_queue, temperat
         own[~real] = 0
         i2t_targets = alpha * F.softmax(image_m @ texts / temperature, dim=1) + (1 - alpha) * own
         t2i_targets = alpha * F.softmax(text_m @ images / temperature, dim=1) + (1 - alpha) * own
-    products = (image @ texts, text @ images, image @ images, text @ texts)
-    return Similarities(*(product / temperature for product in products), i2t_targets, t2i_targets)
+    i2t, t2i, i2i, t2t = (each / temperature for each in (image @ texts, text @ images, image @ images, text @ texts))
+    return Similarities(i2t, t2i, i2i, t2t, i2t_targets, t2i_targets)
 
 
-def contrastive_terms(sim: Similarities) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def contrastive_terms(sim: Similarities) -> list[Tensor]:
     """i2t, t2i, i2i and t2t, each the mean of a row's cross-entropy with its target."""
     own = torch.zeros_like(sim.i2i)
     own.fill_diagonal_(1)
     pairs = ((sim.i2t, sim.i2t_targets), (sim.t2i, sim.t2i_targets), (sim.i2i, own), (sim.t2t, own))
-    return tuple(-torch.sum(F.log_softmax(logits, dim=1) * targets, dim=1).mean() for logits, targets in pairs)
+    return [-torch.sum(F.log_softmax(logits, dim=1) * targets, dim=1).mean() for logits, targets in pairs]
 
 
 # ------------------------------------------------------------------------------------------------- the training step
@@ -63,11 +63,11 @@ def vit(tower, image: Tensor) -> Tensor:
 
 
 def _bert_attention(layer, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-    heads = [
+    query, key, value = (
         linear(source).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
         for linear, source in ((layer.self.query, x), (layer.self.key, context), (layer.self.value, context))
-    ]
-    return layer.output(attend(*heads, mask).transpose(1, 2).flatten(2), x)
+    )
+    return layer.output(attend(query, key, value, mask).transpose(1, 2).flatten(2), x)
 
 
 def bert(tower, x: Tensor, mask: Tensor, image: Tensor | None, first: int, last: int) -> Tensor:
@@ -119,8 +119,9 @@ def training_losses(model, batch: dict, alpha: float) -> dict[str, Tensor]:
             F.normalize(model.text_proj_m(text_embeds_m[:, 0]), dim=-1),
         ]
     queues = model.image_queue.clone().detach(), model.text_queue.clone().detach()
-    sim = similarities(*features, *features_m, *queues, model.temp, real, alpha)
-    out = {"contrastive": sum(contrastive_terms(sim)) / 4}
+    arguments: tuple[Any, ...] = (*features, *features_m, *queues, model.temp, real, alpha)
+    sim = similarities(*arguments)
+    out = {"contrastive": torch.stack(contrastive_terms(sim)).mean()}
     model.enqueue(*features_m)
     fused = bert(text_tower, text_embeds, mask, image_embeds, split, end)
     out["binary"] = F.cross_entropy(model.itm_head(fused[:, 0]), batch["fake"])

@@ -11,7 +11,8 @@ class SeparateGated(nn.Module):
         super().__init__()
         self.clamp, self.f1, self.f2, self.g = (
             projector.clamp,
-            *(self._linear(projector, half) for half in (0, 1)),
+            self._linear(projector, 0),
+            self._linear(projector, 1),
             projector.down,
         )
 
