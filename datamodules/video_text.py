@@ -102,7 +102,7 @@ class VideoTextDataModule(BaseDataModule):
         stills = [reader(root, "train") for reader in self.image_readers.values()]
         for split, rows in clips.items():
             transform = self.train_transform if split == "train" else self.transform
-            dataset = self._dataset(rows, transform, split == "train")
+            dataset: Any = self._dataset(rows, transform, split == "train")
             skipped = list(rows.skipped)
             if split == "train" and stills:
                 images = concatenate(stills)
@@ -137,7 +137,9 @@ class VideoTextDataModule(BaseDataModule):
             dataset = self._dataset(rows, self.transform, training=False, view=view)
         return self.evaluation_loader(dataset, self.eval_batch_size)
 
-    def _dataset(self, rows: Annotations, transform: Transform, training: bool, frames: int | None = None, view: int = 0):
+    def _dataset(
+        self, rows: Annotations, transform: Transform, training: bool, frames: int | None = None, view: int = 0
+    ) -> VideoTextDataset:
         frames = frames or self.frames
         return VideoTextDataset(rows, self.words, transform, frames=frames, training=training, view=view, **self.common)
 

@@ -183,7 +183,7 @@ class BaseModule(pl.LightningModule):
                 "trainer.precision=32-true. The last checkpoint is untouched."
             )
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         if self.optimizer_factory is None:
             raise UserError(f"{type(self).__name__} was built without an optimizer; choose one: optimizer=<name>.")
         optimizer = self.optimizer_factory(self.parameter_groups())
@@ -204,7 +204,7 @@ class BaseModule(pl.LightningModule):
         self.trainer.fit_loop.setup_data()  # Lightning has not done so where ``max_steps`` alone limits the training
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
-    def optimizer_step(self, *args, **kwargs) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self._step_begins = True
         with torch.no_grad():

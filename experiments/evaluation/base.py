@@ -139,7 +139,7 @@ class EmbeddedSplit:
     labelled_features: Callable[[str], tuple[Tensor, Tensor]] | None = None
     frozen: Callable[[], tuple[Tensor, Tensor]] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in (("image", self.image), ("text", self.text)):
             if not bool(torch.isfinite(value).all()):
                 raise UserError(

@@ -137,7 +137,7 @@ def retrieved_captions(examples: Sequence[dict], load_image: Callable[[int], Ima
     return save(drawing, path)
 
 
-def _show(axis, image: Image.Image, label: str = "", framed: bool = False) -> None:
+def _show(axis: Any, image: Image.Image, label: str = "", framed: bool = False) -> None:
     axis.imshow(image)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -8,10 +8,11 @@ Widths and the kind of projector follow from the shapes; released files carry no
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.alignment.head import AlignmentHead
 from models.alignment.projectors import GatedProjector, LinearProjector, MLPProjector
@@ -106,7 +107,7 @@ def _out_dim(weights: dict[str, Tensor], modality: str) -> int:
     return weights[f"{modality}_mapping_network.{last}"].shape[0]
 
 
-def _projector(weights: dict[str, Tensor], modality: str):
+def _projector(weights: dict[str, Tensor], modality: str) -> Callable[..., nn.Module]:
     prefix, kind = f"{modality}_mapping_network.", _kind(weights, modality)
     if kind == "star":
         hidden, width = weights[prefix + "g.weight"].shape[1], weights[f"{modality}_layer_norm.weight"].numel()

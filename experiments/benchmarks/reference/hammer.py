@@ -21,7 +21,17 @@ class Similarities(NamedTuple):
     t2i_targets: Tensor
 
 
-def similarities(image, text, image_m, text_m, image_queue, text_queue, temperature, real, alpha) -> Similarities:
+def similarities(
+    image: Tensor,
+    text: Tensor,
+    image_m: Tensor,
+    text_m: Tensor,
+    image_queue: Tensor,
+    text_queue: Tensor,
+    temperature: Tensor,
+    real: Tensor,
+    alpha: float,
+) -> Similarities:
     """Arguments as :func:`models.hammer.contrastive.manipulation_contrastive`."""
     with torch.no_grad():
         images = torch.cat([image_m.T, image_queue.clone()], dim=1)
@@ -52,7 +62,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     return (scores if mask is None else scores + mask).softmax(-1) @ value
 
 
-def vit(tower, image: Tensor) -> Tensor:
+def vit(tower: Any, image: Tensor) -> Tensor:
     x = tower.patch_embed.proj(image).flatten(2).transpose(1, 2)
     x = torch.cat([tower.cls_token.expand(len(image), -1, -1), x], dim=1) + tower.pos_embed
     for block in tower.blocks:
@@ -62,7 +72,7 @@ def vit(tower, image: Tensor) -> Tensor:
     return tower.norm(x)
 
 
-def _bert_attention(layer, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+def _bert_attention(layer: Any, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
     query, key, value = (
         linear(source).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
         for linear, source in ((layer.self.query, x), (layer.self.key, context), (layer.self.value, context))
@@ -70,7 +80,7 @@ def _bert_attention(layer, x: Tensor, context: Tensor, mask: Tensor | None) -> T
     return layer.output(attend(query, key, value, mask).transpose(1, 2).flatten(2), x)
 
 
-def bert(tower, x: Tensor, mask: Tensor, image: Tensor | None, first: int, last: int) -> Tensor:
+def bert(tower: Any, x: Tensor, mask: Tensor, image: Tensor | None, first: int, last: int) -> Tensor:
     """Layers ``first`` to ``last``; token ids where ``first`` is 0."""
     additive = (1.0 - mask[:, None, None, :].float()) * -10000.0
     if first == 0:
@@ -83,7 +93,7 @@ def bert(tower, x: Tensor, mask: Tensor, image: Tensor | None, first: int, last:
     return x
 
 
-def ground(model, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+def ground(model: Any, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
     query, key = model.norm_layer_it_cross_atten(image), model.norm_layer_it_cross_atten(text)
     image = image + model.it_cross_attn(query, key, key, key_padding_mask=mask == 0)[0]
     token = model.norm_layer_aggr(model.cls_token_local.expand(len(image), -1, -1))
@@ -92,13 +102,13 @@ def ground(model, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def update_momentum(model) -> None:
+def update_momentum(model: Any) -> None:
     """A fresh tensor for every parameter."""
     for average, online in model.momentum_pairs():
         average.data = average.data * model.momentum + online.data * (1.0 - model.momentum)
 
 
-def training_losses(model, batch: dict, alpha: float) -> dict[str, Tensor]:
+def training_losses(model: Any, batch: dict, alpha: float) -> dict[str, Tensor]:
     """The six terms of a :class:`models.hammer.model.Hammer`, the token head and its teacher in passes of their own."""
     image, ids, mask, real = batch["image"], batch["token_ids"], batch["token_mask"], batch["fake"] == 0
     text_tower, text_m = model.text_encoder.bert, model.text_encoder_m.bert
