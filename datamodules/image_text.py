@@ -61,7 +61,7 @@ class ImageTextDataModule(BaseDataModule):
             return
         root = self.folder()
         places = self._places(root)
-        shared = {"caption_fields": self.caption_fields, "index_dir": self.index_dir}
+        shared: dict[str, Any] = {"caption_fields": self.caption_fields, "index_dir": self.index_dir}
         self.splits = {split: TarShards(str(root), **place, **shared) for split, place in places.items()}
         for split, dataset in self.splits.items():
             self.report_skipped(split, dataset.skipped)
