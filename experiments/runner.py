@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import traceback
+import warnings
 
 from omegaconf import DictConfig
 
@@ -13,19 +14,28 @@ from experiments.config.imported import check_imported
 from experiments.config.validation import nearest
 from experiments.run import interruption, loggers
 from experiments.run.directory import Run, open_run
+from experiments.run.ranks import is_main_process
 from experiments.stages import run_stages
 from models.errors import UserError
 
 log = logging.getLogger("run")
+# Of Lightning and torch, about themselves: nothing in them is for the user of a recipe.
+CHATTER = (
+    ".*LeafSpec.*", "Total length of .* across ranks is zero.*", "The number of training batches .* smaller than the logging.*",
+    "The '.*_dataloader' does not have many workers.*", "`isinstance.*",
+)  # fmt: skip
 
 
 def run(cfg: DictConfig) -> float | None:
     """One run, front to back. Returns the metric named by ``optimize`` (None without one)."""
+    for message in CHATTER:
+        warnings.filterwarnings("ignore", message=message)
     check_imported(cfg)
     log.handlers.clear()
     _log_to(logging.StreamHandler(sys.stderr))
     current = open_run(cfg)
-    _log_to(logging.FileHandler(current.dir / "run.log"))
+    if is_main_process():
+        _log_to(logging.FileHandler(current.dir / "run.log"))
     log.info("%s in %s", current.record["experiment"], current.dir)
     with interruption.listening():
         try:
@@ -62,7 +72,7 @@ def _log_to(handler: logging.Handler) -> None:
     """Plain lines of our own; Lightning's and the libraries' chatter stays out of sight."""
     root = logging.getLogger("run")
     root.propagate = False
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.INFO if is_main_process() else logging.ERROR)  # the other ranks would say everything again
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     root.addHandler(handler)
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "httpx", "huggingface_hub", "transformers"):

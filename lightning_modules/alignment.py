@@ -30,6 +30,7 @@ from models.batch import INDEX
 from models.errors import UserError
 from models.freeze_align.fine_grained import inner_words
 from models.freeze_align.head import TokenAlignmentHead
+from models.losses.contrastive import PairLoss
 from models.losses.structure import StructureRegulariser
 from models.metrics.retrieval import validation_retrieval
 from models.optim.clipping import clip_each_
@@ -61,7 +62,7 @@ class AlignmentModule(BaseModule):
     def __init__(
         self,
         head: Callable[..., AlignmentHead | TokenAlignmentHead],
-        loss: nn.Module,
+        loss: PairLoss,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
@@ -81,6 +82,17 @@ class AlignmentModule(BaseModule):
         self.importer = importer
         if fine_grained is not None and not self.head.takes_tokens:
             raise UserError("module.fine_grained needs a head that projects tokens (module=alignment/freeze_align).")
+
+    @classmethod
+    def conflicts(cls, config: Mapping[str, Any]) -> list[str]:
+        problems = super().conflicts(config)
+        scaled = str(config["trainer"].get("precision")) in ("16-mixed", "16")
+        if config["module"].get("clip_each") is not None and scaled and config["optimizer"].get("fused"):
+            problems.append(
+                "module.clip_each: a fused optimizer unscales float16 gradients after they are clipped. Set "
+                "optimizer.fused=false, or train in bf16-mixed."
+            )
+        return problems
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_modules.base import BaseModule, StepOutput
 from models.batch import IMAGE, INDEX
@@ -14,6 +14,7 @@ from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, TRACES, VI
 from models.bev_fusion.decoder import Occupancy
 from models.bev_fusion.echoes import EchoMap
 from models.bev_fusion.geometry import BevGrid
+from models.bev_fusion.losses import OccupancyLoss
 from models.bev_fusion.metrics import cell_metrics
 from models.bev_fusion.network import BEVFusion
 from models.optim.parameter_groups import split_by_decay
@@ -34,7 +35,7 @@ class BevFusionModule(BaseModule):
     def __init__(
         self,
         model: Callable[..., BEVFusion],
-        loss: nn.Module,
+        loss: OccupancyLoss,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,

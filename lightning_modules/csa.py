@@ -13,6 +13,7 @@ from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
 from models.alignment.head import AlignmentHead
 from models.alignment.projectors import CentredProjector
 from models.errors import UserError
+from models.losses.contrastive import PairLoss
 from models.losses.structure import StructureRegulariser
 from models.structure.csa import covariances, csa
 
@@ -33,7 +34,7 @@ class CSAModule(AlignmentModule):
     def __init__(
         self,
         head: Callable[..., AlignmentHead],
-        loss: nn.Module,
+        loss: PairLoss,
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         regulariser: StructureRegulariser | None = None,
         correlation_weight: float = 0.01,

@@ -69,7 +69,7 @@ def _layer(train: bool, side: str) -> Callable[[], Tensor]:
 def _full_model() -> tuple[BEVFusion, list[Tensor]]:
     grid = BevGrid(128, 128, 0.05)
     backbone = partial(image_backbone, name="resnext50_32x4d", pretrained=False)
-    model = BEVFusion(backbone, backbone, align=CaDConv).to(_device()).eval()
+    model = BEVFusion(backbone, backbone, refinement=CaDConv).to(_device()).eval()
     look, valid = sampling_grid(make_camera(640, 480), grid.scaled(0.5), (0.0, 0.25, 0.5, 1.0))
     rig = make_rig()
     echo_map = EchoMap(grid.scaled(2))(torch.rand(1, len(rig.pairs), 512), [rig], torch.tensor([20.0]))

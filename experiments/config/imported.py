@@ -31,6 +31,8 @@ def check_imported(cfg: DictConfig) -> None:
             problems += _third_party(node, path, sources)
         elif hasattr(target := get_object(node["_target_"]), "conflicts"):
             problems += target.conflicts(config)
+    for path, node in _target_nodes(config, ""):
+        problems += _unfitting_parts(node, path, sources)
     problems += _unbuildable(cfg)
     trains = "fit" in config["stages"] or config["checkpoint"] or config["resume"]
     for name in config["stages"]:
@@ -38,6 +40,31 @@ def check_imported(cfg: DictConfig) -> None:
             problems.append(f"stages: {name} without fit needs checkpoint=<run dir or file> or resume=<run dir>")
     if problems:
         raise validation.ConfigError("\n".join(["The configuration cannot run:", *(f"  - {p}" for p in problems)]))
+
+
+def _unfitting_parts(node: dict, path: str, sources: validation.Sources) -> list[str]:
+    """Parts of one of our classes that are of another class than its constructor takes, such as another family's loss."""
+    if not is_ours(node["_target_"]):
+        return []
+    try:
+        parameters = inspect.signature(get_object(node["_target_"]), eval_str=True).parameters
+    except (TypeError, ValueError, NameError):
+        return []
+    problems = []
+    for key, part in node.items():
+        if not isinstance(part, dict) or "_target_" not in part or part.get("_partial_") or key not in parameters:
+            continue
+        annotation = parameters[key].annotation
+        wanted = tuple(option for option in typing.get_args(annotation) or (annotation,) if inspect.isclass(option))
+        target = get_object(part["_target_"])
+        ours = [option for option in wanted if is_ours(option.__module__) and not getattr(option, "_is_protocol", False)]
+        if ours and inspect.isclass(target) and not issubclass(target, tuple(ours)):
+            names = " or ".join(option.__name__ for option in ours)
+            problems.append(
+                f"{path}.{key}: {node['_target_'].rpartition('.')[2]} takes a {names}, and {target.__name__} is none "
+                f"[{sources.of(f'{path}.{key}')}]"
+            )
+    return problems
 
 
 def _third_party(node: dict, path: str, sources: validation.Sources) -> list[str]:

@@ -12,7 +12,9 @@ from experiments.figures.canvas import RIGHT, figure, frame, save
 
 def encoder_pairs(table: Sequence[dict], vision: Sequence[str], text: Sequence[str], scores: Sequence[str], path: Path) -> Path:
     """One heat-map per score over all pairs of encoders, each at its best layers."""
-    drawing, axes = figure(1, len(scores), figsize=(max(2.6, 1.1 * len(text)) * len(scores), 1.2 + 0.7 * len(vision)))
+    drawing, axes = figure(
+        1, len(scores), figsize=(max(3.4, 1.1 * len(text)) * len(scores), 1.4 + 0.7 * len(vision)), layout="constrained"
+    )
     best = {(row["vision"], row["text"]): row["best"] for row in table}
     for axis, name in zip(axes[0], scores, strict=True):
         grid = np.array([[best[v, t][name] for t in text] for v in vision])

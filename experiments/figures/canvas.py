@@ -60,16 +60,17 @@ def loss_curves(series: dict[str, tuple[list[int], list[float]]], path: Path) ->
     panels = [(title, names) for title, names in panels if names]
     if not panels:
         return None
-    drawing, axes = figure(1, len(panels), figsize=(5.2 * len(panels), 3.6))
+    drawing, axes = figure(1, len(panels), figsize=(6.6 * len(panels), 3.8), layout="constrained")
     for axis, (title, names) in zip(axes[0], panels, strict=True):
-        for name in names:
+        for number, name in enumerate(names):
             steps, values = series[name]
-            axis.plot(steps, values, label=name, linewidth=1.4, marker="." if len(steps) < 40 else None)
+            style = {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
+            axis.plot(steps, values, label=name, linewidth=1.4, marker="." if len(steps) < 40 else None, **style)
         if title == "loss" and min(min(series[name][1]) for name in names) > 0:
             axis.set_yscale("log")
         axis.set(xlabel="optimiser step", title=title)
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save(drawing, path)
 
 
@@ -104,7 +105,7 @@ def retrieved_images(examples: Sequence[dict], load_image: Callable[[int], Image
         load_image: image row to PIL image.
     """
     columns = 1 + max(len(example["images"]) for example in examples)
-    drawing, axes = figure(len(examples), columns, figsize=(1.6 * columns, 2.1 * len(examples)))
+    drawing, axes = figure(len(examples), columns, figsize=(1.6 * columns, 2.3 * len(examples)), layout="constrained")
     for axis_row, example in zip(axes, examples, strict=True):
         _show(axis_row[0], load_image(example["right"]), "its own image")
         for rank, axis in enumerate(axis_row[1:]):

@@ -51,7 +51,7 @@ def retrieved(examples: Sequence[dict], load_frames: LoadFrames, path: Path) -> 
     for axis_row, example in zip(axes, examples, strict=True):
         axis_row[0].set_title(textwrap.shorten(example["text"], 110), loc="left", fontsize=9)
         for axis, row in zip(axis_row, example["rows"], strict=False):
-            axis.imshow(np.concatenate(list(load_frames(row)), axis=1))
+            axis.imshow(_strip(load_frames(row)))
             axis.set_xticks([])
             axis.set_yticks([])
             is_right = row == example["right"]
@@ -60,3 +60,9 @@ def retrieved(examples: Sequence[dict], load_frames: LoadFrames, path: Path) -> 
         for axis in axis_row[len(example["rows"]) :]:
             axis.axis("off")
     return save(drawing, path)
+
+
+def _strip(frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(T, h, w, 3) frames side by side, with a white gap between them."""
+    gap = np.ones((frames.shape[1], max(frames.shape[2] // 20, 1), 3), np.float32)
+    return np.concatenate([part for frame in frames for part in (frame, gap)][:-1], axis=1)

@@ -40,8 +40,8 @@ def run_stages(run: Run) -> bool:
     import torch
 
     from experiments.config.instantiation import build
-    from experiments.run import distributed
-    from experiments.run.directory import is_main_process
+    from experiments.run import distributed, interruption
+    from experiments.run.ranks import is_main_process
 
     pl.seed_everything(run.cfg.seed, workers=True, verbose=False)
     if run.cfg.threads:
@@ -55,6 +55,7 @@ def run_stages(run: Run) -> bool:
         if run.is_done(name) and not (function.func.repeat and repeats):
             log.info("%s: done before", name)
             continue
+        interruption.check()
         run.stage = name
         began = time.monotonic()
         if function.func.every_rank:

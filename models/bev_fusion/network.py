@@ -20,7 +20,7 @@ from models.errors import UserError
 
 MODALITIES = ("fusion", "camera_only", "ultrasonic_only")
 PLACES = ("early", "mid", "late")
-ALIGN_AT = ("ultrasonic", "camera", "fused")
+REFINE_AT = ("ultrasonic", "camera", "fused")
 
 
 class Pyramid(nn.Module):
@@ -49,8 +49,9 @@ class BEVFusion(nn.Module):
         classes: K, free space included.
         heights: Z of the sampling grid.
         modality: 'fusion', 'camera_only' or 'ultrasonic_only'.
-        align: factory ``(channels) -> module`` of what the branch named by ``align_at`` goes through (CaDConv); null: nothing.
-        align_at: 'ultrasonic' (the paper's place), 'camera' or 'fused'.
+        refinement: factory ``(channels) -> module`` of what the branch named by ``refine_at`` goes through (CaDConv); null:
+            nothing.
+        refine_at: 'ultrasonic' (the paper's place), 'camera' or 'fused'.
         fuse: 'concat' (the paper's), 'add', 'max', 'mean', 'gated' or 'attention'.
         place: 'mid' fuses features. 'early' lays the image itself on the ground (heights 0 alone) and gives it with the
             ultrasonic map to one encoder. 'late' decodes each branch and averages the logits.
@@ -67,8 +68,8 @@ class BEVFusion(nn.Module):
         classes: int = 2,
         heights: int = 4,
         modality: str = "fusion",
-        align: Callable[[int], nn.Module] | None = None,
-        align_at: str = "ultrasonic",
+        refinement: Callable[[int], nn.Module] | None = None,
+        refine_at: str = "ultrasonic",
         fuse: str = "concat",
         place: str = "mid",
         pooling: str = "concat",
@@ -79,7 +80,7 @@ class BEVFusion(nn.Module):
         for name, value, choices in (
             ("modality", modality, MODALITIES),
             ("place", place, PLACES),
-            ("align_at", align_at, ALIGN_AT),
+            ("refine_at", refine_at, REFINE_AT),
         ):
             if value not in choices:
                 raise UserError(f"module.model.{name}: unknown '{value}'; there are {', '.join(choices)}.")
@@ -100,9 +101,9 @@ class BEVFusion(nn.Module):
             self.fusion = Fusion(fuse, channels)
             width = self.fusion.out_channels
         there = {"ultrasonic": self.hears, "camera": self.sees and not early, "fused": self.place != "late"}
-        self.align_at = align_at if align is not None and there[align_at] else None
-        if self.align_at:
-            self.cadconv = align(width if align_at == "fused" else channels)
+        self.refine_at = refine_at if refinement is not None and there[refine_at] else None
+        if self.refine_at:
+            self.cadconv = refinement(width if refine_at == "fused" else channels)
         self.decoder = Decoder(width, channels, classes)
         if self.place == "late":
             self.camera_decoder = Decoder(channels, channels, classes)
@@ -120,15 +121,15 @@ class BEVFusion(nn.Module):
         image = (image - self.mean) / self.std
         if self.place == "early":
             echo_map = torch.cat([self._lay_down(image, grid, valid, echo_map), echo_map], dim=1)
-            return self.decoder(self._aligned(self._hear(echo_map), "ultrasonic", "fused"))
-        camera = self._aligned(self._see(image, grid, valid), "camera") if self.sees else None
-        ultrasonic = self._aligned(self._hear(echo_map), "ultrasonic") if self.hears else None
+            return self.decoder(self._refined(self._hear(echo_map), "ultrasonic", "fused"))
+        camera = self._refined(self._see(image, grid, valid), "camera") if self.sees else None
+        ultrasonic = self._refined(self._hear(echo_map), "ultrasonic") if self.hears else None
         if camera is None or ultrasonic is None:
-            return self.decoder(self._aligned(camera if ultrasonic is None else ultrasonic, "fused"))
+            return self.decoder(self._refined(camera if ultrasonic is None else ultrasonic, "fused"))
         if self.place == "late":
             one, other = self.camera_decoder(camera), self.decoder(ultrasonic)
             return Occupancy(*((a + b) / 2 for a, b in zip(one, other, strict=True)))
-        return self.decoder(self._aligned(self.fusion(camera, ultrasonic), "fused"))
+        return self.decoder(self._refined(self.fusion(camera, ultrasonic), "fused"))
 
     def _see(self, image: Tensor, grid: Tensor, valid: Tensor) -> Tensor:
         return self.view(self.camera_neck(self.camera_encoder(image)[self._camera_first :]), grid, valid)
@@ -146,8 +147,8 @@ class BEVFusion(nn.Module):
             )
         return sample_views(image, grid, valid)[:, 0]
 
-    def _aligned(self, features: Tensor, *places: str) -> Tensor:
-        return self.cadconv(features) if self.align_at in places else features
+    def _refined(self, features: Tensor, *places: str) -> Tensor:
+        return self.cadconv(features) if self.refine_at in places else features
 
 
 def _stages_from(backbone: nn.Module, stride: int) -> tuple[int, list[int]]:

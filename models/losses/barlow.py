@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.losses.contrastive import LossOutput
+from models.losses.contrastive import LossOutput, PairLoss
 from models.losses.gather import GradientScope, gather_texts
 
 
@@ -29,7 +29,7 @@ def barlow_twins(image: Tensor, text: Tensor, off_diagonal_weight: float = 0.005
     return (diagonal - 1).square().sum() + off_diagonal_weight * off_diagonal
 
 
-class BarlowTwinsLoss(nn.Module):
+class BarlowTwinsLoss(PairLoss):
     """Barlow Twins on the first text of each image; scale and bias are not used.
 
     Args:

@@ -28,6 +28,16 @@ class LossOutput(NamedTuple):
     report: dict[str, Tensor]
 
 
+class PairLoss(nn.Module):
+    """A loss of B image-text pairs: ``(image (B, E), texts, logit_scale, logit_bias) -> LossOutput``.
+
+    ``texts`` holds one (B, E) tensor for each caption of an image; the first is the one that is paired with it.
+    """
+
+    def forward(self, image: Tensor, texts: Sequence[Tensor], logit_scale: Tensor, logit_bias: Tensor) -> LossOutput:
+        raise NotImplementedError
+
+
 class SigmoidTerms(NamedTuple):
     """Sums over the entries of image-text matrices: ``total`` over all K of them, and, for the report, without gradient,
     per matrix (K,): all entries, the positive and the negative ones."""
@@ -114,7 +124,7 @@ class _TiledSigmoid(torch.autograd.Function):
         return image, scale, bias, None, None, *texts
 
 
-class SigmoidLoss(nn.Module):
+class SigmoidLoss(PairLoss):
     """SAIL's multi-positive sigmoid loss (arXiv 2412.04616, section 3.3): the mean over the texts given for each image.
 
     Args:
@@ -207,7 +217,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         return grad_image, grad_text, grad_scale.reshape(logit_scale.shape), None, None, None
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(PairLoss):
     """CLIP's loss on the first text of each image; further texts and the bias are ignored, as in SAIL's ablation.
 
     Args:

@@ -33,6 +33,8 @@ MISTAKES = [
         ["subset: it chooses by stored features", "layers: it chooses", "unpaired: it chooses", "features=pairs"],
     ),
     (("experiment=sail_dinov2", "trainer.max_epoch=4"), ["trainer.max_epoch", "'max_epochs'"]),
+    (("experiment=sail_dinov2", "loss=occupancy/cross_entropy"), ["PairLoss", "OccupancyLoss"]),
+    (("experiment=structure_dinov2", "trainer.precision=16-mixed"), ["clip_each", "fused"]),
     (("experiment=sail_dinov2", "lr=1e-4"), ["'lr'", "optimizer.lr"]),
     (("experiment=sail_dinov2", "encoder=minilm"), ["encoder/text"]),
     (("experiment=sail_dinov2", "encoder.vision=minilm"), ["encoder/vision=minilm"]),

@@ -18,11 +18,12 @@ from experiments.config.validation import CONF, ConfigError, check
 from tests.experiments.launch import ROOT, launch, runs
 
 ROOMS = ("conf", "datamodules", "experiments", "lightning_modules", "models", "tests")
-PAGES = [
+FILES = [
     ROOT / "README.md",
     ROOT / ".github" / "CONTRIBUTING.md",
     *(page for room in ROOMS for page in sorted((ROOT / room).rglob("README.md"))),
 ]
+PAGES = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in FILES}
 OF_OTHERS = {"encode.py"}  # files of other repositories that a page mentions
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
@@ -32,20 +33,15 @@ PATH = re.compile(rf"(?<![\w/.<-])(?:{'|'.join(ROOMS)})/[\w.{{}}*<>,/-]*")
 MODULE = re.compile(r"(?<![\w./])(?:datamodules|experiments|lightning_modules|models|tests)(?:\.\w+)+")
 
 
-def name_of(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-def code_of(page: Path) -> list[str]:
+def code_of(text: str) -> list[str]:
     """Lines of the code blocks, continued lines joined, and the inline code, each on one line."""
-    text = page.read_text(encoding="utf-8")
     blocks = "\n".join(FENCE.findall(text)).replace("\\\n", " ")
     return [*blocks.splitlines(), *(" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", text)))]
 
 
-def commands_of(page: Path) -> list[str]:
-    """Every ``python run.py ...`` of a page."""
-    return [code for code in code_of(page) if code.startswith("python run.py")]
+def commands_of(text: str) -> list[str]:
+    """Every ``python run.py ...`` of a page or of a part of it."""
+    return [code for code in code_of(text) if code.startswith("python run.py")]
 
 
 def overrides_of(command: str) -> list[str]:
@@ -83,7 +79,7 @@ def problems_of(*overrides: str) -> list[str]:
     return []
 
 
-COMMANDS = [(name_of(page), command) for page in PAGES for command in commands_of(page)]
+COMMANDS = [(page, command) for page, text in PAGES.items() for command in commands_of(text)]
 
 
 def test_there_are_commands():
@@ -97,13 +93,14 @@ def test_command_composes(page, command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES)
 def test_settings_fit_a_command_of_the_page(page):
     """``key=value`` in inline code is right for the recipe and the groups of one of the page's commands."""
     contexts = {
-        tuple(word for word in overrides_of(command) if (CONF / word.split("=")[0]).is_dir()) for command in commands_of(page)
+        tuple(word for word in overrides_of(command) if (CONF / word.split("=")[0]).is_dir())
+        for command in commands_of(PAGES[page])
     }
-    settings = {code for code in code_of(page) if all(SETTING.fullmatch(word) for word in code.split())}
+    settings = {code for code in code_of(PAGES[page]) if all(SETTING.fullmatch(word) for word in code.split())}
     for setting in sorted(settings) if contexts else ():
         words = creating(overrides_of(f"python run.py {setting}"))
         attempts = [
@@ -113,23 +110,24 @@ def test_settings_fit_a_command_of_the_page(page):
         assert [] in attempts, (setting, attempts)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES)
 def test_options_of_groups_exist(page):
-    for code in code_of(page):
+    for code in code_of(PAGES[page]):
         for group, option in CHOICE.findall(code) if " run.py " not in f" {code} " else ():
             if (CONF / group).is_dir() and option != "null":
                 assert (CONF / group / f"{option}.yaml").is_file(), code
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES)
 def test_paths_exist(page):
-    text = re.sub(r"<[^<>\n]*>", "*", page.read_text(encoding="utf-8"))
+    text = re.sub(r"<[^<>\n]*>", "*", PAGES[page])
+    folder = (ROOT / page).parent
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (page.parent / link).exists(), link
-    files = [code for code in code_of(page) if re.fullmatch(r"[\w/.-]+\.(py|yaml|md)", code) and code not in OF_OTHERS]
+        assert (folder / link).exists(), link
+    files = [code for code in code_of(PAGES[page]) if re.fullmatch(r"[\w/.-]+\.(py|yaml|md)", code) and code not in OF_OTHERS]
     for path in {*PATH.findall(text), *files}:
         for pattern in expanded(path.rstrip(".,")):
-            assert any(any(folder.glob(pattern)) for folder in (ROOT, CONF, page.parent)), path
+            assert any(any(place.glob(pattern)) for place in (ROOT, CONF, folder)), path
 
 
 def expanded(path: str) -> list[str]:
@@ -140,10 +138,10 @@ def expanded(path: str) -> list[str]:
     return [one for part in braces[1].split(",") for one in expanded(path[: braces.start()] + part + path[braces.end() :])]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES)
 def test_modules_and_make_targets_exist(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for code in code_of(page):
+    for code in code_of(PAGES[page]):
         assert {*re.findall(r"^make ([a-z-]+)", code)} <= targets, code
         for dotted in MODULE.findall(code):
             parts = dotted.split(".")
@@ -159,10 +157,8 @@ def test_modules_and_make_targets_exist(page):
 @pytest.mark.slow
 def test_everyday_commands_run(tmp_path):
     """In the order of the top page, on tiny data; ``<run dir>`` is the run of the first result."""
-    first, *commands = [
-        "python run.py experiment=sail_dinov2",
-        *(command for command in commands_of(ROOT / "README.md") if f"| `{command}` |" in (ROOT / "README.md").read_text()),
-    ]
+    first = "python run.py experiment=sail_dinov2"
+    commands = commands_of(PAGES["README.md"].split("## Everyday commands")[1].split("\n## ")[0])
     assert len(commands) >= 10
     Image.new("RGB", (64, 48), (200, 30, 30)).save(tmp_path / "a.jpg")
     tiny = "debug=tiny/alignment/default"

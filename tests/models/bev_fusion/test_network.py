@@ -23,7 +23,7 @@ def inputs(heights=2, rows=8, echo_side=32):
 
 def build(**settings) -> BEVFusion:
     torch.manual_seed(0)
-    defaults = {"channels": 16, "heights": 2, "align": partial(CaDConv, groups=4)}
+    defaults = {"channels": 16, "heights": 2, "refinement": partial(CaDConv, groups=4)}
     return BEVFusion(SMALL, SMALL, **{**defaults, **settings})
 
 
@@ -89,8 +89,8 @@ def test_what_no_height_shows_is_zero_before_mixing(pooling):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"modality": "camera_only"}, {"modality": "ultrasonic_only"}, {"place": "late"}, {"align": None},
-     {"fuse": "gated", "align_at": "fused"}, {"align_at": "camera", "pooling": "softmax", "classes": 4}],
+    [{}, {"modality": "camera_only"}, {"modality": "ultrasonic_only"}, {"place": "late"}, {"refinement": None},
+     {"fuse": "gated", "refine_at": "fused"}, {"refine_at": "camera", "pooling": "softmax", "classes": 4}],
 )  # fmt: skip
 def test_every_switch_gives_maps_and_gradients_to_all_parameters(settings):
     model = build(**settings)
