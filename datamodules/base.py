@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.order import HeldOutBatches, OrderedBatches
 from datamodules.readers.text import clean_text
@@ -46,7 +46,7 @@ class BaseDataModule(pl.LightningDataModule):
         if not 0 <= max_skipped <= 1:
             raise UserError(f"datamodule.max_skipped={max_skipped} is a share of the samples, between 0 and 1.")
         self.seed, self.num_workers, self.max_skipped = seed, num_workers, max_skipped
-        self.splits: dict[str, Dataset] = {}
+        self.splits: dict[str, Any] = {}
         self.notes: list[str] = []
         self._skipped: dict[str, dict[Skipped, None]] = {}
         self._position = {"epoch": 0, "batch": 0, "samples": 0, "batch_size": 0}
@@ -147,7 +147,7 @@ class BaseDataModule(pl.LightningDataModule):
 
     # ---- order and resume ---------------------------------------------------------------------------------------
 
-    def train_loader(self, dataset: Dataset, batch_size: int, drop_last: bool = True) -> DataLoader:
+    def train_loader(self, dataset: Any, batch_size: int, drop_last: bool = True) -> DataLoader:
         """Loader of whole batches, ``dataset[BatchRequest] -> batch``, in the resumable order.
 
         On a resumed run it goes on with the first batch that was not yet trained on, whatever workers had read ahead.
@@ -173,7 +173,7 @@ class BaseDataModule(pl.LightningDataModule):
         )
         return self._loader(dataset, sampler)
 
-    def evaluation_loader(self, dataset: Dataset, batch_size: int) -> DataLoader:
+    def evaluation_loader(self, dataset: Any, batch_size: int) -> DataLoader:
         """Loader of whole batches in the order of the rows, the last one smaller; see :class:`HeldOutBatches` for ranks.
 
         Without a trainer there is one process, which gets every batch.
@@ -197,7 +197,8 @@ class BaseDataModule(pl.LightningDataModule):
         steps = self.trainer.num_training_batches if self.trainer is not None else 0
         if not isinstance(steps, int) or steps == 0:  # not fitting, or not started yet
             return self._position["epoch"], self._position["batch"]
-        return divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed, steps)
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return divmod(batches.processed, steps)
 
     def state_dict(self) -> dict[str, int]:
         """The position, and the samples and total batch size among which it means something."""
@@ -220,7 +221,7 @@ class BaseDataModule(pl.LightningDataModule):
             )
         self._position = {**then, "samples": samples, "batch_size": batch_size}
 
-    def _loader(self, dataset: Dataset, sampler: OrderedBatches | HeldOutBatches) -> DataLoader:
+    def _loader(self, dataset: Any, sampler: OrderedBatches | HeldOutBatches) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=None,
@@ -237,7 +238,7 @@ class BaseDataModule(pl.LightningDataModule):
         return self.trainer.world_size if self.trainer is not None else 1
 
     def _overfitting(self) -> bool:
-        return self.trainer is not None and self.trainer.overfit_batches > 0
+        return self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Lightning sets it by setattr
 
 
 def is_for_simulated_data(root: Path) -> bool:

@@ -72,14 +72,14 @@ def localisation(
                     "folder, evaluation.localisation.root=DIR."
                 ]
             )
-        root = simulate(root)
+        root = str(simulate(root))
     data = VocSegmentation(root, classes_file=classes_file)
     names = F.normalize(split.encode_text(data.class_names), dim=-1)
     count = min(len(data), limit or len(data))
     meter, others = LocalisationMeter(threshold), {name: LocalisationMeter(threshold) for name in BASELINES}
     # The whole image, whatever its shape: a crop would lose what the mask still has.
     preprocess = split.encoders.preprocess.resized(image_size, None, squash=True)
-    shown = []
+    shown: list[Any] = []
     for i, (image, labels, patches) in enumerate(_patches(split, data, range(count), preprocess, size, batch_size)):
         maps = (patches @ names.T).permute(2, 0, 1)
         meter.add(maps, labels)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Column, Table
 
@@ -30,7 +31,7 @@ def audio_visual(run: Run, videos: Sequence[str] = ()) -> dict[str, Any]:
     module = parts.trained_module(run, data.facts())
     rows = [VideoRow(str(Path(name).expanduser().resolve()), 1, 3, (0,)) for name in videos]
     snippets = Snippets(rows, Path("/"), LAYOUTS[data.layout], data.class_names, **data.reading)
-    batch = snippets[BatchRequest(range(len(rows)), 0, 0)]
+    batch = snippets[BatchRequest(np.arange(len(rows)), 0, 0)]
     if batch[SKIPPED]:
         raise UserError("\n".join(f"predict.videos: {skipped.key}: {skipped.reason}" for skipped in batch[SKIPPED]))
     batch = {key: value.to(module.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}

@@ -101,7 +101,7 @@ def identity_of(cfg: DictConfig) -> str:
     return stable_hash(_lasting(OmegaConf.to_container(cfg, resolve=True)))
 
 
-def _lasting(content: dict[str, Any]) -> dict[str, Any]:
+def _lasting(content: Any) -> dict[str, Any]:
     """The part of a configuration that decides the results."""
 
     def prune(node: Any) -> Any:

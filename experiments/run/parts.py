@@ -38,7 +38,7 @@ def device(run: Run) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def datamodule(run: Run) -> pl.LightningDataModule:
+def datamodule(run: Run) -> Any:
     """The configured datamodule, prepared and set up. What the reader of a result must know of it becomes notes."""
 
     def make() -> pl.LightningDataModule:

@@ -23,7 +23,7 @@ def stage(every_rank: bool = False, repeat: bool = False, needs_weights: bool = 
         needs_weights: works with trained weights, from the stage ``fit`` or from ``checkpoint``.
     """
 
-    def mark(function: Callable) -> Callable:
+    def mark(function: Any) -> Callable:
         function.every_rank, function.repeat, function.needs_weights = every_rank, repeat, needs_weights
         return function
 

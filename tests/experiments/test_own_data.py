@@ -52,7 +52,7 @@ def test_training_data_alone_trains_and_says_what_is_missing(tmp_path):
     notes = " ".join(result(run)["notes"])
     assert "NOT EVALUATED: the data has neither" in notes
     assert "NO VAL SPLIT" in notes
-    assert "NOT USED: held" in notes
+    assert "FOLDERS NOT READ: held" in notes
     assert "SIMULATED DATA" not in notes
     assert result(run)["metrics"] == {}
     assert (run / "checkpoints" / "last").is_dir()
