@@ -75,6 +75,8 @@ def test_evaluate_and_predict_from_a_checkpoint(tmp_path):
     assert launch(tmp_path, *SHORT, "trainer.max_epochs=2").returncode == 0
     (run,) = runs(tmp_path, "sail_dinov2")
     picture = next((run / "figures").glob("*.png"))
+    printed = launch(tmp_path, *SHORT, "trainer.max_epochs=2", "stages=[report]", f"resume={run}")
+    assert printed.returncode == 0 and "test/retrieval/i2t_recall@1" in printed.stdout
     again = launch(tmp_path, *SHORT, "trainer.max_epochs=2", "stages=[evaluate,report]", f"checkpoint={run}")
     assert again.returncode == 0, again.stderr
     second = runs(tmp_path, "sail_dinov2")[-1]
