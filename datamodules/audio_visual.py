@@ -108,6 +108,11 @@ class AudioVisualDataModule(BaseDataModule):
         self.class_names: list[str] = []
 
     provides = (INDEX, KEY, VIDEO, TIMES, AUDIO, AUDIO_VALID, LABEL, LABELS)
+    preprocessing = ("snippets", "image_size", "resize", "sample_rate", "clip_seconds")
+
+    @property
+    def label_names(self) -> list[str]:
+        return self.class_names
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

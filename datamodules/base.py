@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class BaseDataModule(pl.LightningDataModule):
 
     root: str = ""  # set by families that read a folder
     provides: tuple[str, ...] = ()  # keys of every training batch; a property where they follow from the settings
+    preprocessing: tuple[str, ...] = ()  # arguments that decide how the model sees a sample: those of training hold later
+    label_names: Sequence[str] = ()  # classes or answers that a model of this data gives by number
     simulate: Callable[[str], Path] | None = None  # ``root -> folder``, of families whose data can be simulated
 
     def __init__(self, seed: int = 0, num_workers: int = 0, max_skipped: float = 0.05):
@@ -71,6 +73,11 @@ class BaseDataModule(pl.LightningDataModule):
                 f"one that is named {SIMULATED!r}."
             )
         return Path(self.simulate(str(root)))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the data is what ``simulate`` writes."""
+        return self.simulate is not None and not self.holds_data(Path(self.root))
 
     def prepare_data(self) -> None:
         """Write the simulated set where it is wanted and missing; runs in one process per machine."""
@@ -144,8 +151,16 @@ class BaseDataModule(pl.LightningDataModule):
         """Loader of whole batches, ``dataset[BatchRequest] -> batch``, in the resumable order.
 
         On a resumed run it goes on with the first batch that was not yet trained on, whatever workers had read ahead.
+
+        Raises UserError where the dataset does not fill one batch.
         """
-        self._check_position(len(dataset), batch_size * self._world_size())
+        together = batch_size * self._world_size()
+        if drop_last and len(dataset) < together:
+            raise UserError(
+                f"the training split has {len(dataset)} samples, fewer than a batch of {together} (batch_size={batch_size} on "
+                f"{self._world_size()} devices): nothing would be trained. Lower the batch size, or take more data."
+            )
+        self._check_position(len(dataset), together)
         sampler = OrderedBatches(
             len(dataset),
             batch_size,

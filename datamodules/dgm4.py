@@ -202,6 +202,8 @@ class DGM4DataModule(BaseDataModule):
         UserError: no metadata, or more bad samples than allowed.
     """
 
+    preprocessing = ("tokenizer", "image_size")
+
     def __init__(
         self,
         root: str,

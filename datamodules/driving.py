@@ -58,6 +58,8 @@ class BevDataModule(BaseDataModule):
         UserError: no recordings, a calibration for another grid, or more bad samples than allowed.
     """
 
+    preprocessing = ("grid", "width", "height", "heights", "view_scale", "classes", "samples")
+
     def __init__(
         self,
         root: str,

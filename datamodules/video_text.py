@@ -115,10 +115,16 @@ class VideoTextDataModule(BaseDataModule):
     def provides(self) -> tuple[str, ...]:
         return provided_keys(self.common["tasks"])
 
+    preprocessing = ("transform", "image_transform", "frames", "text_length", "keep_tail", "official_frames", "mask_padding")
+
+    @property
+    def label_names(self) -> list[str]:
+        datasets = [d.clips if isinstance(d, TwoStreams) else d for d in self.splits.values()]
+        return list(max((d.answers for d in datasets), key=len, default=()))
+
     def facts(self) -> dict[str, Any]:
         """How many word pieces and answers there are."""
-        datasets = [d.clips if isinstance(d, TwoStreams) else d for d in self.splits.values()]
-        answers = max((len(d.answers) for d in datasets), default=0)
+        answers = len(self.label_names)
         return {"vocab_size": len(self.words)} | ({"answers": answers + self.spare_answers} if answers else {})
 
     def train_dataloader(self) -> DataLoader:

@@ -123,6 +123,7 @@ class EmbeddedSplit:
         load_encoders: the model itself, built when it is first asked for.
         labelled_features: a split's name to its frozen image features (N, D) and labels (N,).
         frozen: the frozen vectors that the embeddings were made of, (N, Dv) and (M, Dt); None where the head takes tokens.
+        simulated: whether the data is; suites do not mix measurements on simulated data with those on the user's own.
     """
 
     image: Tensor
@@ -138,6 +139,7 @@ class EmbeddedSplit:
     load_encoders: Callable[[], ImageTextEncoder] | None = None
     labelled_features: Callable[[str], tuple[Tensor, Tensor]] | None = None
     frozen: Callable[[], tuple[Tensor, Tensor]] | None = None
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("image", self.image), ("text", self.text)):

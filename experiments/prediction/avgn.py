@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 
 from datamodules.audio_visual import Snippets
 from datamodules.order import BatchRequest
@@ -36,7 +36,7 @@ def audio_visual(run: Run, videos: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError("\n".join(f"predict.videos: {skipped.key}: {skipped.reason}" for skipped in batch[SKIPPED]))
     batch = {key: value.to(module.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
     output = module.model(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID])
-    table, predictions = Table("video", "class", "probability", "looked at (s)"), []
+    table, predictions = Table(Column("video", overflow="fold"), "class", "probability", "looked at (s)"), []
     for number, name in enumerate(videos):
         probability, best = output.logits[number, -1].softmax(dim=0).topk(min(3, len(data.class_names)))
         times = [round(time, 2) for time in batch[TIMES][number, output.indices[number]].tolist()]
