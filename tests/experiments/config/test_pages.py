@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from functools import cache
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
