@@ -39,6 +39,7 @@ class SailChunks:
     """
 
     pre_encoded = True
+    simulated = False
 
     def __init__(self, image: Sequence[str], text: Sequence[str], extra: Sequence[str] = ()):
         self._images, self._texts, self._extra = (_Chunks(folders) for folders in (image, text, extra))

@@ -21,6 +21,7 @@ from experiments.run.progress import Progress
 from experiments.run.ranks import is_main_process
 from experiments.stages import Facts, stage
 from models.batch import Skipped
+from models.encoders.base import FrozenEncoder
 from models.errors import UserError
 
 log = logging.getLogger("run")
@@ -43,7 +44,7 @@ def encode(run: Run) -> Facts:
         if split == "train" and pipeline.is_online(run.cfg):
             continue
         stores = _stores(run, split, "vision", len(dataset), vision)
-        batches = partial(ImageBatches, dataset, vision.preprocess, batch_size)
+        batches: Callable[..., Any] = partial(ImageBatches, dataset, vision.preprocess, batch_size)
         _fill(run, f"{split} images", split, stores, vision, batches)
         offsets = np.concatenate([[0], np.cumsum(dataset.caption_counts)])
         stores = _stores(run, split, "text", int(offsets[-1]), text, offsets)
@@ -73,7 +74,7 @@ def _copy(run: Run) -> dict[str, Any]:
 
 
 def _stores(
-    run: Run, split: str, modality: str, rows: int, encoder: torch.nn.Module, offsets: np.ndarray | None = None
+    run: Run, split: str, modality: str, rows: int, encoder: FrozenEncoder, offsets: np.ndarray | None = None
 ) -> dict[str, FeatureStore]:
     """The stores of every kind that the recipe keeps, begun where they are not there yet."""
     found = {}
@@ -90,7 +91,7 @@ def _stores(
 
 
 @torch.inference_mode()
-def _per_row(run: Run, split: str, kind: str, encoder: torch.nn.Module, offsets: np.ndarray | None) -> int | np.ndarray:
+def _per_row(run: Run, split: str, kind: str, encoder: FrozenEncoder, offsets: np.ndarray | None) -> int | np.ndarray:
     """How many tokens or layers of a sample there are to keep."""
     if kind == "tokens" and offsets is not None:
         data = parts.datamodule(run)
@@ -108,9 +109,7 @@ def _per_row(run: Run, split: str, kind: str, encoder: torch.nn.Module, offsets:
     return values.shape[1]
 
 
-def _fill(
-    run: Run, what: str, split: str, stores: dict[str, FeatureStore], encoder: torch.nn.Module, batches: Callable
-) -> None:
+def _fill(run: Run, what: str, split: str, stores: dict[str, FeatureStore], encoder: FrozenEncoder, batches: Callable) -> None:
     """Encode the rows that any of the stores lacks."""
     data = parts.datamodule(run)
     pending = np.logical_or.reduce([store.state == PENDING for store in stores.values()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
@@ -28,7 +28,8 @@ def export(run: Run, copy_encoders: bool = True, format: Literal["own", "officia
         copy_encoders: put the encoders' files beside the head.
         format: names of the head's weights: our own, or those of the method's official code.
     """
-    model, module = pipeline.trained_dual_encoder(run), OmegaConf.to_container(run.cfg.module, resolve=True)
+    model = pipeline.trained_dual_encoder(run)
+    module: Any = OmegaConf.to_container(run.cfg.module, resolve=True)
     head = {key: value for key, value in module["head"].items() if key != "_partial_"}
     arguments = {modality: pipeline.encoder_arguments(run, modality) for modality in ("vision", "text")}
     arguments["head"] = head | pipeline.head_widths(run, {"vision": model.vision, "text": model.text})

@@ -33,7 +33,7 @@ log = logging.getLogger("run")
 # ---- encoders ----------------------------------------------------------------------------------------------------------
 
 
-def encoder(run: Run, modality: str) -> torch.nn.Module:
+def encoder(run: Run, modality: str) -> FrozenEncoder:
     """The frozen encoder of 'vision' or 'text', or its declared fallback when the weights cannot be had.
 
     A fallback is never silent: it becomes a note of the run and, through the feature stores, part of its identity.
@@ -50,7 +50,7 @@ def encoder_arguments(run: Run, modality: str) -> dict[str, Any]:
     return {key: value for key, value in used.items() if not key.startswith("_")}
 
 
-def _encoder(run: Run, modality: str) -> tuple[torch.nn.Module, str | None, dict[str, Any]]:
+def _encoder(run: Run, modality: str) -> tuple[FrozenEncoder, str | None, dict[str, Any]]:
     """The encoder, a note about a fallback, and the configuration that was used."""
     from models.encoders.weights import WeightsUnavailable
 
@@ -58,18 +58,19 @@ def _encoder(run: Run, modality: str) -> tuple[torch.nn.Module, str | None, dict
     if not node:
         raise UserError(f"the recipe has no {modality} encoder; choose one: encoder/{modality}=<name>.")
 
-    def make() -> tuple[torch.nn.Module, str | None, dict[str, Any]]:
-        wanted = {key: value for key, value in OmegaConf.to_container(node, resolve=True).items() if key != "fallback"}
-        used, note = wanted, None
+    def make() -> tuple[FrozenEncoder, str | None, dict[str, Any]]:
+        config: Any = OmegaConf.to_container(node, resolve=True)
+        fallback = config.pop("fallback", None)
+        used, note = config, None
         try:
-            built = build(wanted)
+            built = build(config)
         except WeightsUnavailable as error:
-            if not node.get("fallback"):
+            if not fallback:
                 raise
-            used = OmegaConf.to_container(node.fallback, resolve=True)
+            used = fallback
             built = build(used)
             note = (
-                f"FALLBACK ENCODER: the weights of {wanted.get('name')} are not here and cannot be fetched, so "
+                f"FALLBACK ENCODER: the weights of {config.get('name')} are not here and cannot be fetched, so "
                 f"encoder.{modality} is {built.identity['name']}. The results are those of the fallback. "
                 f"({str(error).splitlines()[0]})"
             )
@@ -135,13 +136,13 @@ def all_features(run: Run, split: str) -> PairedFeatures:
             "features=online keeps no features of the training split, and something asks for them (k-NN, subset, layers): take "
             "features=pairs, or do without."
         )
-    sides = []
+    sides: list[Any] = []
     for modality in ("vision", "text"):
         stores = {}
         for kind, manifest in manifests_of(run, split, modality).items():
             stores[kind] = FeatureStore.open(store_path(run, split, manifest), expect=manifest)
         sides.append(stores)
-    return PairedFeatures(*sides)
+    return PairedFeatures(sides[0], sides[1])
 
 
 def layer_pair(run: Run) -> tuple[int, int] | None:
@@ -180,7 +181,7 @@ def trained_dual_encoder(run: Run) -> DualEncoder:
     encoders = {modality: encoder(run, modality) for modality in ("vision", "text")}
     _check_encoders(run, {modality: built.identity for modality, built in encoders.items()})
     module = parts.trained_module(run, head_widths(run, encoders))
-    return DualEncoder(**encoders, head=module.head, layers=layer_pair(run))
+    return DualEncoder(encoders["vision"], encoders["text"], module.head, layer_pair(run))
 
 
 def head_widths(run: Run, encoders: Mapping[str, FrozenEncoder]) -> dict[str, int]:

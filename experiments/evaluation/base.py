@@ -83,10 +83,14 @@ class ImageTextEncoder(Protocol):
     preprocess: Any
     vision: Any
     head: Any
-    device: torch.device
-    logit_scale: Tensor
 
-    def embed_images(self, images: Any, **options: Any) -> Tensor: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def logit_scale(self) -> Tensor: ...
+
+    def embed_images(self, images: Any, *, preprocess: Callable[[Image.Image], Tensor] | None = None) -> Tensor: ...
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor: ...
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.run.directory import Run, differences, read_record
 from models.errors import UserError
@@ -72,8 +72,8 @@ def _refuse(run: Run, differing: Sequence[str]) -> None:
         )
 
 
-def _deciding(cfg: DictConfig) -> dict[str, Any]:
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+def _deciding(cfg: DictConfig | ListConfig) -> dict[str, Any]:
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     module = {key: value for key, value in (config["module"] or {}).items() if key not in OF_TRAINING}
     encoder = config.get("encoder") or {}
     keep = {side: kinds for side, kinds in (encoder.get("keep") or {}).items() if side != "dtype"}

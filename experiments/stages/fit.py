@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -23,19 +24,19 @@ log = logging.getLogger("run")
 
 
 @stage(every_rank=True)
-def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodule) -> Facts:
+def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
     """Train from scratch, from ``checkpoint`` (fine-tuning), or from this run's own last checkpoint (resume).
 
     Args:
         run: the run.
         data: ``(run) -> datamodule`` that is trained on.
     """
-    data = data(run)
-    for note in getattr(data, "notes", []):
+    datamodule = data(run)
+    for note in getattr(datamodule, "notes", []):
         run.note(note)
     torch.manual_seed(run.cfg.seed)  # the weights start alike, whether the features were encoded now or before
-    module = parts.module(run, data.facts())
-    conflicts = batch_key_conflicts(module, data)
+    module = parts.module(run, datamodule.facts())
+    conflicts = batch_key_conflicts(module, datamodule)
     if conflicts:
         raise UserError("\n".join(conflicts))
     resume = _resume_point(run)
@@ -44,7 +45,7 @@ def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodu
     if not run.cfg.checkpoint and _recipe_asks_for_weights(run):
         run.note("RANDOM WEIGHTS: the recipe starts from a checkpoint; with checkpoint=null the model starts from nothing.")
     callbacks = [build(node) for node in (run.cfg.callbacks or {}).values() if node]
-    if "val" not in data.splits:
+    if "val" not in datamodule.splits:
         run.note("NO VAL SPLIT: no checkpoint is chosen and nothing stops early; the last checkpoint counts.")
         callbacks = [each for each in callbacks if not _waits_for_validation(each)]
     meta = read_meta(resume) if resume else {"global_step": 0, "metrics_bytes": 0}
@@ -61,9 +62,9 @@ def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodu
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info("fit: %.2f M trainable parameters, from step %d", count / 1e6, meta["global_step"])
     with interruption.deferred(), interruption.handled_here(trainer):
-        trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
     parts.note_skipped(run)
-    data.trainer = None  # later stages see whole splits, not one rank's share
+    datamodule.trainer = None  # later stages see whole splits, not one rank's share
     return {
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,

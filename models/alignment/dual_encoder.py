@@ -204,7 +204,7 @@ def load_dual_encoder(folder: str | Path, trust_remote_code: bool = False) -> Du
     return DualEncoder(vision, text, head, tuple(config.get("layers", (None, None)))).eval()
 
 
-def _load_head(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+def _load_head(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> AlignmentHead | TokenAlignmentHead:
     head = _build(config["head"])
     if config["official"] is not None:
         return _official_names(config["official"]).import_head(dict(weights), head)
