@@ -98,7 +98,7 @@ class AudioVisualDataModule(BaseDataModule):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)
         self.root, self.layout, self.simulate = root, layout, simulate
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.reading = {
+        self.reading: dict[str, Any] = {
             "snippets": snippets, "image_size": image_size, "resize": resize or round(image_size * 256 / 224),
             "crop_scales": tuple(crop_scales), "flip": flip, "sample_rate": sample_rate, "clip_seconds": clip_seconds,
             "keep_megabytes": keep_megabytes, "frame_rate": frame_rate,
@@ -108,6 +108,11 @@ class AudioVisualDataModule(BaseDataModule):
         self.class_names: list[str] = []
 
     provides = (INDEX, KEY, VIDEO, TIMES, AUDIO, AUDIO_VALID, LABEL, LABELS)
+    preprocessing = ("snippets", "image_size", "resize", "sample_rate", "clip_seconds")
+
+    @property
+    def label_names(self) -> list[str]:
+        return self.class_names
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

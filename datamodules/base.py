@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.order import HeldOutBatches, OrderedBatches
 from datamodules.readers.text import clean_text
@@ -37,6 +37,8 @@ class BaseDataModule(pl.LightningDataModule):
 
     root: str = ""  # set by families that read a folder
     provides: tuple[str, ...] = ()  # keys of every training batch; a property where they follow from the settings
+    preprocessing: tuple[str, ...] = ()  # arguments that decide how the model sees a sample: those of training hold later
+    label_names: Sequence[str] = ()  # classes or answers that a model of this data gives by number
     simulate: Callable[[str], Path] | None = None  # ``root -> folder``, of families whose data can be simulated
 
     def __init__(self, seed: int = 0, num_workers: int = 0, max_skipped: float = 0.05):
@@ -44,7 +46,7 @@ class BaseDataModule(pl.LightningDataModule):
         if not 0 <= max_skipped <= 1:
             raise UserError(f"datamodule.max_skipped={max_skipped} is a share of the samples, between 0 and 1.")
         self.seed, self.num_workers, self.max_skipped = seed, num_workers, max_skipped
-        self.splits: dict[str, Dataset] = {}
+        self.splits: dict[str, Any] = {}
         self.notes: list[str] = []
         self._skipped: dict[str, dict[Skipped, None]] = {}
         self._position = {"epoch": 0, "batch": 0, "samples": 0, "batch_size": 0}
@@ -71,6 +73,11 @@ class BaseDataModule(pl.LightningDataModule):
                 f"one that is named {SIMULATED!r}."
             )
         return Path(self.simulate(str(root)))
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the data is what ``simulate`` writes."""
+        return self.simulate is not None and not self.holds_data(Path(self.root))
 
     def prepare_data(self) -> None:
         """Write the simulated set where it is wanted and missing; runs in one process per machine."""
@@ -140,12 +147,20 @@ class BaseDataModule(pl.LightningDataModule):
 
     # ---- order and resume ---------------------------------------------------------------------------------------
 
-    def train_loader(self, dataset: Dataset, batch_size: int, drop_last: bool = True) -> DataLoader:
+    def train_loader(self, dataset: Any, batch_size: int, drop_last: bool = True) -> DataLoader:
         """Loader of whole batches, ``dataset[BatchRequest] -> batch``, in the resumable order.
 
         On a resumed run it goes on with the first batch that was not yet trained on, whatever workers had read ahead.
+
+        Raises UserError where the dataset does not fill one batch.
         """
-        self._check_position(len(dataset), batch_size * self._world_size())
+        together = batch_size * self._world_size()
+        if drop_last and len(dataset) < together:
+            raise UserError(
+                f"the training split has {len(dataset)} samples, fewer than a batch of {together} (batch_size={batch_size} on "
+                f"{self._world_size()} devices): nothing would be trained. Lower the batch size, or take more data."
+            )
+        self._check_position(len(dataset), together)
         sampler = OrderedBatches(
             len(dataset),
             batch_size,
@@ -158,7 +173,7 @@ class BaseDataModule(pl.LightningDataModule):
         )
         return self._loader(dataset, sampler)
 
-    def evaluation_loader(self, dataset: Dataset, batch_size: int) -> DataLoader:
+    def evaluation_loader(self, dataset: Any, batch_size: int) -> DataLoader:
         """Loader of whole batches in the order of the rows, the last one smaller; see :class:`HeldOutBatches` for ranks.
 
         Without a trainer there is one process, which gets every batch.
@@ -182,7 +197,8 @@ class BaseDataModule(pl.LightningDataModule):
         steps = self.trainer.num_training_batches if self.trainer is not None else 0
         if not isinstance(steps, int) or steps == 0:  # not fitting, or not started yet
             return self._position["epoch"], self._position["batch"]
-        return divmod(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed, steps)
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return divmod(batches.processed, steps)
 
     def state_dict(self) -> dict[str, int]:
         """The position, and the samples and total batch size among which it means something."""
@@ -205,7 +221,7 @@ class BaseDataModule(pl.LightningDataModule):
             )
         self._position = {**then, "samples": samples, "batch_size": batch_size}
 
-    def _loader(self, dataset: Dataset, sampler: OrderedBatches | HeldOutBatches) -> DataLoader:
+    def _loader(self, dataset: Any, sampler: OrderedBatches | HeldOutBatches) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=None,
@@ -222,7 +238,7 @@ class BaseDataModule(pl.LightningDataModule):
         return self.trainer.world_size if self.trainer is not None else 1
 
     def _overfitting(self) -> bool:
-        return self.trainer is not None and self.trainer.overfit_batches > 0
+        return self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Lightning sets it by setattr
 
 
 def is_for_simulated_data(root: Path) -> bool:

@@ -202,6 +202,8 @@ class DGM4DataModule(BaseDataModule):
         UserError: no metadata, or more bad samples than allowed.
     """
 
+    preprocessing = ("tokenizer", "image_size")
+
     def __init__(
         self,
         root: str,
@@ -232,7 +234,7 @@ class DGM4DataModule(BaseDataModule):
             metadata = root / "DGM4" / "metadata" / f"{split}.json"
             if not metadata.is_file():
                 continue
-            options = {}
+            options: dict[str, Any] = {}
             if split == "train":
                 options = {"training": True, "augment": self.augment, "flip_probability": self.flip_probability}
                 options["fraction"] = self.train_fraction

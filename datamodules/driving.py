@@ -58,6 +58,8 @@ class BevDataModule(BaseDataModule):
         UserError: no recordings, a calibration for another grid, or more bad samples than allowed.
     """
 
+    preprocessing = ("grid", "width", "height", "heights", "view_scale", "classes", "samples")
+
     def __init__(
         self,
         root: str,
@@ -231,10 +233,12 @@ class Recordings(RowDataset):
                 f"image: {key} is {image.shape[1]} x {image.shape[0]}, its calibration {camera.width} x {camera.height}"
             )
         if image.shape[:2] != (reading.height, reading.width):
-            resized = Image.fromarray(image).resize((reading.width, reading.height), Image.BILINEAR, reducing_gap=2.0)
+            size = (reading.width, reading.height)
+            resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
             image, camera = np.asarray(resized), camera.resized(reading.width, reading.height)
         if rig.ultrasonic is None:  # a set of images alone (WoodScape): for module.model.modality=camera_only
-            traces, ultrasonic = np.zeros((0, reading.samples), np.float32), UltrasonicRig((), (), ())
+            traces: np.ndarray = np.zeros((0, reading.samples), np.float32)
+            ultrasonic = UltrasonicRig((), (), ())
         else:
             traces, ultrasonic = read_echoes(self.root, key, rig.ultrasonic, reading.samples)
             traces = np.pad(traces[:, : reading.samples], ((0, 0), (0, max(0, reading.samples - traces.shape[1]))))

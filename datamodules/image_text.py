@@ -61,7 +61,7 @@ class ImageTextDataModule(BaseDataModule):
             return
         root = self.folder()
         places = self._places(root)
-        shared = {"caption_fields": self.caption_fields, "index_dir": self.index_dir}
+        shared: dict[str, Any] = {"caption_fields": self.caption_fields, "index_dir": self.index_dir}
         self.splits = {split: TarShards(str(root), **place, **shared) for split, place in places.items()}
         for split, dataset in self.splits.items():
             self.report_skipped(split, dataset.skipped)
@@ -70,6 +70,10 @@ class ImageTextDataModule(BaseDataModule):
         """Arguments of :class:`TarShards` for each split."""
         folders = _named(SPLIT_NAMES, lambda name: (root / name).is_dir())
         if "train" in folders:
+            read = set(folders.values())
+            others = sorted(folder.name for folder in root.iterdir() if folder.name not in read and any(folder.glob("*.tar")))
+            if others:
+                self.notes.append(f"FOLDERS NOT READ: {', '.join(others)} in {root}; splits are named train, val and test.")
             return {split: {"split": name} for split, name in folders.items()}
         files = sorted(file.name for file in root.glob("*.tar"))
         prefixes = _named(SPLIT_NAMES, lambda name: any(_begins(file, name) for file in files))
@@ -118,6 +122,10 @@ class ReaderDataModule(BaseDataModule):
         self.root = root
         # A split that has a reader of its own is not drawn.
         self.val_fraction, self.test_fraction = (0.0 if val else val_fraction), (0.0 if test else test_fraction)
+
+    @property
+    def simulated(self) -> bool:
+        return any(getattr(dataset, "simulated", False) for dataset in self.splits.values())
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:

@@ -141,7 +141,10 @@ class _Batches(IterableDataset):
             skipped: list[Skipped] = []
             while len(batch) < self.batch_size:
                 sample = next(samples)
-                (skipped if isinstance(sample, Skipped) else batch).append(sample)
+                if isinstance(sample, Skipped):
+                    skipped.append(sample)
+                else:
+                    batch.append(sample)
             index = torch.arange(serial, serial + len(batch)) * readers + reader
             serial += len(batch)
             yield {
@@ -203,7 +206,8 @@ def stream_samples(url: str, caption_fields: tuple[str, ...]) -> Iterator[dict[s
     """
     shard = url.rsplit("/", 1)[-1]
     closed: set[int] = set()
-    key, files = None, {}
+    key: str | None = None
+    files: dict[str, bytes | None] = {}
     try:
         with _open(url) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
             for member in tar:
@@ -217,7 +221,7 @@ def stream_samples(url: str, caption_fields: tuple[str, ...]) -> Iterator[dict[s
                     key, files = name, {}
                 limit = LARGEST_IMAGE if role == "image" else LARGEST_TEXT
                 files.setdefault(role, tar.extractfile(member).read() if member.size <= limit else None)
-                tar.members = []  # else it remembers every header
+                tar.members = []  # type: ignore[attr-defined]  # else it remembers every header
         if key is not None:
             yield _sample(key, files, caption_fields, closed, shard)
     except (OSError, tarfile.TarError, ValueError, EOFError, OverflowError, zlib.error, lzma.LZMAError) as error:

@@ -87,7 +87,7 @@ class VideoTextDataModule(BaseDataModule):
         self.batch_size, self.eval_batch_size, self.frames = batch_size, eval_batch_size, frames
         self.vocabulary, self.text_length, self.keep_tail = vocabulary, text_length, keep_tail
         self.validation, self.val_fraction, self.spare_answers = validation, val_fraction, spare_answers
-        self.common = {
+        self.common: dict[str, Any] = {
             "tasks": tuple(tasks), "false_clips": false_clips, "false_texts": false_texts, "official_frames": official_frames,
             "mask_padding": mask_padding, "keep_megabytes": keep_megabytes,
         }  # fmt: skip
@@ -102,7 +102,7 @@ class VideoTextDataModule(BaseDataModule):
         stills = [reader(root, "train") for reader in self.image_readers.values()]
         for split, rows in clips.items():
             transform = self.train_transform if split == "train" else self.transform
-            dataset = self._dataset(rows, transform, split == "train")
+            dataset: Any = self._dataset(rows, transform, split == "train")
             skipped = list(rows.skipped)
             if split == "train" and stills:
                 images = concatenate(stills)
@@ -115,10 +115,16 @@ class VideoTextDataModule(BaseDataModule):
     def provides(self) -> tuple[str, ...]:
         return provided_keys(self.common["tasks"])
 
+    preprocessing = ("transform", "image_transform", "frames", "text_length", "keep_tail", "official_frames", "mask_padding")
+
+    @property
+    def label_names(self) -> list[str]:
+        datasets = [d.clips if isinstance(d, TwoStreams) else d for d in self.splits.values()]
+        return list(max((d.answers for d in datasets), key=len, default=()))
+
     def facts(self) -> dict[str, Any]:
         """How many word pieces and answers there are."""
-        datasets = [d.clips if isinstance(d, TwoStreams) else d for d in self.splits.values()]
-        answers = max((len(d.answers) for d in datasets), default=0)
+        answers = len(self.label_names)
         return {"vocab_size": len(self.words)} | ({"answers": answers + self.spare_answers} if answers else {})
 
     def train_dataloader(self) -> DataLoader:
@@ -137,7 +143,9 @@ class VideoTextDataModule(BaseDataModule):
             dataset = self._dataset(rows, self.transform, training=False, view=view)
         return self.evaluation_loader(dataset, self.eval_batch_size)
 
-    def _dataset(self, rows: Annotations, transform: Transform, training: bool, frames: int | None = None, view: int = 0):
+    def _dataset(
+        self, rows: Annotations, transform: Transform, training: bool, frames: int | None = None, view: int = 0
+    ) -> VideoTextDataset:
         frames = frames or self.frames
         return VideoTextDataset(rows, self.words, transform, frames=frames, training=training, view=view, **self.common)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -35,7 +35,14 @@ from models.io import stable_hash
 Task = Literal["match", "mlm", "contrastive", "rank", "answer", "option", "choice", "reason"]
 CHOICES = {"option", "choice", "reason"}  # tasks whose samples bring all their candidates
 FALSE_DRAWS = 20  # other clips that are tried where a false clip cannot be read
-Transform = Callable[[NDArray[np.uint8], np.random.Generator | None], Tensor]
+
+
+class Transform(Protocol):
+    """Frames (T, H, W, 3) to a clip (T, 3, h, w), normalised by (mean, std)."""
+
+    normalisation: tuple[Sequence[float], Sequence[float]]
+
+    def __call__(self, frames: NDArray[np.uint8], rng: np.random.Generator | None, /) -> Tensor: ...
 
 
 class VideoTextDataset(RowDataset):
@@ -77,7 +84,8 @@ class VideoTextDataset(RowDataset):
         self.words, self.transform, self.tasks = words, transform, set(tasks)
         self.frames, self.training, self.view = frames, training, view
         self.false_clips, self.false_texts = false_clips, false_texts
-        self.official, self.mask_padding = "all_in_one" if official_frames else None, mask_padding
+        self.official: Any = "all_in_one" if official_frames else None
+        self.mask_padding = mask_padding
         short = getattr(transform, "short", None)
         self.read_clip = ClipReader(keep_megabytes, shrink=None if short is None else partial(resize_clip, short=short))
 

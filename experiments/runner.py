@@ -7,7 +7,10 @@ import logging
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.config.imported import check_imported
@@ -33,6 +36,7 @@ def run(cfg: DictConfig) -> float | None:
     check_imported(cfg)
     log.handlers.clear()
     _log_to(logging.StreamHandler(sys.stderr))
+    _check_objective(cfg)
     current = open_run(cfg)
     if is_main_process():
         _log_to(logging.FileHandler(current.dir / "run.log"))
@@ -56,6 +60,20 @@ def run(cfg: DictConfig) -> float | None:
     current.set_status("finished")
     loggers.finish_wandb(succeeded=True)
     return _objective(current)
+
+
+def _check_objective(cfg: DictConfig) -> None:
+    """Refuse a metric that cannot be, or that no finished job of the sweep has, before anything is computed."""
+    name, hydra = cfg.optimize, HydraConfig.get()
+    if name is None or "evaluate" not in cfg.stages:
+        return
+    if not name.startswith(("val/", "test/")):
+        raise UserError(f"optimize: '{name}' is no metric of an evaluation; those are named test/<task>/<metric>.")
+    if hydra.mode == RunMode.MULTIRUN:
+        files = [file for file in Path(hydra.sweep.dir).glob("*/result.json") if file.is_file()]
+        metrics = {metric for file in files for metric in json.loads(file.read_text())["metrics"]}
+        if metrics and name not in metrics:
+            raise UserError(f"optimize: no job of this sweep has the metric '{name}'.{nearest(name, metrics)}")
 
 
 def _objective(current: Run) -> float | None:

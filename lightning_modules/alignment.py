@@ -73,7 +73,7 @@ class AlignmentModule(BaseModule):
         decay_all: bool = True,
         decay_temperature: bool = False,
         clip_each: float | None = None,
-        importer: Callable[[dict[str, Tensor], nn.Module], nn.Module] | None = None,
+        importer: Callable[[dict[str, Tensor], nn.Module], AlignmentHead] | None = None,
     ):
         super().__init__(optimizer, scheduler, loss_weights)
         self.head = head(vision_dim=vision_dim, text_dim=text_dim)

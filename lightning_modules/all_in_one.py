@@ -283,7 +283,7 @@ class AllInOneModule(BaseModule):
         return True
 
 
-STEPS = {
+STEPS: dict[str, Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]] = {
     "match": AllInOneModule._match,
     "mlm": AllInOneModule._mlm,
     "contrastive": AllInOneModule._contrastive,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -170,7 +171,7 @@ class BaseModule(pl.LightningModule):
         return total
 
     def _weighted_sum(self, step: StepOutput) -> Tensor:
-        return sum(self.loss_weights.get(name, 1.0) * value for name, value in step.losses.items())
+        return reduce(torch.add, [self.loss_weights.get(name, 1.0) * value for name, value in step.losses.items()])
 
     def _check_finite(self, total: Tensor, step: StepOutput, batch: dict) -> None:
         if not torch.isfinite(total):
@@ -182,7 +183,7 @@ class BaseModule(pl.LightningModule):
                 "trainer.precision=32-true. The last checkpoint is untouched."
             )
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         if self.optimizer_factory is None:
             raise UserError(f"{type(self).__name__} was built without an optimizer; choose one: optimizer=<name>.")
         optimizer = self.optimizer_factory(self.parameter_groups())
@@ -203,7 +204,7 @@ class BaseModule(pl.LightningModule):
         self.trainer.fit_loop.setup_data()  # Lightning has not done so where ``max_steps`` alone limits the training
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
-    def optimizer_step(self, *args, **kwargs) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self._step_begins = True
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class CSAModule(AlignmentModule):
         correlation_weight: float = 0.01,
         vision_dim: int | None = None,
         text_dim: int | None = None,
-        importer: Callable[[dict[str, Tensor], nn.Module], nn.Module] | None = None,
+        importer: Callable[[dict[str, Tensor], nn.Module], AlignmentHead] | None = None,
     ):
         super().__init__(
             head, loss, optimizer, regulariser=regulariser, vision_dim=vision_dim, text_dim=text_dim, importer=importer
@@ -67,5 +68,6 @@ class CSAModule(AlignmentModule):
         a, b = (torch.nn.functional.normalize(step.outputs[name], dim=-1) for name in ("image", "text"))
         losses: dict[str, Tensor] = {k: v for k, v in step.losses.items() if k == "structure"}
         losses["correlation"] = -self.correlation_weight * (a * b).sum() / a.shape[1]
-        report = {**step.report, "contrastive": sum(v.detach() for k, v in step.losses.items() if k != "structure")}
+        contrastive = [v.detach() for k, v in step.losses.items() if k != "structure"]
+        report = {**step.report, "contrastive": reduce(torch.add, contrastive)}
         return StepOutput(losses, report, step.outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +140,7 @@ class HammerModule(BaseModule):
         self._to_enqueue.clear()
 
     def _of_all_processes(self, features: Tensor) -> Tensor:
-        return self.all_gather(features).flatten(0, 1) if self.trainer.world_size > 1 else features
+        return cast(Tensor, self.all_gather(features)).flatten(0, 1) if self.trainer.world_size > 1 else features
 
     def parameter_groups(self) -> Iterable:
         return hammer_groups(self.named_parameters(), self.image_lr_scale, self.temperature_lr_scale)

@@ -92,7 +92,7 @@ def join_rows(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return rows
 
 
-def _same_width(values: Sequence[Tensor]) -> Sequence[Tensor]:
+def _same_width(values: list[Tensor]) -> list[Tensor]:
     if values[0].dim() < 2 or len({value.shape[1] for value in values}) == 1:
         return values
     width = max(value.shape[1] for value in values)

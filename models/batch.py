@@ -37,6 +37,6 @@ class Skipped(NamedTuple):
     ``reason`` is ``kind: details``; skips are counted per kind. ``index`` is -1 for what has no row.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     key: str
     reason: str

@@ -102,7 +102,7 @@ def _load_torch(path: Path) -> Any:
                 "nothing in it was executed. Get the weights from a source you trust, as safetensors if you can."
             )
     # torch looks at its own list of harmless globals first, so only unknown names meet their placeholder.
-    placeholders = [(type(name.rpartition(".")[2], (_Placeholder,), {}), name) for name in names]
+    placeholders: list[Any] = [(type(name.rpartition(".")[2], (_Placeholder,), {}), name) for name in names]
     try:
         with torch.serialization.safe_globals(placeholders):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -358,5 +358,5 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -39,7 +39,7 @@ class FuseMix(Dataset):
         alpha: positive; small values leave most pairs nearly as they are.
     """
 
-    def __init__(self, batches: Dataset, batch_size: int, alpha: float):
+    def __init__(self, batches: Any, batch_size: int, alpha: float):
         if not alpha > 0:
             raise UserError(f"features.mixup_alpha={alpha} must be positive; 0 mixes nothing.")
         self.batches, self.batch_size, self.alpha = batches, batch_size, alpha
@@ -82,7 +82,7 @@ class Unpaired(Dataset):
         texts: (n, Dt) frozen features, or None.
     """
 
-    def __init__(self, batches: Dataset, images: torch.Tensor | None = None, texts: torch.Tensor | None = None):
+    def __init__(self, batches: Any, images: torch.Tensor | None = None, texts: torch.Tensor | None = None):
         extra = {STRUCTURE_IMAGE: images, STRUCTURE_TEXT: texts}
         self.batches, self.extra = batches, {name: value for name, value in extra.items() if value is not None}
 
@@ -102,7 +102,7 @@ class FixedStructure(Dataset):
         count: how many pairs are drawn of the first batch.
     """
 
-    def __init__(self, batches: Dataset, batch_size: int, count: int):
+    def __init__(self, batches: Any, batch_size: int, count: int):
         if not 1 < count <= batch_size:
             raise UserError(f"features.fixed_structure={count} must lie between 2 and the batch's {batch_size} pairs.")
         self.batches, self.batch_size, self.count = batches, batch_size, count

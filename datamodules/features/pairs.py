@@ -63,17 +63,18 @@ class PairedFeatures:
     ):
         self.image_stores, self.text_stores = dict(images), dict(texts)
         self.image_layer, self.text_layer = layers or (None, None)
-        self.images, self.texts = images, texts = next(iter(images.values())), next(iter(texts.values()))
-        offsets = texts.offsets
-        if offsets is None or len(offsets) != len(images) + 1:
-            raise UserError(f"{images.path} and {texts.path} are not of the same samples. Run the stage encode.")
+        self.images, self.texts = next(iter(images.values())), next(iter(texts.values()))
+        offsets = self.texts.offsets
+        if offsets is None or len(offsets) != len(self.images) + 1:
+            raise UserError(f"{self.images.path} and {self.texts.path} are not of the same samples. Run the stage encode.")
         seen = np.logical_and.reduce([store.state == WRITTEN for store in self.image_stores.values()])
         read = np.logical_and.reduce([store.state == WRITTEN for store in self.text_stores.values()])
         written, captions = np.concatenate([[0], np.cumsum(read)])[offsets], np.diff(offsets)
         self.rows = np.flatnonzero(seen & (captions > 0) & (np.diff(written) == captions))
         if not len(self.rows):
             raise UserError(
-                f"none of the {len(images)} samples of {images.path} could be encoded; the reasons are in its skipped.jsonl."
+                f"none of the {len(self.images)} samples of {self.images.path} could be encoded; the reasons are in its "
+                "skipped.jsonl."
             )
 
     def caption_counts(self, samples: np.ndarray) -> np.ndarray:
@@ -215,7 +216,7 @@ class FeatureDataModule(BaseDataModule):
         if self.fixed_structure is not None:
             dataset = FixedStructure(dataset, together, self.fixed_structure)
         if self.unpaired is not None:
-            dataset = Unpaired(dataset, **self.unpaired)
+            dataset = Unpaired(dataset, self.unpaired.get("images"), self.unpaired.get("texts"))
         return self.train_loader(dataset, self._share(), self.drop_last)
 
     def evaluation_dataloader(self, split: str) -> DataLoader:
@@ -262,7 +263,7 @@ def caption_picks(
 ) -> list[np.ndarray]:
     """Which of the ``counts`` captions of each of the (B,) ``samples`` is its text and, with two positives, its extra one: (B,)
     numbers, to be counted round from the first. See :class:`FeatureDataModule`."""
-    picks = [np.zeros(len(samples), np.int64)]
+    picks: list[np.ndarray] = [np.zeros(len(samples), np.int64)]
     if positives == 2 and extra_caption == "next":
         picks.append(np.ones(len(samples), np.int64))
     elif positives == 2:

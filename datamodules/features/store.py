@@ -178,7 +178,7 @@ class FeatureStore:
             shape = " x ".join(map(str, self._row_shape()))
             raise ValueError(f"{self.path}: values of shape {tuple(values.shape)} for {len(rows)} rows x {shape}.")
         values = values.detach().cpu().to(getattr(torch, self.facts["dtype"])).contiguous()
-        data = memoryview(values.view(torch.uint8).numpy()).cast("B")
+        data = values.view(torch.uint8).numpy().data.cast("B")
         size = self.dim * values.element_size()
         places = np.concatenate([[0], np.cumsum(lasts - firsts)]) * size  # of each row in `data`
         # Neighbouring rows go to disk in one piece.
@@ -285,9 +285,9 @@ class FeatureStore:
         return {"path": self.path, "facts": self.facts, "_writable": self._writable}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["facts"], state["_writable"])  # a worker maps the files itself
+        FeatureStore.__init__(self, state["path"], state["facts"], state["_writable"])  # a worker maps the files itself
 
-    def __del__(self):
+    def __del__(self) -> None:
         for name in ("_rows_file", "_state_file"):
             if name in self.__dict__:
                 os.close(self.__dict__.pop(name))

@@ -90,7 +90,7 @@ class AnnotatedImages:
         self._samples, self._captions, self._text = _arrays(self._place)
         self.skipped = [Skipped(*entry) for entry in facts["skipped"]]
         self.fingerprint = stable_hash([image_reader.VERSION, facts["digest"], class_names])
-        self._rows = np.arange(len(self._samples))
+        self._rows: np.ndarray = np.arange(len(self._samples))
         if not len(self):
             named = ", ".join(map(str, files)) or "the folder"
             reasons = "".join(f"\n  {entry.key}: {entry.reason}" for entry in self.skipped[:5])
@@ -223,7 +223,7 @@ def _build(records: Iterator[Record | Skipped], folder: Path, missing_is_normal:
     return *_join(*arrays), facts
 
 
-def _join(paths: np.ndarray, captions: np.ndarray, owners: np.ndarray, labels: np.ndarray, hashes: np.ndarray):
+def _join(paths: np.ndarray, captions: np.ndarray, owners: np.ndarray, labels: np.ndarray, hashes: np.ndarray) -> tuple:
     """Samples and captions of entries, where entries with equal hashes of their paths are one sample."""
     _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")  # of the groups by first mention
@@ -249,7 +249,8 @@ class _Listings:
     """
 
     def __init__(self, root: Path):
-        self.root, self.folders = root, {}
+        self.root = root
+        self.folders: dict[str, Any] = {}
         self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # sorted hashes of names; sizes and times
 
     def file(self, path: str) -> tuple[int, int] | None:
@@ -258,7 +259,7 @@ class _Listings:
         if folder not in self._known:
             entries = list(_files(self.root / folder))
             self.folders[folder] = _state(entries)
-            table = np.array([(hash(name), size, time) for name, size, time in entries], np.int64).reshape(-1, 3)
+            table: np.ndarray = np.array([(hash(name), size, time) for name, size, time in entries], np.int64).reshape(-1, 3)
             table = table[np.argsort(table[:, 0])]
             self._known[folder] = table[:, 0].copy(), table[:, 1:]
         hashes, files = self._known[folder]

@@ -57,8 +57,9 @@ def read_winoground(root: str) -> list[WinogroundExample]:
 def _image_source(folder: Path) -> Callable[[str], Callable[[], Image.Image]]:
     """A function from an image's name to a function that opens it; images lie in a folder or its zip file."""
     if (folder / "images").is_dir():
-        names = {path.stem: path for path in (folder / "images").iterdir()}
-        source, read = folder / "images", Path.read_bytes
+        names: dict[str, Any] = {path.stem: path for path in (folder / "images").iterdir()}
+        source = folder / "images"
+        read: Callable[[Any], bytes] = Path.read_bytes
     elif (folder / "images.zip").is_file():
         try:
             archive = zipfile.ZipFile(folder / "images.zip")

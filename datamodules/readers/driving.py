@@ -216,7 +216,7 @@ def read_echoes(root: Path, key: str, rig: UltrasonicRig, samples: int, pulse_si
         raise BadSample(f"ultrasonic: {name} has neither 'traces' nor 'echo_times' and 'echo_amplitudes'")
     try:
         rate, first = (float(arrays.get(clock, getattr(rig, clock))) for clock in ("sample_rate", "first_sample"))
-        pairs = arrays["pairs"].astype(np.int64, casting="same_kind")
+        pairs: Any = arrays["pairs"].astype(np.int64, casting="same_kind")
         heard = [arrays[entry].astype(np.float64) for entry in (("traces",) if "traces" in arrays else ECHO_LISTS)]
     except (TypeError, ValueError) as error:
         raise BadSample(f"ultrasonic: {name} has something that is no number ({error})") from None

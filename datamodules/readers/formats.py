@@ -122,7 +122,7 @@ def table(
             with open(file, newline="", encoding="utf-8-sig", errors="replace") as lines:
                 # A null byte, left by a broken write, would end the reading on some versions of Python.
                 clean = (line.replace("\0", "") for line in lines)
-                quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+                quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
                 rows = csv.reader(clean, delimiter=delimiter, quoting=quoting)
                 header = list(columns) if columns else next(rows, [])
                 make = _row_reader(file, header, path, wanted, label, class_names)
@@ -242,7 +242,7 @@ def class_folders(root: str, caption: str = "a photo of a {}", index_dir: str | 
                     path = file.relative_to(place).as_posix()
                     yield Record(path, [caption.format(names[label])], label, str(file))
 
-    settings = ["folders", caption, folders]
+    settings: list[Any] = ["folders", caption, folders]
     settings.append(
         [[path.as_posix(), path.stat().st_mtime_ns] for folder in folders for path in _folders_below(place / folder)]
     )

@@ -49,10 +49,6 @@ class Joined:
         dataset, row = self._at(i)
         return dataset.key(row)
 
-    def label(self, i: int) -> int | None:
-        dataset, row = self._at(i)
-        return dataset.label(row)
-
     def captions(self, i: int) -> list[str]:
         dataset, row = self._at(i)
         return dataset.captions(row)

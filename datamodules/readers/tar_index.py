@@ -156,7 +156,8 @@ def _members(handle: int, digest: Any) -> Iterator[tuple[str, int, int]]:
         Truncated: the file ends early or a header is damaged.
     """
     length = os.fstat(handle).st_size
-    position, override = 0, {}
+    position = 0
+    override: dict[str, Any] = {}
     while True:
         header = os.pread(handle, BLOCK, position)
         if not header.strip(b"\0") and len(header) == BLOCK:
@@ -219,7 +220,16 @@ def _key_and_role(name: str, roles: dict[str, str]) -> tuple[str, str | None]:
     return key, None if hidden or not key else roles.get(suffix.lower())
 
 
-def _sample(handle, shard, key, roles, caption_fields, class_names, digest, skipped) -> tuple | None:
+def _sample(
+    handle: int,
+    shard: str,
+    key: str,
+    roles: dict[str, tuple[int, int]],
+    caption_fields: tuple[str, ...],
+    class_names: list[str] | None,
+    digest: Any,
+    skipped: list[Skipped],
+) -> tuple | None:
     """One row of the index, or None after noting in ``skipped`` what the sample lacks."""
     image, text_at, json_at, class_at = (roles.get(role, (0, 0)) for role in ("image", "text", "json", "class"))
     if max(text_at[1], json_at[1], class_at[1]) > LARGEST_TEXT or image[1] > LARGEST_IMAGE:

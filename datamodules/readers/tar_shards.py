@@ -138,7 +138,7 @@ class TarShards:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_handles": {}}  # a worker opens its own files
 
-    def __del__(self):
+    def __del__(self) -> None:
         for handle in getattr(self, "_handles", {}).values():
             os.close(handle)
 

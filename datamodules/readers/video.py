@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -42,7 +42,8 @@ class VideoReader:
     """
 
     def __init__(self, source: str | Path | BinaryIO, name: str = "a video in memory"):
-        self._source = source
+        self._source: Any = source
+        self._container: Any = None
         self.name = name if hasattr(source, "read") else str(source)
         try:
             self._open()

@@ -63,7 +63,7 @@ class VideoRow(NamedTuple):
 
     path: str
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     labels: tuple[int, ...]
 
 

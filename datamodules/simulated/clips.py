@@ -142,7 +142,7 @@ def _write_questions(folder: Path, clips: dict[str, dict[str, Clip]]) -> None:
     folder.mkdir(parents=True)
     (folder / "msrvtt_train_ans2label.json").write_text(json.dumps({name: i for i, name in enumerate(ANSWERS)}))
     for split, named in clips.items():
-        lines = [
+        lines: list[dict[str, Any]] = [
             {"question": question, "answer": answer, "video_id": name, "type": kind}
             for name, clip in named.items()
             for question, answer, kind in clip.questions

@@ -36,7 +36,9 @@ def feature_pairs(root: str, pairs: int = 3000, nuisance: float = 1.0, seed: int
                 (temporary / side).mkdir()
                 for number, chunk in enumerate(features.split(per_chunk)):
                     torch.save(chunk.clone(), temporary / side / f"{number}.pt")
-    return SailChunks([str(folder / "vision")], [str(folder / "text")])
+    chunks = SailChunks([str(folder / "vision")], [str(folder / "text")])
+    chunks.simulated = True
+    return chunks
 
 
 def make_features(pairs: int, nuisance: float, seed: int = 0) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -84,7 +84,9 @@ def manipulate(
     ``text_attribute`` becomes ``text_swap`` where the caption has no word of a group of ATTRIBUTES. ``trace``: see
     :func:`leave_trace`.
     """
-    image, caption, box, words, done = pair.image.convert("RGB"), pair.caption, (), (), []
+    image, caption, done = pair.image.convert("RGB"), pair.caption, []
+    box: Any = ()
+    words: tuple[int, ...] = ()
     for kind in kinds:
         if kind in ("face_swap", "face_attribute"):
             box = _region(pair, rng)
@@ -160,7 +162,8 @@ def _plain(word: str) -> str:
 def _region(pair: CaptionedImage, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """One of the pair's boxes or, without any, a region of a quarter to a half of each side."""
     if len(pair.boxes):
-        return tuple(pair.boxes[rng.integers(len(pair.boxes))])
+        x1, y1, x2, y2 = pair.boxes[int(rng.integers(len(pair.boxes)))]
+        return x1, y1, x2, y2
     width, height = (max(4, int(side * rng.uniform(0.25, 0.5))) for side in pair.image.size)
     x, y = (
         int(rng.integers(0, max(whole - part, 0) + 1)) for whole, part in zip(pair.image.size, (width, height), strict=True)
@@ -262,8 +265,8 @@ def captioned_scene(scene: Scene, size: int) -> CaptionedImage:
     parts = [f"a {'large' if main.radius > 0.235 else 'medium'} {main.name}", *(f"a small {thing.name}" for thing in others)]
     caption = f"{' and '.join(parts)} on a {scene.pattern} {scene.ground} background"
     corners = (main.x - main.radius, main.y - main.radius, main.x + main.radius, main.y + main.radius)
-    box = tuple(int(np.clip(round(value * size), 0, size)) for value in corners)
-    return CaptionedImage(render(scene, size), caption, [box])
+    x1, y1, x2, y2 = (int(np.clip(round(value * size), 0, size)) for value in corners)
+    return CaptionedImage(render(scene, size), caption, [(x1, y1, x2, y2)])
 
 
 def manipulated_pairs(root: str, pairs: str, shares: Mapping[str, float] | None = None, trace: int = 0, seed: int = 0) -> Path:

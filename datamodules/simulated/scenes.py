@@ -45,7 +45,7 @@ class Scene(NamedTuple):
     things: tuple[Thing, ...]
     ground: str
     pattern: str
-    tint: tuple[int, int, int]
+    tint: tuple[int, ...]
     phrasing: int
 
     @property
@@ -130,7 +130,7 @@ def _relation(main: Thing, other: Thing) -> str:
     return "below" if dy > 0 else "above"
 
 
-def _tinted(colour: tuple[int, int, int], tint: tuple[int, int, int]) -> tuple[int, int, int]:
+def _tinted(colour: tuple[int, ...], tint: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(min(255, max(0, value + shift)) for value, shift in zip(colour, tint, strict=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import ImageDraw
@@ -13,7 +14,7 @@ COLOURS = {
 }  # fmt: skip
 
 
-def _polar(radius, points: int = 48) -> np.ndarray:
+def _polar(radius: Callable[[np.ndarray], np.ndarray], points: int = 48) -> np.ndarray:
     angle = np.arange(points) * (2 * math.pi / points) - math.pi / 2
     return np.stack([radius(angle) * np.cos(angle), radius(angle) * np.sin(angle)], axis=1)
 
@@ -71,7 +72,7 @@ SHAPES = {
 def draw_shape(
     draw: ImageDraw.ImageDraw,
     shape: str,
-    colour: tuple[int, int, int] | int,
+    colour: tuple[int, ...] | int,
     centre: tuple[float, float],
     radius: float,
     angle: float = 0.0,

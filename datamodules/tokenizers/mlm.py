@@ -45,7 +45,8 @@ def mask_words(
         else:
             groups.append([place])
     tokens = len(ids) if mask_padding else int((ids != pad).sum())
-    budget, chosen = max(1, round(share * tokens)), []
+    budget = max(1, round(share * tokens))
+    chosen: list[int] = []
     for group in rng.permutation(len(groups)):
         if len(chosen) + len(groups[group]) <= budget:
             chosen += groups[group]

@@ -8,7 +8,7 @@ not 0, and Sharpness wraps what leaves [0, 255]. ``overflow=True`` reproduces ei
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -68,7 +68,7 @@ def sharpness(image: np.ndarray, factor: float, overflow: bool = False) -> np.nd
     return out
 
 
-def _by_channel(image: np.ndarray, table_of) -> np.ndarray:
+def _by_channel(image: np.ndarray, table_of: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
     channels = []
     for channel in np.moveaxis(image, -1, 0):
         table = table_of(channel)
@@ -209,12 +209,12 @@ class RandomAugment:
 
 
 def random_box(
-    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+    width: int, height: int, scale: tuple[float, ...], ratio: tuple[float, ...], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a crop of random area (a share of the image's) and shape (width by height), as
     torchvision's RandomResizedCrop draws it: ten tries, then the largest centred box whose shape is allowed."""
     for _ in range(10):
-        area = width * height * rng.uniform(*scale)
+        area = width * height * rng.uniform(scale[0], scale[1])
         shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < w <= width and 0 < h <= height:

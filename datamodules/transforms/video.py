@@ -95,11 +95,11 @@ def resize_image(image: Image.Image, short: int = 224, longest: int = 373) -> Im
     """ViLT's ("pixelbert") resize: shorter side ``short``, longer at most ``longest``, both cut to multiples of 32."""
     width, height = image.size
     scale = short / min(width, height)
-    width, height = (short, scale * height) if width <= height else (scale * width, short)
-    if max(width, height) > longest:
-        scale = longest / max(width, height)
-        width, height = width * scale, height * scale
-    size = (max(int(width + 0.5) // 32 * 32, 32), max(int(height + 0.5) // 32 * 32, 32))
+    wide, high = (short, scale * height) if width <= height else (scale * width, short)
+    if max(wide, high) > longest:
+        scale = longest / max(wide, high)
+        wide, high = wide * scale, high * scale
+    size = (max(int(wide + 0.5) // 32 * 32, 32), max(int(high + 0.5) // 32 * 32, 32))
     return image.resize(size, Image.Resampling.BICUBIC)
 
 

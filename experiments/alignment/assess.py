@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from datamodules.features.encoding import ImageBatches, encoding_loader
 from experiments.config.instantiation import build
 from experiments.figures import alignment
-from experiments.run import parts
+from experiments.run import parts, screen
 from experiments.run.directory import Run
 from experiments.run.progress import Progress
 from experiments.stages import Facts, stage
@@ -172,4 +171,4 @@ def _print(table: list[dict], rank_by: str) -> None:
     for row in table:
         cells = [f"{row['best'][name]:.3f} ({row['last'][name]:.3f})" for name in SCORES]
         shown.add_row(row["vision"], row["text"], f"{row['layers'][0]}, {row['layers'][1]}", *cells)
-    Console(width=None if Console().is_terminal else 160).print(shown)
+    screen.console().print(shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 
 from datamodules.features.store import FeatureStore
@@ -41,7 +42,7 @@ class EncodingModule(pl.LightningModule):
     def predict_dataloader(self) -> Iterable[dict]:
         return _Unsized(self._batches(self.trainer.global_rank, self.trainer.world_size))
 
-    def transfer_batch_to_device(self, batch: dict, device, dataloader_idx: int) -> dict:
+    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
         """What the encoder takes goes to the device; rows and skips stay."""
         key = TOKENS if TOKENS in batch else IMAGE
         return {**batch, key: super().transfer_batch_to_device(batch[key], device, dataloader_idx)}

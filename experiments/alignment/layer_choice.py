@@ -75,7 +75,7 @@ def layer_counts(features: PairedFeatures) -> tuple[int, int]:
                 f"layers: of the {name} encoder no layers are kept. Set encoder.keep.{name}=[layers] and "
                 f"encoder.{name}.layers=true."
             )
-    return features.image_stores["layers"].per_row, features.text_stores["layers"].per_row
+    return int(features.image_stores["layers"].per_row), int(features.text_stores["layers"].per_row)
 
 
 def sample_rows(features: PairedFeatures, samples: int, seed: int) -> np.ndarray:
@@ -96,6 +96,6 @@ def layers_of(features: PairedFeatures, rows: np.ndarray) -> tuple[list[torch.Te
     )
 
 
-def _fits(k: int | str, samples: int) -> int | str:
+def _fits(k: Any, samples: int) -> Any:
     """A rule of thumb can ask for more neighbours than a tiny sample has."""
     return k if isinstance(k, int) or samples > 16 else max(1, samples // 3)

@@ -20,8 +20,10 @@ from experiments.config.instantiation import build
 from experiments.evaluation.base import EmbeddedSplit
 from experiments.run import parts
 from experiments.run.directory import Run
+from experiments.run.origin import check_fact, origin_facts, origin_record
 from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
 from models.alignment.dual_encoder import DualEncoder
+from models.encoders.base import FrozenEncoder
 from models.errors import UserError
 from models.io import stable_hash
 
@@ -145,10 +147,12 @@ def all_features(run: Run, split: str) -> PairedFeatures:
 def layer_pair(run: Run) -> tuple[int, int] | None:
     """The layers of the vision and the text encoder that the group ``layers`` chooses; None without it.
 
-    The choice is made once, on training pairs, and kept in the run's record.
+    The choice is made once, on training pairs, and kept in the record of the run that trains on them.
     """
     if not run.cfg.layers:
         return None
+    if "layers" not in run.record and "layers" in (record := origin_record(run)):
+        run.record["layers"] = record["layers"]
     if "layers" not in run.record:
         run.record["layers"] = build(run.cfg.layers)(stored_features(run, "train"))
         run.save()
@@ -168,13 +172,35 @@ def training_data(run: Run) -> pl.LightningDataModule:
     return build(run.cfg.features)(train=features(run, "train"), val=val, **unpaired)
 
 
-# ---- what is evaluated -------------------------------------------------------------------------------------------------
+# ---- what is evaluated, predicted with and exported -------------------------------------------------------------------
+
+
+def trained_dual_encoder(run: Run) -> DualEncoder:
+    """The trained head behind its encoders."""
+    encoders = {modality: encoder(run, modality) for modality in ("vision", "text")}
+    _check_encoders(run, {modality: built.identity for modality, built in encoders.items()})
+    module = parts.trained_module(run, head_widths(run, encoders))
+    return DualEncoder(**encoders, head=module.head, layers=layer_pair(run))
+
+
+def head_widths(run: Run, encoders: Mapping[str, FrozenEncoder]) -> dict[str, int]:
+    """The widths of the features that the head takes of the encoders 'vision' and 'text'."""
+    keep = run.cfg.encoder.keep
+    return {f"{name}_dim": each.token_dim if "tokens" in keep[name] else each.feature_dim for name, each in encoders.items()}
+
+
+def _check_encoders(run: Run, identities: dict[str, dict]) -> None:
+    """A fallback, other weights or another preprocessing than in training are refused."""
+    check_fact(run, "encoder", origin_facts(run, "encode").get("result", {}).get("encoders"), identities)
 
 
 @torch.inference_mode()
 def embedded_split(run: Run, split: str) -> EmbeddedSplit:
     """All images and captions of a split through the trained head."""
     dataset, stored = parts.datamodule(run).splits[split], features(run, split)
+    manifests = {modality: next(iter(manifests_of(run, split, modality).values())) for modality in ("vision", "text")}
+    if not is_encoded(dataset):
+        _check_encoders(run, {modality: manifest["encoder"] for modality, manifest in manifests.items()})
     module = parts.trained_module(run, stored.facts())
     rows = stored.rows
     image = _embed(module.embed_image, stored.read_images, rows, module.device)
@@ -184,7 +210,6 @@ def embedded_split(run: Run, split: str) -> EmbeddedSplit:
     text_rows = np.repeat(stored.texts.offsets[rows], counts) + np.arange(len(owner)) - first
     text = _embed(module.embed_text, stored.read_texts, text_rows, module.device)
     labels = torch.from_numpy(np.asarray(dataset.labels[rows])) if dataset.class_names else None
-    manifests = {modality: next(iter(manifests_of(run, split, modality).values())) for modality in ("vision", "text")}
 
     @functools.cache
     def encoders() -> DualEncoder:  # only when a suite has raw texts or images: data may come encoded, without an encoder
@@ -211,6 +236,7 @@ def embedded_split(run: Run, split: str) -> EmbeddedSplit:
         load_encoders=encoders,
         labelled_features=labelled_features if dataset.class_names else None,
         frozen=None if module.head.takes_tokens else frozen,
+        simulated=parts.datamodule(run).simulated,
         hashes={
             "split": stable_hash([dataset.fingerprint, len(rows)]),
             "preprocessing": stable_hash(manifests["vision"]["encoder"].get("preprocessing")),

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.side:
-        serve(*chosen.names, chosen.side)
+        serve(chosen.names[0], chosen.side)
         return
     path = ROOT / "outputs" / "bench.json"
     path.parent.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,10 +31,9 @@ def _crop(side: str) -> Callable[[], Tensor]:
     weight = torch.linspace(-1, 1, 128)
 
     def step() -> Tensor:
-        actions.grad = None
         patches = crop(frames, actions, 128)
-        (patches * weight).sum().backward()
-        return torch.cat([patches.detach().norm().reshape(1), actions.grad.norm().reshape(1)])
+        (gradient,) = torch.autograd.grad((patches * weight).sum(), actions)
+        return torch.stack([patches.detach().norm(), gradient.norm()])
 
     return step
 
@@ -44,13 +44,12 @@ def _heads(side: str) -> Callable[[], Tensor]:
     states = torch.rand(32, 16, 4096, requires_grad=True)
 
     def step() -> Tensor:
-        states.grad = None
         if side == "ours":
             logits = heads(states.cummax(dim=1).values)
         else:
             logits = plain.step_logits(states, heads.weight, heads.bias)
-        logits.square().mean().backward()
-        return torch.cat([logits.detach().norm().reshape(1), states.grad.norm().reshape(1)])
+        gradients = torch.autograd.grad(logits.square().mean(), (states, *heads.parameters()))
+        return torch.stack([logits.detach().norm(), gradients[0].norm()])
 
     return step
 
@@ -114,7 +113,7 @@ def early_exit() -> dict[str, float]:
     return {"mean_steps_of_8": mean, "videos_per_s": 4 / early, "without_exit": 4 / whole, "times_faster": faster}
 
 
-def _full_network(order: str) -> AVGN:
+def _full_network(order: Literal["temporal", "saliency"]) -> AVGN:
     encoders = MobileNetV2(pretrained=False), MobileNetV2(channels=1, pretrained=False), ResNet50(pretrained=False)
     return AVGN(*encoders, LogMel(), 200, order=order)
 

@@ -97,8 +97,12 @@ def _consumed(count: int = 2) -> float:
         found = model(*inputs)
         sum(loss(found.coarse, found.classes, label).values()).backward()
 
+    def steps() -> None:
+        for _ in range(count):
+            step()
+
     step()
-    return 2 * count / seconds(lambda: [step() for _ in range(count)])
+    return 2 * count / seconds(steps)
 
 
 def _scenes(width: int, height: int, grid: BevGrid, count: int = 40) -> float:

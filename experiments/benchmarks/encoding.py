@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,8 @@ def image_rate() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore.create_or_resume(Path(folder), {}, rows=len(dataset), dim=encoder.feature_dim)
         module = EncodingModule(encoder, {"pooled": store}, lambda rank, world: encoding_loader(batches, 0), lambda *_: None)
-        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        silenced = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        options: dict[str, Any] = dict.fromkeys(silenced, False)
         trainer = pl.Trainer(accelerator="cpu", devices=1, **options)
         began, used = time.perf_counter(), _processor_seconds()
         trainer.predict(module, return_predictions=False)

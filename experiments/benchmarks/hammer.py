@@ -5,6 +5,7 @@ average. The model of the step has a third of the official width and half of the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,7 @@ def _training_step(side: str) -> Callable[[], Tensor]:
             losses = module.losses(batch, model(*captions), momentum, alpha)
         else:
             losses = plain.training_losses(model, batch, alpha)
-        total = sum(WEIGHTS[name] * value for name, value in losses.items())
+        total = torch.stack([WEIGHTS[name] * value for name, value in losses.items()]).sum()
         optimizer.zero_grad()
         total.backward()
         norm = torch.stack(torch._foreach_norm([p.grad for p in trained])).norm()
@@ -90,12 +91,11 @@ def _contrastive(side: str) -> Callable[[], Tensor]:
     real = torch.arange(size, device=DEVICE) % 3 == 0
 
     def step() -> Tensor:
-        arguments = (*leaves[:2], *momentum, *queues, leaves[2], real, 0.4)
+        arguments: tuple[Any, ...] = (*leaves[:2], *momentum, *queues, leaves[2], real, 0.4)
         if side == "ours":
-            terms = manipulation_contrastive(*arguments)
+            loss = manipulation_contrastive(*arguments).mean
         else:
-            terms = plain.contrastive_terms(plain.similarities(*arguments))
-        loss = sum(terms) / 4
+            loss = torch.stack(plain.contrastive_terms(plain.similarities(*arguments))).mean()
         gradients = torch.autograd.grad(loss, leaves)
         return torch.stack([loss.detach(), *(gradient.norm() for gradient in gradients)])
 
@@ -107,7 +107,8 @@ def _ema(side: str) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         if side == "ours":
-            ema_update_(*zip(*model.momentum_pairs(), strict=True), model.momentum)
+            averages, values = zip(*model.momentum_pairs(), strict=True)
+            ema_update_(averages, values, model.momentum)
         else:
             plain.update_momentum(model)
         return model.visual_encoder_m.pos_embed.norm()

@@ -7,8 +7,10 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,21 +29,22 @@ KEYS = (IMAGE_FEATURES, TEXT_FEATURES, EXTRA_TEXT_FEATURES)
 def _features() -> tuple[Tensor, Tensor]:
     """The same random features on either side: (PAIRS, VISION) and (2 PAIRS, TEXT) fp16, two captions for each image."""
     generator = torch.Generator().manual_seed(0)
-    tables = (torch.randn(n // 100, d, generator=generator).half() for n, d in ((PAIRS, VISION), (2 * PAIRS, TEXT)))
-    return tuple(table.repeat(100, 1) for table in tables)  # made quickly: what the numbers are costs nothing
+    images, texts = (torch.randn(n // 100, d, generator=generator).half() for n, d in ((PAIRS, VISION), (2 * PAIRS, TEXT)))
+    return images.repeat(100, 1), texts.repeat(100, 1)  # made quickly: what the numbers are costs nothing
 
 
 def _stored() -> FeatureDataModule:
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, True)
     images, texts = _features()
-    stores = []
+    stores: list[Any] = []
     for name, values, offsets in (("images", images, None), ("texts", texts, np.arange(0, 2 * PAIRS + 1, 2))):
-        store = FeatureStore.create_or_resume(folder / name, {}, *values.shape, dtype="float16", offsets=offsets)
+        rows, dim = values.shape
+        store = FeatureStore.create_or_resume(folder / name, {}, rows, dim, dtype="float16", offsets=offsets)
         store.write(np.arange(len(values)), values)
         store.finish()
         stores.append({"pooled": FeatureStore.open(folder / name)})
-    return FeatureDataModule(PairedFeatures(*stores), batch_size=BATCH)
+    return FeatureDataModule(PairedFeatures(stores[0], stores[1]), batch_size=BATCH)
 
 
 def _fetch(side: str) -> Callable[[], Tensor]:
@@ -56,6 +59,7 @@ def _fetch(side: str) -> Callable[[], Tensor]:
     def step() -> Tensor:
         start = next(steps) * BATCH % (PAIRS - BATCH)
         rows = order[start : start + BATCH]
+        parts: Sequence[Tensor]
         if side == "ours":
             batch = dataset[BatchRequest(rows, 0, 0)]
             parts = [batch[key] for key in KEYS]
@@ -98,9 +102,9 @@ def training_rate() -> dict[str, float]:
     def step(batch: dict[str, Tensor]) -> None:
         x, *ys = (batch[key].float() for key in KEYS)
         a, *bs = image(x), *(text(y) for y in ys)
-        loss = sum((nn.functional.normalize(a) * nn.functional.normalize(b)).sum(1).neg().mean() for b in bs)
+        losses = [(nn.functional.normalize(a) * nn.functional.normalize(b)).sum(1).neg().mean() for b in bs]
         optimizer.zero_grad()
-        loss.backward()
+        torch.stack(losses).sum().backward()
         optimizer.step()
 
     def seconds(get: Callable[[], dict[str, Tensor]]) -> float:
@@ -108,7 +112,8 @@ def training_rate() -> dict[str, float]:
         step(get())
         return time.perf_counter() - began
 
-    pairs = [(seconds(lambda r=r: dataset[r]), seconds(lambda b=b: b)) for r, b in zip(requests, in_ram, strict=True)][2:]
+    turns = zip(requests, in_ram, strict=True)
+    pairs = [(seconds(partial(dataset.__getitem__, r)), seconds(partial(dict, b))) for r, b in turns][2:]
     return {
         "share_of_rate_in_ram": statistics.median(ram / stored for stored, ram in pairs),
         "step_seconds": statistics.median(stored for stored, _ in pairs),

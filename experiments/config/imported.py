@@ -24,7 +24,7 @@ def check_imported(cfg: DictConfig) -> None:
     A target may have a static method ``conflicts(config) -> list of problems`` for what it cannot be combined with.
     """
     sources = validation.Sources()
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     problems: list[str] = []
     for path, node in _target_nodes(OmegaConf.to_container(cfg, resolve=False), ""):
         if not is_ours(node["_target_"]):

@@ -10,6 +10,7 @@ import ast
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("models", "datamodules", "lightning_modules", "experiments")
@@ -71,7 +72,7 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def _find(path: Path, names: list[str], target: str) -> tuple[ast.AST, ast.Module]:
+def _find(path: Path, names: list[str], target: str) -> tuple[Any, ast.Module]:
     module = _parse(path)
     body, node = module.body, None
     for name in names:
@@ -105,8 +106,8 @@ def _class_signature(node: ast.ClassDef, module: ast.Module) -> Signature:
     decorators = {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
     bases = [ast.unparse(b) for b in node.bases]
     if "dataclass" in decorators or "NamedTuple" in bases:
-        fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
-        return Signature({f.target.id: Parameter(f.target.id, f.annotation, f.value is None) for f in fields}, open_ended=False)
+        fields = [(f.target.id, f) for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
+        return Signature({name: Parameter(name, f.annotation, f.value is None) for name, f in fields}, open_ended=False)
     for base in bases:  # the constructor is inherited
         origin = _resolve(base, module)
         if origin is not None and is_ours(origin):
@@ -160,7 +161,7 @@ def _alternatives(annotation: ast.expr) -> list[ast.expr]:
 
 def _accepts(option: ast.expr, value: object) -> bool:
     name = ast.unparse(option.value if isinstance(option, ast.Subscript) else option).split(".")[-1]
-    if name == "Literal":
+    if isinstance(option, ast.Subscript) and name == "Literal":
         elements = option.slice.elts if isinstance(option.slice, ast.Tuple) else [option.slice]
         return value in [ast.literal_eval(e) for e in elements]
     if name in _PLAIN:

@@ -43,7 +43,7 @@ def check(cfg: DictConfig) -> None:
     """Raise ConfigError with all problems that can be seen without importing torch."""
     sources = Sources()
     try:
-        config = OmegaConf.to_container(cfg, resolve=True)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         raise ConfigError(f"{key}: {str(error).splitlines()[0]} [{sources.of(key)}]") from None

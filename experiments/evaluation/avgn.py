@@ -198,7 +198,7 @@ def _against_full_size(net: AVGN, sample: dict, own: dict[str, Any]) -> dict[str
     """What looking at whole frames of every snippet would cost with the same parts, timed turn by turn with the own setting, so
     that both meet the same noise. Its accuracy is another matter: these weights are not trained for it."""
     inputs, device = _inputs(sample), sample[VIDEO].device
-    full = {"num_selected": inputs[0].shape[1], "patch_size": net.image_size, "order": "temporal"}
+    full: dict[str, Any] = {"num_selected": inputs[0].shape[1], "patch_size": net.image_size, "order": "temporal"}
     if len(net.classifier.heads.bias) < full["num_selected"]:
         return {}
     with net.using(**full), counting_macs(net) as counted:
@@ -217,7 +217,9 @@ def _against_full_size(net: AVGN, sample: dict, own: dict[str, Any]) -> dict[str
 
 def _seconds_by_part(net: AVGN, sample: dict, setting: dict[str, Any]) -> dict[str, float]:
     """Milliseconds per video of each part of the network in a batch of all of ``sample``."""
-    device, spent, starts = sample[VIDEO].device, {}, {}
+    device = sample[VIDEO].device
+    spent: dict[str, float] = {}
+    starts: dict[str, float] = {}
 
     def begin(module: torch.nn.Module, _: Any, name: str) -> None:
         synchronize(device)
@@ -262,14 +264,15 @@ def _early_exit(
         if seen >= videos:
             break
     confidence = exit_confidence(torch.cat(training)[:videos], criterion).T
-    metrics, points, inputs = {}, [], _inputs(sample)
+    metrics: dict[str, float] = {}
+    points, inputs = [], _inputs(sample)
     for p in exit_p:
         thresholds = exit_thresholds(confidence, p)
         left = apply_exit(steps.transpose(0, 1), thresholds, criterion)
         value = glance_metrics(left.logits, labels)[metric]
         by_step = _macs_by_step(net, inputs, len(thresholds))
         gflops = float((left.counts * by_step).sum() / len(labels))
-        shrinking = fastest(lambda t=thresholds: net.early_exit(*inputs, t, criterion), inputs[0].device)
+        shrinking = fastest(partial(net.early_exit, *inputs, thresholds, criterion), inputs[0].device)
         metrics |= {
             f"{metric}@exit_p{p:g}": value,
             f"gflops@exit_p{p:g}": gflops,
@@ -282,12 +285,13 @@ def _early_exit(
 
 def _macs_by_step(net: AVGN, inputs: tuple[Tensor, ...], steps: int) -> Tensor:
     """(K,) multiply-adds (G) of a video that leaves at each step, counted from runs in which one does."""
-    one, by_step = tuple(value[:1] for value in inputs), []
+    video, audio, valid = (value[:1] for value in inputs)
+    by_step = []
     for last in range(steps):
         thresholds = torch.full((steps,), float("inf"))
         thresholds[last] = ALWAYS
         with counting_macs(net) as counted:
-            net.early_exit(*one, thresholds)
+            net.early_exit(video, audio, valid, thresholds)
         by_step.append(sum(counted.values()) / 1e9)
     return torch.tensor(by_step, dtype=torch.float64)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -22,7 +21,7 @@ from models.errors import UserError
 from models.io import stable_hash
 
 if TYPE_CHECKING:
-    from datamodules.base import BaseDataModule
+    pass
 
 # ---- what a module offers ------------------------------------------------------------------------------------------
 
@@ -82,7 +81,10 @@ class ImageTextEncoder(Protocol):
     """The model behind the embeddings of a split: embeds raw images and texts."""
 
     preprocess: Any
-    vision: torch.nn.Module
+    vision: Any
+    head: Any
+    device: torch.device
+    logit_scale: Tensor
 
     def embed_images(self, images: Any, **options: Any) -> Tensor: ...
 
@@ -121,6 +123,7 @@ class EmbeddedSplit:
         load_encoders: the model itself, built when it is first asked for.
         labelled_features: a split's name to its frozen image features (N, D) and labels (N,).
         frozen: the frozen vectors that the embeddings were made of, (N, Dv) and (M, Dt); None where the head takes tokens.
+        simulated: whether the data is; suites do not mix measurements on simulated data with those on the user's own.
     """
 
     image: Tensor
@@ -136,8 +139,9 @@ class EmbeddedSplit:
     load_encoders: Callable[[], ImageTextEncoder] | None = None
     labelled_features: Callable[[str], tuple[Tensor, Tensor]] | None = None
     frozen: Callable[[], tuple[Tensor, Tensor]] | None = None
+    simulated: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in (("image", self.image), ("text", self.text)):
             if not bool(torch.isfinite(value).all()):
                 raise UserError(
@@ -155,13 +159,13 @@ class TrainedSplit:
     """A trained module and the split it is judged on: what the suites of methods that train on raw data take.
 
     Args:
-        module: in eval mode on its device.
-        data: a datamodule without a trainer, so that this process has the whole split.
+        module: in eval mode on its device: :class:`Predicts`, and what the suite asks for beyond.
+        data: a :class:`~datamodules.base.BaseDataModule` without a trainer, so that this process has the whole split.
         name: of the split.
     """
 
-    module: Predicts
-    data: BaseDataModule
+    module: Any
+    data: Any
     name: str
 
     def batches(self, **options: Any) -> Iterator[dict[str, Any]]:
@@ -215,7 +219,7 @@ class SuiteResult:
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    figures: dict[str, Callable[[Path], Any]] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 def spread(count: int, length: int) -> list[int]:

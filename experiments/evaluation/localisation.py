@@ -56,7 +56,8 @@ def localisation(
         limit: first images only.
         examples: how many images are drawn.
 
-    Left out with a note without ``root``, or for a head that has no projector of single patches.
+    Left out with a note without ``root``, for a head that has no projector of single patches, and where the set would be
+    simulated in a run on data that is not.
     """
     if root is None:
         return SuiteResult(notes=["localisation left out: give Pascal VOC's folder, evaluation.localisation.root=DIR."])
@@ -64,14 +65,21 @@ def localisation(
     if not getattr(head, "takes_tokens", False) or head.local_vision is None:
         return SuiteResult(notes=["localisation left out: this head projects no single patches."])
     if simulate is not None and not (Path(root) / "JPEGImages").is_dir():
-        root = simulate(root)
+        if not split.simulated:
+            return SuiteResult(
+                notes=[
+                    "localisation left out: its images would be simulated, and the data of this run is not. Give Pascal VOC's "
+                    "folder, evaluation.localisation.root=DIR."
+                ]
+            )
+        root = str(simulate(root))
     data = VocSegmentation(root, classes_file=classes_file)
     names = F.normalize(split.encode_text(data.class_names), dim=-1)
     count = min(len(data), limit or len(data))
     meter, others = LocalisationMeter(threshold), {name: LocalisationMeter(threshold) for name in BASELINES}
     # The whole image, whatever its shape: a crop would lose what the mask still has.
     preprocess = split.encoders.preprocess.resized(image_size, None, squash=True)
-    shown = []
+    shown: list[Any] = []
     for i, (image, labels, patches) in enumerate(_patches(split, data, range(count), preprocess, size, batch_size)):
         maps = (patches @ names.T).permute(2, 0, 1)
         meter.add(maps, labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -95,7 +95,8 @@ class _Read:
     """The texts and, where they are scored together, the media of a split, on the CPU."""
 
     def __init__(self, split: TrainedSplit, keep_media: bool):
-        texts, owner, self.rows = [], [], []
+        self.rows: list[int] = []
+        texts, owner = [], []
         self.media: list[dict[str, Tensor]] = []
         for batch in split.batches():
             text, media, of_batch = split.module.pair_inputs(batch)
@@ -154,7 +155,7 @@ def _fused(module: ScoresPairs, read: _Read, chosen: Tensor, batch_size: int) ->
     return scores
 
 
-def _chance(owner: Tensor, media: int, ks: Sequence[int], name: str = "retrieval", letter: str = "i") -> Mapping[str, float]:
+def _chance(owner: Tensor, media: int, ks: Sequence[int], name: str = "retrieval", letter: str = "i") -> dict[str, float]:
     texts = torch.bincount(owner, minlength=media)
     chance = {f"{name}/{letter}2t_recall@{k}": chance_recall_at(k, len(owner), texts) for k in ks}
     return chance | {f"{name}/t2{letter}_recall@{k}": chance_recall_at(k, media) for k in ks}

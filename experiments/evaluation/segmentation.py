@@ -72,20 +72,21 @@ def segmentation(
     prompts = fill(templates, names)
     queries = class_vectors(split.encode_text(prompts).unflatten(0, (len(names), len(templates)))).T
     device = split.encoders.device
-    query_class, queries = torch.tensor(query_class, device=device), queries.to(device)
+    class_of_query, queries = torch.tensor(query_class, device=device), queries.to(device)
     encoder = SegmentationEncoder(vision.network, attention, residual)
     log_scale = split.encoders.logit_scale.detach().float()
     temperature = log_scale if log_scale_temperature else log_scale.exp()
     classes, mean_std = (
-        int(query_class.max()) + 1,
+        int(class_of_query.max()) + 1,
         (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD) if statistics == "clip" else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     )
     counts = torch.zeros(classes, classes, dtype=torch.int64)
     for image_file, label_file in files:
         labels = torch.from_numpy(benchmarks.read_label_map(label_file, layout))
         pixels = prepare(benchmarks.open_image(image_file), short_side, *mean_std).to(device, vision.dtype)
-        logits = sliding_window_logits(encoder, split.encoders.head, pixels, queries, crop, stride, tuple(labels.shape))
-        predicted = predict_classes(temperature * logits.float(), query_class, threshold)[0].cpu()
+        size = (labels.shape[0], labels.shape[1])
+        logits = sliding_window_logits(encoder, split.encoders.head, pixels, queries, crop, stride, size)
+        predicted = predict_classes(temperature * logits.float(), class_of_query, threshold)[0].cpu()
         counts += confusion_matrix(predicted, labels, classes, VOID_LABEL)
     mean, _ = mean_iou(counts)
     settings = {

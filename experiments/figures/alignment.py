@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def layer_pairs(row: dict, scores: Sequence[str], path: Path) -> Path:
     return save(drawing, path)
 
 
-def _heat(axis, grid: np.ndarray, title: str):
+def _heat(axis: Any, grid: np.ndarray, title: str) -> Any:
     axis.set_title(title)
     return axis.imshow(grid, cmap="viridis", interpolation="nearest", aspect="auto")
 

@@ -31,7 +31,7 @@ def panels(image: np.ndarray, echoes: np.ndarray | None, predicted: np.ndarray, 
     for number, (title, view) in enumerate(zip(TITLES, views, strict=True)):
         panel = Image.fromarray(np.ascontiguousarray(view))
         scale = PANEL / max(panel.size)
-        panel = panel.resize((round(panel.width * scale), round(panel.height * scale)), Image.NEAREST)
+        panel = panel.resize((round(panel.width * scale), round(panel.height * scale)), Image.Resampling.NEAREST)
         left = GAP + number * (PANEL + GAP)
         canvas.paste(panel, (left, HEADING + (PANEL - panel.height) // 2))
         draw.text((left, 5), title, fill=(60, 60, 60))

@@ -53,7 +53,7 @@ def loss_curves(series: dict[str, tuple[list[int], list[float]]], path: Path) ->
     Args:
         series: {metric: (steps, values)} as :func:`experiments.run.loggers.read_metrics` gives it.
     """
-    panels = [
+    panels: list[tuple[str, list[str]]] = [
         ("loss", [name for name in ("train/loss", "val/loss") if name in series]),
         ("validation", [name for name in sorted(series) if name.startswith("val/") and not name.startswith("val/loss")][:12]),
     ]
@@ -137,7 +137,7 @@ def retrieved_captions(examples: Sequence[dict], load_image: Callable[[int], Ima
     return save(drawing, path)
 
 
-def _show(axis, image: Image.Image, label: str = "", framed: bool = False) -> None:
+def _show(axis: Any, image: Image.Image, label: str = "", framed: bool = False) -> None:
     axis.imshow(image)
     axis.set_xticks([])
     axis.set_yticks([])

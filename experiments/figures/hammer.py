@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -48,12 +48,12 @@ def findings(examples: Sequence[tuple[Image.Image, Finding, Truth | None]], path
     return save(drawing, path)
 
 
-def _frame(axis, box: Sequence[float], colour: str, style: str) -> None:
+def _frame(axis: Any, box: Sequence[float], colour: str, style: str) -> None:
     x1, y1, x2, y2 = box
     frame(axis, x1 - 0.5, y1 - 0.5, x2 - x1, y2 - y1, color=colour, lw=2, ls=style)
 
 
-def _caption(drawing, axis, finding: Finding, truth: Truth | None) -> None:
+def _caption(drawing: Any, axis: Any, finding: Finding, truth: Truth | None) -> None:
     """Word beside word, so that each can have its own colour."""
     renderer = drawing.canvas.get_renderer()
     for start in range(0, len(finding.words), WORDS_PER_LINE):

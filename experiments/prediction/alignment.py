@@ -9,15 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rich.table import Table
+from rich.table import Column, Table
 
 from datamodules.readers.base import BadSample
 from datamodules.readers.images import open_rgb
 from experiments.alignment import pipeline
 from experiments.prediction.base import write
-from experiments.run import parts
 from experiments.run.directory import Run
-from models.alignment.dual_encoder import DualEncoder
 from models.errors import UserError
 
 
@@ -27,20 +25,11 @@ def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) 
     files, texts = list(images), list(texts)
     if not files or not texts:
         raise UserError('predict needs files and texts: predict.images=[a.jpg,b.png] predict.texts=["a dog","a cat"]')
-    vision, text_encoder = pipeline.encoder(run, "vision"), pipeline.encoder(run, "text")
-    tokens = {name: "tokens" in run.cfg.encoder.keep[name] for name in ("vision", "text")}
-    module = parts.trained_module(
-        run,
-        {
-            "vision_dim": vision.token_dim if tokens["vision"] else vision.feature_dim,
-            "text_dim": text_encoder.token_dim if tokens["text"] else text_encoder.feature_dim,
-        },
-    )
-    encoders = DualEncoder(vision, text_encoder, module.head, pipeline.layer_pair(run))
+    encoders = pipeline.trained_dual_encoder(run)
     image = F.normalize(encoders.embed_images(_open(Path(file)) for file in files), dim=-1)
     text = F.normalize(encoders.embed_texts(texts), dim=-1)
     cosines = image @ text.T
-    table = Table("image", *texts, title="cosine")
+    table = Table(Column("image", overflow="fold"), *texts, title="cosine")  # a cut path would look like its neighbours
     predictions = []
     for file, row in zip(files, cosines, strict=True):
         table.add_row(file, *(f"{value:.3f}" for value in row.tolist()))

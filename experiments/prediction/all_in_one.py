@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from datamodules.readers.base import BadSample
@@ -35,7 +35,7 @@ def video_text(run: Run, videos: Sequence[str] = (), texts: Sequence[str] = ()) 
     module = parts.trained_module(run, data.facts())
     ids, mask = trim(*(part.to(module.device) for part in data.words(list(texts))))
     tokens = {TOKEN_IDS: ids, TOKEN_MASK: mask}
-    table = Table("clip", *texts)
+    table = Table(Column("clip", overflow="fold"), *texts)
     predictions = []
     for name in videos:
         clip = {VIDEO: _open(name, data)[None].to(module.device)}

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 
 from datamodules.audio_visual import Snippets
 from datamodules.order import BatchRequest
@@ -30,12 +31,12 @@ def audio_visual(run: Run, videos: Sequence[str] = ()) -> dict[str, Any]:
     module = parts.trained_module(run, data.facts())
     rows = [VideoRow(str(Path(name).expanduser().resolve()), 1, 3, (0,)) for name in videos]
     snippets = Snippets(rows, Path("/"), LAYOUTS[data.layout], data.class_names, **data.reading)
-    batch = snippets[BatchRequest(range(len(rows)), 0, 0)]
+    batch = snippets[BatchRequest(np.arange(len(rows)), 0, 0)]
     if batch[SKIPPED]:
         raise UserError("\n".join(f"predict.videos: {skipped.key}: {skipped.reason}" for skipped in batch[SKIPPED]))
     batch = {key: value.to(module.device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
     output = module.model(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID])
-    table, predictions = Table("video", "class", "probability", "looked at (s)"), []
+    table, predictions = Table(Column("video", overflow="fold"), "class", "probability", "looked at (s)"), []
     for number, name in enumerate(videos):
         probability, best = output.logits[number, -1].softmax(dim=0).topk(min(3, len(data.class_names)))
         times = [round(time, 2) for time in batch[TIMES][number, output.indices[number]].tolist()]

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
+from experiments.run import screen
 from experiments.run.directory import Run
 from models.io import atomic_write
 
@@ -17,7 +18,7 @@ log = logging.getLogger("run")
 
 def write(run: Run, predictions: Sequence[dict[str, Any]], *shown: RenderableType) -> None:
     """Print ``shown`` (tables, lines) and write ``predictions``, one dict per input, to ``predictions.json`` of the run."""
-    console = Console(highlight=False)
+    console = screen.console()
     for part in shown:
         console.print(part)
     path = run.dir / "predictions.json"

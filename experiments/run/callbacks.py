@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -40,7 +40,7 @@ class Checkpoints(pl.Callback):
         self.best: float | None = None
         self.validation_due = False  # in the state that is saved: between a step and the end of the validation after it
         self.saved_at = time.monotonic()
-        self.group: dist.ProcessGroup | None = None
+        self.group: Any = None
 
     def state_dict(self) -> dict:
         return {"best": self.best, "validation_due": self.validation_due}
@@ -146,7 +146,8 @@ class RandomSteps(pl.Callback):
         self.seed = seed
 
     def _seed(self, trainer: pl.Trainer) -> None:
-        done = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        done = batches.processed
         torch.manual_seed((self.seed * 1_000_003 + done) * 4099 + trainer.global_rank)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:

@@ -76,7 +76,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def newest_sound(folder: Path, names: Sequence[str] = ("last", "best")) -> tuple[Path | None, list[str]]:
     """The first checkpoint of ``names`` that is undamaged (None without one), and what is wrong with those before it."""
-    problems = []
+    problems: list[str] = []
     for path in (folder / name for name in names):
         if path.is_dir():
             try:

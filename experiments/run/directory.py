@@ -52,9 +52,11 @@ class Run:
         return self.record["notes"]
 
     def note(self, text: str) -> None:
-        """Say something loudly, once, in the log, the table and result.json."""
+        """Say something in the table and result.json, and once in the log, also where compared variants say it again."""
         if text not in self.notes:
-            log.warning(text)
+            if text not in self.shared.setdefault("logged notes", []):
+                log.warning(text)
+                self.shared["logged notes"].append(text)
             self.notes.append(text)
             self.save()
 
@@ -99,7 +101,7 @@ def identity_of(cfg: DictConfig) -> str:
     return stable_hash(_lasting(OmegaConf.to_container(cfg, resolve=True)))
 
 
-def _lasting(content: dict[str, Any]) -> dict[str, Any]:
+def _lasting(content: Any) -> dict[str, Any]:
     """The part of a configuration that decides the results."""
 
     def prune(node: Any) -> Any:
@@ -182,7 +184,7 @@ def _enter(cfg: DictConfig, folder: Path, name: str, identity: str, overrides: l
         unlock(folder)
         raise UserError(
             f"{folder} holds a run of another configuration:\n{_differences(folder, cfg)}\n"
-            "Repeat its overrides (see its config.yaml), or start a fresh run without resume."
+            "Repeat its overrides (see its config.yaml), or start a fresh run: without resume, a sweep with another sweep_name."
         )
     if not run.record:
         run.record = {"experiment": name, "identity": identity, "created": _now(), "notes": [], "stages": {}}
@@ -260,10 +262,15 @@ def _slug(overrides: list[str]) -> str:
 
 def _differences(folder: Path, cfg: DictConfig) -> str:
     configs = OmegaConf.load(folder / "config.yaml"), cfg
-    left, right = (_flat(_lasting(OmegaConf.to_container(config, resolve=True))) for config in configs)
+    lines = differences(*(_lasting(OmegaConf.to_container(config, resolve=True)) for config in configs))
+    return "\n".join(f"  {line}" for line in lines[:10])
+
+
+def differences(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each dotted key in which two nested dicts differ, with both values."""
+    left, right = _flat(there), _flat(now)
     keys = sorted(left.keys() | right.keys())
-    lines = [f"  {k}: {left.get(k, 'absent')} there, {right.get(k, 'absent')} now" for k in keys if left.get(k) != right.get(k)]
-    return "\n".join(lines[:10])
+    return [f"{k}: {left.get(k, 'absent')} there, {right.get(k, 'absent')} now" for k in keys if left.get(k) != right.get(k)]
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.run.ranks import is_main_process
 
@@ -86,8 +86,9 @@ def handled_here(trainer: pl.Trainer) -> Iterator[None]:
     Lightning's handler broadcasts among the ranks, which hangs unless all of them receive the signal in the same step, and
     its training loop asks for the signal with a broadcast and a synchronisation of the device in every step.
     """
-    trainer._signal_connector.register_signal_handlers = lambda: None
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    connector: Any = trainer._signal_connector
+    epoch_loop: Any = trainer.fit_loop.epoch_loop
+    connector.register_signal_handlers = epoch_loop._broadcast_sigterm_tensor = lambda: None
     try:
         yield
     except Interrupted:

@@ -90,8 +90,9 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
                 damaged += 1
                 continue
             if line.endswith("\n"):  # else the writer has been cut off, perhaps within the number
-                for column, number in zip(series.setdefault(name, ([], [])), row, strict=True):
-                    column.append(number)
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(row[0])
+                values.append(row[1])
     if damaged:
         log.warning("%s: %d rows are damaged and left out", path, damaged)
     return series

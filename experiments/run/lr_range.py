@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -40,7 +42,8 @@ class LearningRateRangeTest(pl.Callback):
             batch = pl_module.transfer_batch_to_device(next(batches), pl_module.device, 0)
             return pl_module.batch_loss(batch)
 
-        warmups = {module: module.warmup_steps for module in pl_module.modules() if hasattr(module, "warmup_steps")}
+        modules: Iterator[Any] = pl_module.modules()
+        warmups = {module: module.warmup_steps for module in modules if hasattr(module, "warmup_steps")}
         for module in warmups:
             module.warmup_steps = 0
         try:
@@ -59,7 +62,8 @@ class LearningRateRangeTest(pl.Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = group["initial_lr"] = rate
         for config in trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
             multiplier = pl_module.multiplier(rate)  # a schedule with absolute bounds depends on the rate
-            config.scheduler.base_lrs, config.scheduler.lr_lambdas = [rate], [multiplier]
+            scheduler.base_lrs, scheduler.lr_lambdas = [rate], [multiplier]
             trainer.optimizers[0].param_groups[0]["lr"] = rate * multiplier(0)
         log.info("learning-rate range test: %.3g", rate)

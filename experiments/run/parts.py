@@ -16,6 +16,7 @@ from experiments.config.instantiation import build
 from experiments.evaluation.base import TrainedSplit
 from experiments.run.checkpoint_io import read_weights
 from experiments.run.directory import Run
+from experiments.run.origin import check_fact, origin_facts
 from models.errors import UserError
 from models.io import CheckpointError, load_strictly, read_tensors, stable_hash
 
@@ -37,8 +38,8 @@ def device(run: Run) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def datamodule(run: Run) -> pl.LightningDataModule:
-    """The configured datamodule, prepared and set up."""
+def datamodule(run: Run) -> Any:
+    """The configured datamodule, prepared and set up. What the reader of a result must know of it becomes notes."""
 
     def make() -> pl.LightningDataModule:
         data = build(run.cfg.datamodule)
@@ -46,7 +47,22 @@ def datamodule(run: Run) -> pl.LightningDataModule:
         data.setup()
         return data
 
-    return shared(run, "datamodule", run.cfg.datamodule, make)
+    data = shared(run, "datamodule", run.cfg.datamodule, make)
+    if data.simulated:
+        run.note("SIMULATED DATA: written by this code, not measured on anything real.")
+    for note in data.notes:
+        run.note(note)
+    return data
+
+
+def description_of_data(run: Run) -> dict[str, Any]:
+    """What identifies the data of a run, for its record and for the card of an exported model."""
+    data, node = datamodule(run), run.cfg.datamodule
+    splits = {
+        name: {"samples": len(dataset), "fingerprint": getattr(dataset, "fingerprint", None)}
+        for name, dataset in data.splits.items()
+    }
+    return {"datamodule": node["_target_"], "root": node.get("root"), "simulated": data.simulated, "splits": splits}
 
 
 def note_skipped(run: Run) -> None:
@@ -99,6 +115,8 @@ def load_weights(module: BaseModule, checkpoint: Path, fine_tune: bool = False) 
 def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:
     """The module with the weights that evaluation and prediction use: what this run has trained, else ``checkpoint``."""
     built = module(run, facts)
+    if names := origin_facts(run, "fit").get("label_names"):
+        check_fact(run, "classes", names, list(datamodule(run).label_names))
     if run.cfg.checkpoint and "fit" not in run.cfg.stages:
         load_weights(built, Path(run.cfg.checkpoint))
     else:

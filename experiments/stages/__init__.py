@@ -23,7 +23,7 @@ def stage(every_rank: bool = False, repeat: bool = False, needs_weights: bool = 
         needs_weights: works with trained weights, from the stage ``fit`` or from ``checkpoint``.
     """
 
-    def mark(function: Callable) -> Callable:
+    def mark(function: Any) -> Callable:
         function.every_rank, function.repeat, function.needs_weights = every_rank, repeat, needs_weights
         return function
 
@@ -41,12 +41,14 @@ def run_stages(run: Run) -> bool:
 
     from experiments.config.instantiation import build
     from experiments.run import distributed, interruption
+    from experiments.run.origin import check_configuration
     from experiments.run.ranks import is_main_process
 
     pl.seed_everything(run.cfg.seed, workers=True, verbose=False)
     if run.cfg.threads:
         torch.set_num_threads(run.cfg.threads)
     functions = {name: build(run.cfg.pipeline[name]) for name in run.cfg.stages}
+    check_configuration(run)
     repeats = any(not run.is_done(name) for name in functions) or all(each.func.repeat for each in functions.values())
     for position, (name, function) in enumerate(functions.items()):
         later = list(functions.values())[position:]

@@ -19,16 +19,19 @@ log = logging.getLogger("run")
 
 @stage(needs_weights=True)
 def evaluate(run: Run, subject: Callable[[Run, str], Any] = parts.trained_split) -> Facts:
-    """Run every suite; keeps metrics, baselines and hashes, and draws the figures.
+    """Run every suite; keeps metrics, baselines and hashes, and draws the figures. Of data without a held-out split: a note.
 
     Args:
         run: the run.
         subject: ``(run, split) -> what the suites take``; by default the trained module and the split's data.
     """
-    split = "test" if "test" in parts.datamodule(run).splits else "val"
-    if split != "test":
-        run.note("EVALUATED ON VAL: the data has no test split.")
+    split = next((name for name in ("test", "val") if name in parts.datamodule(run).splits), None)
     facts: Facts = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "figures": {}}
+    if split is None:
+        run.note("NOT EVALUATED: the data has neither a test nor a val split.")
+        return facts
+    if split == "val":
+        run.note("EVALUATED ON VAL: the data has no test split.")
     evaluated = None
     for name, suite in (run.cfg.evaluation or {}).items():
         if suite is None:  # a recipe does without a suite of the option it inherits
@@ -48,5 +51,5 @@ def evaluate(run: Run, subject: Callable[[Run, str], Any] = parts.trained_split)
         for note in result.notes:
             run.note(note)
     parts.note_skipped(run)
-    log.info("evaluate: %d metrics of the split %s", len(facts["metrics"]), split)
+    log.info("evaluate %s: %d metrics of the split %s", run.record["experiment"], len(facts["metrics"]), split)
     return facts

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from hydra import compose
 
 from experiments.config.conflicts import batch_key_conflicts
 from experiments.config.instantiation import build
+from experiments.config.overrides import key_of
 from experiments.run import interruption, loggers, parts
 from experiments.run.checkpoint_io import DirectoryCheckpointIO, newest_sound, read_meta
 from experiments.run.directory import Run
@@ -39,12 +41,18 @@ def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodu
     resume = _resume_point(run)
     if run.cfg.checkpoint and not resume:
         parts.load_weights(module, Path(run.cfg.checkpoint), fine_tune=True)
+    if not run.cfg.checkpoint and _recipe_asks_for_weights(run):
+        run.note("RANDOM WEIGHTS: the recipe starts from a checkpoint; with checkpoint=null the model starts from nothing.")
+    callbacks = [build(node) for node in (run.cfg.callbacks or {}).values() if node]
+    if "val" not in data.splits:
+        run.note("NO VAL SPLIT: no checkpoint is chosen and nothing stops early; the last checkpoint counts.")
+        callbacks = [each for each in callbacks if not _waits_for_validation(each)]
     meta = read_meta(resume) if resume else {"global_step": 0, "metrics_bytes": 0}
     trainer = build(
         run.cfg.trainer,
         default_root_dir=str(run.dir),
         logger=[loggers.MetricsFile(run.dir, meta["metrics_bytes"]), *loggers.configured(run)],
-        callbacks=[build(node) for node in (run.cfg.callbacks or {}).values() if node],
+        callbacks=callbacks,
         plugins=[DirectoryCheckpointIO()],
         enable_checkpointing=False,  # experiments.run.callbacks.Checkpoints does it
         enable_progress_bar=False,
@@ -56,7 +64,25 @@ def fit(run: Run, data: Callable[[Run], pl.LightningDataModule] = parts.datamodu
         trainer.fit(module, datamodule=data, ckpt_path=str(resume) if resume else None, weights_only=True)
     parts.note_skipped(run)
     data.trainer = None  # later stages see whole splits, not one rank's share
-    return {"steps": trainer.global_step, "epochs": trainer.current_epoch, "trainable_parameters": count}
+    return {
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "trainable_parameters": count,
+        "label_names": list(parts.datamodule(run).label_names),
+        "trained_on": parts.description_of_data(run),
+    }
+
+
+def _recipe_asks_for_weights(run: Run) -> bool:
+    """Whether ``checkpoint=null`` on the command line takes the place of weights that the recipe starts from."""
+    others = [override for override in run.overrides if key_of(override) != "checkpoint"]
+    if len(others) == len(run.overrides):
+        return False
+    return compose("config", overrides=others).checkpoint is not None
+
+
+def _waits_for_validation(callback: pl.Callback) -> bool:
+    return isinstance(callback, pl.callbacks.EarlyStopping) and callback.monitor.startswith("val/")
 
 
 def _resume_point(run: Run) -> Path | None:

@@ -6,11 +6,10 @@ import json
 import logging
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments.figures import canvas
-from experiments.run import loggers
+from experiments.run import loggers, screen
 from experiments.run.directory import Run, environment
 from experiments.stages import Facts, stage
 from models.io import atomic_write
@@ -70,13 +69,12 @@ def _print_table(run: Run, metrics: dict, baselines: dict[str, dict], durations:
     for name, value in metrics.items():
         others = (_number(baseline.get(name)) for baseline in baselines.values())
         table.add_row(name, _number(value), *others)
-    # On a pipe rich would wrap at 80 columns and tear the names apart.
-    console = Console(width=None if Console().is_terminal else 160)
+    console = screen.console()
     console.print(table)
     for note in run.notes:
         console.print(f"! {note}", markup=False)
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in durations.items() if seconds is not None)
-    console.print(f"{spent}\nresult, figures and checkpoints: {run.dir}", markup=False, highlight=False)
+    console.print(f"{spent}\nresult, figures and checkpoints: {run.dir}", markup=False)
 
 
 def _number(value: float | None) -> str:

@@ -2,16 +2,18 @@
 
 On disk it is a directory::
 
-    config.json         the encoders' classes, arguments and identities
-    head.safetensors    the trained head, under the names of SAIL's official code
+    config.json         the head's and the encoders' classes and arguments, the encoders' identities, the chosen layers
+    head.safetensors    the trained head, under its own names or those of its official code
     vision/, text/      the encoders' own files; left out, the encoders are found as they were in training
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,14 @@ from models.encoders.text import HFTextEncoder
 from models.encoders.vision import HFVisionEncoder, TimmVisionEncoder
 from models.errors import UserError
 from models.freeze_align.head import TokenAlignmentHead
-from models.io import read_tensors
-from models.sail.checkpoint import head_from_official, to_official
+from models.io import CheckpointError, load_strictly, read_tensors
+from models.sail.checkpoint import head_from_official
 from models.sail.sharelock import ShareLockHead
 
-CONFIG, HEAD, FORMAT = "config.json", "head.safetensors", "dual-encoder-1"
+CONFIG, HEAD, FORMAT = "config.json", "head.safetensors", "dual-encoder-2"
+SAIL_FORMAT = "dual-encoder-1"  # of earlier exports: always a head of SAIL under its official names
 # What a configuration may ask for: reading a directory from elsewhere must not call anything else.
+HEADS = ("models.alignment.", "models.freeze_align.", "models.sail.", "models.structure.")
 ENCODERS = {cls.__name__: cls for cls in (TimmVisionEncoder, HFVisionEncoder, HFTextEncoder)}
 
 
@@ -115,24 +119,37 @@ class DualEncoder(nn.Module):
 
 def save_dual_encoder(
     folder: Path,
-    vision: FrozenEncoder,
-    text: FrozenEncoder,
-    head: AlignmentHead | ShareLockHead,
+    model: DualEncoder,
     arguments: Mapping[str, Mapping[str, Any]],
+    official: str | None = None,
     copy_encoders: bool = True,
 ) -> None:
     """Write what :func:`load_dual_encoder` reads into an existing folder.
 
     Args:
-        arguments: of 'vision' and 'text', what their constructors were called with.
+        arguments: of 'vision' and 'text', what their constructors were called with, and of 'head' the same with the class's
+            dotted name as ``_target_``; classes within it likewise, with ``_partial_`` where they are factories.
+        official: write the head's weights under the names of this module of official names ('models.sail.checkpoint',
+            'models.freeze_align.checkpoint', 'models.structure.checkpoint'); None: under its own names.
         copy_encoders: put the encoders' files beside the head. False keeps the directory small; loading then needs the same
             weights to be found again by name or path.
 
-    Raises CheckpointError for a projector without official counterpart, UserError for an encoder that is none of ours.
+    Raises:
+        UserError: an encoder or a part of the head that is none of ours, or weights that do not fit the head's arguments.
+        CheckpointError: a projector without official counterpart.
     """
-    save_file({key: value.contiguous().cpu() for key, value in to_official(head).items()}, folder / HEAD)
-    config: dict[str, Any] = {"format": FORMAT}
-    for name, encoder in (("vision", vision), ("text", text)):
+    weights = model.head.state_dict() if official is None else _official_names(official).to_official(model.head)
+    weights = {key: value.contiguous().cpu() for key, value in weights.items()}
+    save_file(weights, folder / HEAD)
+    layers = [model.vision_layer, model.text_layer]
+    config: dict[str, Any] = {"format": FORMAT, "head": arguments["head"], "official": official, "layers": layers}
+    try:
+        _load_head(config, weights)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the head is not of its configuration; from an official file, write official names. {error}"
+        ) from None
+    for name, encoder in (("vision", model.vision), ("text", model.text)):
         if type(encoder).__name__ not in ENCODERS:
             raise UserError(
                 f"an encoder of the class {type(encoder).__name__} cannot be exported; known: {', '.join(ENCODERS)}."
@@ -179,10 +196,43 @@ def load_dual_encoder(folder: str | Path, trust_remote_code: bool = False) -> Du
         written = config["format"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is no exported dual encoder: {CONFIG} cannot be read ({error}).") from error
-    if written != FORMAT:
-        raise UserError(f"{folder} is of the format '{written}'; this code reads '{FORMAT}'.")
+    if written not in (FORMAT, SAIL_FORMAT):
+        raise UserError(f"{folder} is of the format '{written}'; this code reads '{FORMAT}' and '{SAIL_FORMAT}'.")
+    weights = read_tensors(folder / HEAD)
+    head = head_from_official(weights) if written == SAIL_FORMAT else _load_head(config, weights)
     vision, text = (_load_encoder(folder, config, name, trust_remote_code) for name in ("vision", "text"))
-    return DualEncoder(vision, text, head_from_official(read_tensors(folder / HEAD))).eval()
+    return DualEncoder(vision, text, head, tuple(config.get("layers", (None, None)))).eval()
+
+
+def _load_head(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> nn.Module:
+    head = _build(config["head"])
+    if config["official"] is not None:
+        return _official_names(config["official"]).import_head(dict(weights), head)
+    load_strictly(head, dict(weights))
+    return head
+
+
+def _official_names(module: str) -> Any:
+    if not (module.startswith(HEADS) and module.endswith(".checkpoint")):
+        raise UserError(f"'{module}' holds no official names of heads.")
+    return importlib.import_module(module)
+
+
+def _build(node: Any) -> Any:
+    """An object of one of the allowed classes from ``_target_`` and arguments; plain values as they are."""
+    if not isinstance(node, Mapping):
+        return node
+    module, _, name = str(node.get("_target_")).rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module), name, None) if f"{module}.".startswith(HEADS) else None
+    except ModuleNotFoundError:
+        target = None
+    if not (isinstance(target, type) and issubclass(target, nn.Module) and target.__module__ == module):
+        raise UserError(
+            f"{CONFIG}: the head may not be built of {node.get('_target_')}, only of classes of {', '.join(HEADS)}."
+        )
+    arguments = {key: _build(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    return partial(target, **arguments) if node.get("_partial_") else target(**arguments)
 
 
 def _load_encoder(folder: Path, config: dict, name: str, trust_remote_code: bool) -> FrozenEncoder:

@@ -6,7 +6,7 @@ SAIL's weights start Xavier-uniform with biases at zero; freeze-align's and STRU
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,19 @@ class _Gated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, eps, up_weight, up_bias, down_weight, down_bias, clamp, learns):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        eps: float,
+        up_weight: Tensor,
+        up_bias: Tensor,
+        down_weight: Tensor,
+        down_bias: Tensor,
+        clamp: float,
+        learns: bool,
+    ) -> Tensor:
         ctx.dtype, ctx.eps, ctx.clamp = product_dtype(x.device, up_weight.dtype), eps, clamp
         up, down = up_weight.to(ctx.dtype), down_weight.to(ctx.dtype)
         branches = x.new_empty(len(x) if learns else min(CHUNK_ROWS, len(x)), len(up), dtype=ctx.dtype)
@@ -120,7 +132,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, norm_weight, norm_bias, up_weight, down_weight, branches = ctx.saved_tensors
         up, down = up_weight.to(ctx.dtype), down_weight.to(ctx.dtype)
         grad_out = grad_out.to(ctx.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class Block(vision_transformer.Block):
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, drop_rate: float, drop_path_rate: float):
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
         super().__init__(width, heads, mlp_ratio, qkv_bias=True, proj_drop=drop_rate, drop_path=drop_path_rate, norm_layer=norm)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, rows: int | None = None) -> Tensor:
@@ -39,14 +40,14 @@ class Block(vision_transformer.Block):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-def attend_first(attn: vision_transformer.Attention, x: Tensor, mask: Tensor | None, rows: int) -> Tensor:
+def attend_first(attn: nn.Module, x: Tensor, mask: Tensor | None, rows: int) -> Tensor:
     """The first ``rows`` outputs (N, rows, D) of timm's attention on (N, L, D)."""
     few = 2 * rows * attn.num_heads <= x.shape[-1]
     out = (_few_queries if few else _leading_queries)(attn, x, mask, rows)
     return attn.proj_drop(attn.proj(out.flatten(2)))
 
 
-def _leading_queries(attn: vision_transformer.Attention, x: Tensor, mask: Tensor | None, rows: int) -> Tensor:
+def _leading_queries(attn: nn.Module, x: Tensor, mask: Tensor | None, rows: int) -> Tensor:
     """(N, rows, H, d) with the keys and values of all L tokens, the queries of the first ones."""
     width, heads = x.shape[-1], attn.num_heads
     weight, bias = attn.qkv.weight, attn.qkv.bias
@@ -55,7 +56,7 @@ def _leading_queries(attn: vision_transformer.Attention, x: Tensor, mask: Tensor
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-def _few_queries(attn: vision_transformer.Attention, x: Tensor, mask: Tensor | None, rows: int) -> Tensor:
+def _few_queries(attn: nn.Module, x: Tensor, mask: Tensor | None, rows: int) -> Tensor:
     """(N, rows, H, d) for a few queries, without keys and values of all L tokens.
 
     q . (W_k x + b_k) = (W_k^T q) . x + q . b_k, whose last term is the same for every key and falls out of the softmax;

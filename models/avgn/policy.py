@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class _Crop(torch.autograd.Function):
     would fill a tensor of every window there is, and that of the blending would keep four times as much."""
 
     @staticmethod
-    def forward(ctx, frames: Tensor, place: Tensor, size: int) -> Tensor:
+    def forward(ctx: Any, frames: Tensor, place: Tensor, size: int) -> Tensor:
         # The last window begins one pixel early and blends fully to its neighbour: the same value without a border.
         corner = place.floor().clamp_(0, frames.shape[-1] - size - 1)
         fraction, corner = (place - corner)[:, :, None, None, None], corner.long()
@@ -71,7 +71,7 @@ class _Crop(torch.autograd.Function):
         return _across(_down(window, fraction), fraction)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         window, fraction, corner = ctx.saved_tensors
         down = _across(window, fraction).diff(dim=2).mul_(gradient).sum(dim=(1, 2, 3))
         right = _down(window, fraction).diff(dim=3).mul_(gradient).sum(dim=(1, 2, 3))

@@ -7,6 +7,7 @@ equations are ours and stand at :class:`CaDConv`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ class _GatherTaps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, value: Tensor, alpha: Tensor, taps: Tensor, dilations: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, value: Tensor, alpha: Tensor, taps: Tensor, dilations: tuple[int, ...]) -> Tensor:
         work = _Workspace(value, taps, dilations)
         out, result = torch.empty_like(value), torch.empty_like(work.middle)
         by_group, inner = work.by_group(out), work.crop(result)
@@ -134,7 +135,7 @@ class _GatherTaps(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         value, alpha, taps = ctx.saved_tensors
         work = _Workspace(value, taps, ctx.dilations)
         grad_value, grad_alpha, grad_taps = torch.empty_like(value), torch.zeros_like(alpha), torch.empty_like(taps)

@@ -7,7 +7,7 @@ several pairs narrows the place down.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class UltrasonicRig(NamedTuple):
     first_sample: the number of the first stored sample after emission; full_scale: the ADC's largest value.
     """
 
-    positions: tuple[tuple[float, float, float], ...]
+    positions: tuple[tuple[float, ...], ...]
     yaw: tuple[float, ...]
     pairs: tuple[tuple[int, int], ...]
     az_half: float = math.radians(35)
@@ -55,7 +55,10 @@ class UltrasonicRig(NamedTuple):
         return np.array([sensor in pair for pair in self.pairs], dtype=bool)
 
 
-def speed_of_sound(celsius: float | Tensor) -> float | Tensor:
+Number = TypeVar("Number", float, Tensor)
+
+
+def speed_of_sound(celsius: Number) -> Number:
     """Metres per second in air."""
     return 331.3 * (1 + celsius / 273.15) ** 0.5
 

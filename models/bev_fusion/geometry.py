@@ -72,13 +72,13 @@ class Camera:
     """
 
     model: str
-    k: tuple[float, float, float, float]
+    k: tuple[float, ...]
     scale: tuple[float, float]
     centre: tuple[float, float]
     width: int
     height: int
-    quaternion: tuple[float, float, float, float]
-    translation: tuple[float, float, float]
+    quaternion: tuple[float, ...]
+    translation: tuple[float, ...]
     fov: float = math.radians(190)
 
     # ---- the angle's polynomial -----------------------------------------------------------------------------------
@@ -136,21 +136,22 @@ class Camera:
         """Pixels (..., 2) to unit rays (..., 3) in the camera frame, and whether the lens sees there."""
         m = (pixels - np.asarray(self.centre)) / np.asarray(self.scale)
         target = np.hypot(m[..., 0], m[..., 1])
-        valid = target <= self.radius(np.float64(self.theta_max))
+        valid = target <= self.radius(np.array(self.theta_max))
         theta = self._invert(np.where(valid, target, 0.0))
         direction = m / np.where(target > 0, target, 1.0)[..., None]
         return np.concatenate([np.sin(theta)[..., None] * direction, np.cos(theta)[..., None]], axis=-1), valid
 
     def _invert(self, target: Array) -> Array:
         """Angles in [0, theta_max] whose radius is ``target``: Newton on all at once, bisection for what stays open."""
-        theta = np.clip(target / self.slope(np.float64(0.0)), 0.0, self.theta_max)
+        theta = np.clip(target / self.slope(np.array(0.0)), 0.0, self.theta_max)
         for _ in range(NEWTON_STEPS):
             slope = self.slope(theta)
             step = (self.radius(theta) - target) / np.where(np.abs(slope) > 1e-12, slope, 1e-12)
             theta = np.clip(theta - step, 0.0, self.theta_max)
         left = np.abs(self.radius(theta) - target) > TOLERANCE * np.maximum(1.0, target)
         if left.any():
-            low, high = np.zeros(int(left.sum())), np.full(int(left.sum()), self.theta_max)
+            low: Array = np.zeros(int(left.sum()))
+            high: Array = np.full_like(low, self.theta_max)
             for _ in range(BISECTIONS):
                 middle = (low + high) / 2
                 below = self.radius(middle) < target[left]
@@ -230,7 +231,7 @@ def camera_from_json(record: Mapping[str, Any], where: str = "the calibration") 
     if min(width, height, *scale, fov) <= 0:
         raise UserError(f"{where}: width, height, aspect_ratio or fx and fy, and fov_deg must be above 0.")
     camera = Camera(model, k, scale, centre, width, height, quaternion, translation, fov)
-    if camera.slope(np.float64(0.0)) <= 0:
+    if camera.slope(np.array(0.0)) <= 0:
         raise UserError(f"{where}: k1={k[0]:g}: the distance from the principal point must grow with the angle.")
     return camera
 
@@ -249,7 +250,7 @@ def camera_to_json(camera: Camera, name: str = "RV") -> dict[str, Any]:
     return {"extrinsic": extrinsic, "intrinsic": inner, "name": name}
 
 
-def rotation_matrix(quaternion: tuple[float, float, float, float]) -> Array:
+def rotation_matrix(quaternion: tuple[float, ...]) -> Array:
     """(3, 3) rotation of a quaternion (x, y, z, w) of any length but 0."""
     x, y, z, w = np.asarray(quaternion, dtype=np.float64) / np.linalg.norm(quaternion)
     return np.array(
@@ -261,7 +262,7 @@ def rotation_matrix(quaternion: tuple[float, float, float, float]) -> Array:
     )
 
 
-def _multiply(a: tuple, b: tuple) -> tuple[float, float, float, float]:
+def _multiply(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
     """The quaternion (x, y, z, w) of first turning by ``b``, then by ``a``."""
     ax, ay, az, aw = a
     bx, by, bz, bw = b

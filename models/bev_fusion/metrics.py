@@ -21,8 +21,8 @@ TABLE = ("image", "matched", "distance", "euclidean", "absolute", "normalized")
 
 def confusion(label: NDArray, predicted: NDArray, classes: int) -> NDArray[np.int64]:
     """(K, K) counts over the cells whose label is not 255: rows are labels, columns predictions."""
-    label, predicted = (torch.from_numpy(np.asarray(cells, dtype=np.int64)) for cells in (label, predicted))
-    return confusion_matrix(predicted, label, classes, VOID_LABEL).numpy()
+    truth, choice = (torch.from_numpy(np.asarray(cells, dtype=np.int64)) for cells in (label, predicted))
+    return confusion_matrix(choice, truth, classes, VOID_LABEL).numpy()
 
 
 def cell_scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -105,12 +105,14 @@ def object_scores(
 def summarise(table: NDArray[np.float64], num_predicted: int, right: int) -> ObjectScores:
     """Scores of the rows of a table, of which there may be a part only."""
     matched = table[table[:, 1] == 1]
-    means = matched[:, 3:].mean(0) if len(matched) else np.zeros(3)
+    euclidean, absolute, normalized = (matched[:, 3:].mean(0) if len(matched) else np.zeros(3)).tolist()
     return ObjectScores(
         table,
         len(matched) / len(table) if len(table) else 0.0,
         right / num_predicted if num_predicted else 0.0,
-        *(float(value) for value in means),
+        euclidean,
+        absolute,
+        normalized,
         num_predicted,
         right,
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def resize_positions(table: Tensor, height: int, width: int, offset: float = 0.1) -> Tensor:
@@ -25,7 +27,7 @@ def resize_positions(table: Tensor, height: int, width: int, offset: float = 0.1
     return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
-def use_scaled_positions(embeddings: nn.Module, offset: float = 0.1) -> None:
+def use_scaled_positions(embeddings: Any, offset: float = 0.1) -> None:
     """Make transformers' Dinov2Embeddings resize its table by :func:`resize_positions`."""
     patch = embeddings.patch_size
 

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import timm.data
@@ -70,7 +70,7 @@ class TimmVisionEncoder(FrozenEncoder):
             raise ValueError(f"layers=True needs a network made of blocks; {name} has none")
         # Convolutions run faster on channels_last, on CPU and GPU alike.
         self.memory_format = torch.contiguous_format if self.is_transformer else torch.channels_last
-        self.network.to(dtype=self.dtype, memory_format=self.memory_format)
+        self.network.to(self.dtype).to(memory_format=self.memory_format)
         self._freeze()
         probe = self(torch.zeros(1, 3, *self.preprocess.size))
         self.feature_dim, self.token_dim = probe.pooled.shape[-1], probe.tokens.shape[-1]
@@ -155,7 +155,8 @@ class HFVisionEncoder(FrozenEncoder):
         self.source = path = find_weights(name, name, weights, OPTION)
         self.preprocess = from_processor_folder(path).resized(image_size, crop_fraction, squash)
         self.network = load_transformer(path, "vision_model", DTYPES[dtype], with_pooler=pooling == "pooler")
-        self.pooling, self.with_layers, self.dtype = pooling, layers, DTYPES[dtype]
+        self.pooling: Any = pooling
+        self.with_layers, self.dtype = layers, DTYPES[dtype]
         if position_offset is not None:
             if self.network.config.model_type != "dinov2":
                 raise ValueError(f"position_offset is for DINOv2; {name} is a {self.network.config.model_type}")
@@ -214,7 +215,7 @@ def _as_tokens(out: Tensor, channels_last: bool) -> Tensor:
 def _load_timm(name: str, path: Path, image_size: int | None) -> nn.Module:
     """Build `name` without its classifier and fill every weight from the file `path`, or raise CheckpointError."""
     tensors = _by_timm_names(name, read_tensors(path))
-    sized = {} if image_size is None else {"img_size": image_size}
+    sized: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
         network = timm.create_model(name, num_classes=0, **sized)
     except TypeError:  # convolution nets take any size and have no such argument

@@ -7,7 +7,7 @@ the public encoders, ``visual_encoder.*`` and ``text_encoder.*``, are left aside
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -55,7 +55,7 @@ def head_from_official(
             f"these are not the projectors of freeze-align: of {len(weights)} tensors {known - 1} belong to a projector, and "
             f"'temp' is {'there' if 'temp' in weights else 'missing'}. Tensors: {sorted(weights)[:4]} …"
         )
-    kinds = {name: _kind(slot, _SLOTS[name]) if slot else None for name, slot in slots.items()}
+    kinds: dict[str, Any] = {name: _kind(slot, _SLOTS[name]) if slot else None for name, slot in slots.items()}
     shapes = {name: _widths(kinds[name], slot) if slot else (None, None) for name, slot in slots.items()}
     embed_dim = next(out for _, out in shapes.values() if out)
     head = TokenAlignmentHead(

@@ -8,7 +8,7 @@ over tiles of the queue, as flash attention does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class ContrastiveTerms(NamedTuple):
     @property
     def mean(self) -> Tensor:
         """The loss: the mean of the four."""
-        return sum(self) / 4
+        return (self.i2t + self.t2i + self.i2i + self.t2t) / 4
 
 
 def manipulation_contrastive(
@@ -66,7 +66,19 @@ class _Streamed(torch.autograd.Function):
     """The gradient is made with the loss: it needs the same softmax-weighted means."""
 
     @staticmethod
-    def forward(ctx, image, text, image_m, text_m, image_queue, text_queue, temperature, real, alpha, tile):
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        image_m: Tensor,
+        text_m: Tensor,
+        image_queue: Tensor,
+        text_queue: Tensor,
+        temperature: Tensor,
+        real: Tensor,
+        alpha: float,
+        tile: int,
+    ) -> Tensor:
         size, inverse = len(image), 1 / temperature
         positive = (1 - alpha) * real.to(image.dtype)
         total = alpha + positive  # what the cross-modal target of each row sums to
@@ -88,14 +100,14 @@ class _Streamed(torch.autograd.Function):
         i2t, t2t, t2i, i2i = range(4)  # the order in which they were made
         order = (i2t, t2i, i2i, t2t)
         # d logit / d temperature = -logit / temperature, and sum(logit * its gradient) = query . gradient of the query
-        queries = {i2t: image, t2t: text, t2i: text, i2i: image}
-        by_temperature = torch.stack([-inverse * (queries[k] * gradients[k]).sum() for k in order])
+        query_of = {i2t: image, t2t: text, t2i: text, i2i: image}
+        by_temperature = torch.stack([-inverse * (query_of[k] * gradients[k]).sum() for k in order])
         ctx.save_for_backward(*(gradients[k] for k in order), by_temperature)
         return torch.stack([losses[k] for k in order])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         i2t, t2i, i2i, t2t, by_temperature = ctx.saved_tensors
         image, text = grad[0] * i2t + grad[2] * i2i, grad[1] * t2i + grad[3] * t2t
         temperature = (grad * by_temperature).sum()

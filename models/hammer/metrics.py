@@ -84,8 +84,9 @@ def multi_label_metrics(logits: Tensor, labels: Tensor, top_k: int | None = None
     precision, recall = correct / said, correct / true
     class_f1 = 2 * correct / (said + true)
     overall, per_class = _harmonic(op, or_), _harmonic(precision.mean(), recall.mean())
-    values = (op, or_, overall, precision.mean(), recall.mean(), per_class)
-    return MultiLabelMetrics(*(float(v) for v in values), class_f1, float(class_f1.mean()))
+    averages = (op, or_, overall, precision.mean(), recall.mean(), per_class)
+    o_p, o_r, o_f1, c_p, c_r, c_f1 = (float(average) for average in averages)
+    return MultiLabelMetrics(o_p, o_r, o_f1, c_p, c_r, c_f1, class_f1, float(class_f1.mean()))
 
 
 def _harmonic(a: Tensor, b: Tensor) -> Tensor:
@@ -125,8 +126,8 @@ def box_metrics(iou: Tensor) -> BoxMetrics:
 
 def grounding_iou(predicted: Tensor, target: Tensor, official_empty_rule: bool = True) -> Tensor:
     """:func:`evaluation_iou` of centre boxes (N, 4)."""
-    corners = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (predicted, target))
-    return evaluation_iou(*corners, official_empty_rule)
+    predicted, target = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (predicted, target))
+    return evaluation_iou(predicted, target, official_empty_rule)
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens

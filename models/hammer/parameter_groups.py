@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -37,12 +38,13 @@ def hammer_groups(
     if temperature_lr_scale != 1.0:
         temperature = [p for name, p in named if name.split(".")[-1] == "temp"]
         named = [(name, p) for name, p in named if name.split(".")[-1] != "temp"]
+    second: dict[str, Any] = {}
     if image_lr_scale is None:
         spared = [parameter.ndim == 1 or name.endswith(".bias") for name, parameter in named]
-        first, second = {"weight_decay": 0.0}, {}
+        first = {"weight_decay": 0.0}
     else:
         spared = [any(part in name for part in IMAGE_BRANCH) for name, _ in named]
-        first, second = {"lr_scale": image_lr_scale}, {}
+        first = {"lr_scale": image_lr_scale}
     groups = [
         {"params": [p for (_, p), mine in zip(named, spared, strict=True) if mine], **first},
         {"params": [p for (_, p), mine in zip(named, spared, strict=True) if not mine], **second},

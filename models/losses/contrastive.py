@@ -7,7 +7,7 @@ backward only inputs and gradients are kept, and a bounded part of InfoNCE's til
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,15 @@ class _TiledSigmoid(torch.autograd.Function):
     """The gradients cost two matrix products with each tile, made while it is there: nothing is computed twice."""
 
     @staticmethod
-    def forward(ctx, image, logit_scale, logit_bias, first_text, tile_entries, *texts):
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor,
+        first_text: int,
+        tile_entries: int,
+        *texts: Tensor,
+    ) -> tuple[Tensor, ...]:
         dtype = product_dtype(image.device, _exact(image))
         need_image, need_texts = any(ctx.needs_input_grad[:3]), ctx.needs_input_grad[5:]
         x, x_norm = _unit(image)
@@ -119,7 +127,7 @@ class _TiledSigmoid(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_total, *_):
+    def backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         image, scale, bias, *texts = (None if g is None else grad_total * g for g in ctx.saved_tensors)
         return image, scale, bias, None, None, *texts
 
@@ -171,7 +179,9 @@ class _TiledInfoNCE(torch.autograd.Function):
     """Row and column normalisers are known only after the last tile, so the backward pass makes most tiles again."""
 
     @staticmethod
-    def forward(ctx, image, text, logit_scale, first_text, tile_entries, kept_entries):
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, logit_scale: Tensor, first_text: int, tile_entries: int, kept_entries: int
+    ) -> Tensor:
         size, columns, exact = len(image), len(text), _exact(image)
         dtype = product_dtype(image.device, exact)
         ctx.dtype, ctx.first_text, ctx.tile_entries = dtype, first_text, tile_entries
@@ -194,7 +204,7 @@ class _TiledInfoNCE(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss):
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         image, text, logit_scale, row_lse, column_lse, *tiles = ctx.saved_tensors
         factor = grad_loss / (2 * len(image))
         y, y_norm = _unit(text)

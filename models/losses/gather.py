@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,7 +42,7 @@ def world_size() -> int:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, to_all):
+    def forward(ctx: Any, x: Tensor, to_all: bool) -> Tensor:
         ctx.to_all, ctx.size = to_all, len(x)
         out = x.new_empty(world_size() * len(x), *x.shape[1:])
         dist.all_gather(list(out.chunk(world_size())), x.contiguous())
@@ -49,7 +50,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         if ctx.to_all:
             grad = grad.contiguous().clone()  # all_reduce writes into it
             dist.all_reduce(grad)

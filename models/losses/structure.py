@@ -6,7 +6,7 @@ walks of the frozen and of the aligned features are compared at every level by a
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,9 @@ class _Walks(torch.autograd.Function):
     ``A_l = G_l + A_{l+1} Qᵀ`` as ``A_1 + sum_l (Q^l)ᵀ A_{l+1}``: two products per level beyond the first."""
 
     @staticmethod
-    def forward(ctx, of_original, of_aligned, weights, divergence, margin):
+    def forward(
+        ctx: Any, of_original: Tensor, of_aligned: Tensor, weights: list[float], divergence: Divergence, margin: float
+    ) -> Tensor:
         wants_gradient = ctx.needs_input_grad[1]
         p, q = of_original.softmax(dim=1), of_aligned.softmax(dim=1)
         p_power, q_powers = p, [q]
@@ -105,7 +107,7 @@ class _Walks(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (saved,) = ctx.saved_tensors
         return None, grad * saved, None, None, None
 
@@ -195,7 +197,7 @@ class StructureRegulariser(nn.Module):
         super().__init__()
         self.weight, self.warmup_steps, self.reduction = weight, warmup_steps, reduction
         self.validation_weight, self.extra = validation_weight, extra
-        self.options = {
+        self.options: dict[str, Any] = {
             "levels": levels, "temperature": temperature, "weighting": weighting, "divergence": divergence,
             "distance": distance, "centring": centring, "center_first": center_first, "gamma": gamma, "margin": margin,
         }  # fmt: skip

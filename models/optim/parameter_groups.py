@@ -17,7 +17,8 @@ def split_by_decay(
     The default words are those of open_clip and SAIL's AdamW option. Frozen parameters are left out.
     Names containing a word of ``decay_anyway`` decay whatever their shape (freeze-align's temperature).
     """
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             spares = parameter.ndim < 2 or any(word in name for word in spare)

@@ -8,10 +8,11 @@ Widths and the kind of projector follow from the shapes; released files carry no
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.alignment.head import AlignmentHead
 from models.alignment.projectors import GatedProjector, LinearProjector, MLPProjector
@@ -33,6 +34,7 @@ def head_from_official(weights: dict[str, Tensor]) -> AlignmentHead | ShareLockH
         weights = {key: value for key, value in weights.items() if ".vlhead." in f".{key}"}
     weights = {_PREFIX.sub("", key): value.float() if value.is_floating_point() else value for key, value in weights.items()}
     try:
+        head: AlignmentHead | ShareLockHead
         if "text_mapping_network.layers.0.weight" in weights:
             state = {_rename(k, _SHARELOCK_NAMES, back=True): v for k, v in weights.items()}
             head = _sharelock(weights)
@@ -105,7 +107,7 @@ def _out_dim(weights: dict[str, Tensor], modality: str) -> int:
     return weights[f"{modality}_mapping_network.{last}"].shape[0]
 
 
-def _projector(weights: dict[str, Tensor], modality: str):
+def _projector(weights: dict[str, Tensor], modality: str) -> Callable[..., nn.Module]:
     prefix, kind = f"{modality}_mapping_network.", _kind(weights, modality)
     if kind == "star":
         hidden, width = weights[prefix + "g.weight"].shape[1], weights[f"{modality}_layer_norm.weight"].numel()

@@ -63,7 +63,7 @@ def head_from_official(weights: dict[str, Tensor], temperature: float = 0.05, dr
 
 def to_official(head: AlignmentHead) -> dict[str, Tensor]:
     """The maps under the official names. Raises CheckpointError for a projector the official code lacks."""
-    out = {}
+    out: dict[str, Tensor] = {}
     for ours, official in _SIDES.items():
         projector = getattr(head, ours)
         names = _names(projector)

@@ -20,7 +20,7 @@ from models.losses.structure import Divergence, structure_loss
 class Covariances(NamedTuple):
     """Of paired features: sample count, means (Dx,), (Dt,) and centred sums of products (Dx, Dx), (Dt, Dt), (Dx, Dt)."""
 
-    count: int
+    num_pairs: int
     mean_image: Tensor
     mean_text: Tensor
     image: Tensor
@@ -65,8 +65,8 @@ def covariances(chunks: Iterable[tuple[Tensor, Tensor]]) -> Covariances:
     if count < 2:
         raise UserError(f"CSA needs at least 2 pairs, got {count}.")
     means = [total / count for total in totals]
-    for product, (a, b) in zip(products, ((0, 0), (1, 1), (0, 1)), strict=True):
-        product.addr_(means[a], means[b], alpha=-count)
+    for product, (i, j) in zip(products, ((0, 0), (1, 1), (0, 1)), strict=True):
+        product.addr_(means[i], means[j], alpha=-count)
     return Covariances(count, means[0] + shift[0], means[1] + shift[1], *products)
 
 
@@ -84,14 +84,14 @@ def csa(statistics: Covariances, dim: int = 512, tolerance: float = 1e-6) -> CSA
     rank = min(white_image.shape[1], white_text.shape[1])
     if dim > rank:
         raise UserError(
-            f"CSA to {dim} dimensions, but only {rank} directions of these {statistics.count} pairs vary on both sides. "
+            f"CSA to {dim} dimensions, but only {rank} directions of these {statistics.num_pairs} pairs vary on both sides. "
             f"Lower module.embed_dim to at most {rank}, or use more pairs."
         )
     left, correlations, right = torch.linalg.svd(white_image.T @ statistics.cross @ white_text, full_matrices=False)
-    scale = statistics.count**0.5
+    scale = statistics.num_pairs**0.5
     image_map = scale * white_image @ left[:, :dim]
     # The factor N / (N - 1) is that of the library the official code uses; it cancels when rows are normalised.
-    text_map = scale * statistics.count / (statistics.count - 1) * white_text @ right[:dim].T
+    text_map = scale * statistics.num_pairs / (statistics.num_pairs - 1) * white_text @ right[:dim].T
     maps = (statistics.mean_image, statistics.mean_text, image_map, text_map, correlations[:dim])
     return CSAMaps(*(value.float() for value in maps))
 

@@ -200,3 +200,19 @@ def test_ranks_of_one_job_share_each_batch(monkeypatch):
     whole = [batch[INDEX].tolist() for batch in Data(batch_size=4).train_dataloader()]
     assert [one + two for one, two in zip(*seen, strict=True)] == whole
     assert Data(batch_size=4).steps_per_epoch == 5
+
+
+def test_a_split_smaller_than_a_batch_is_refused_with_the_numbers():
+    data = BaseDataModule()
+    with pytest.raises(UserError, match="8 samples, fewer than a batch of 32"):
+        data.train_loader(range(8), 32)
+    assert len(data.train_loader(range(8), 32, drop_last=False)) == 1
+
+
+def test_data_is_simulated_where_the_root_holds_none(tmp_path):
+    data = BaseDataModule()
+    assert not data.simulated
+    data.root, data.simulate = str(tmp_path), lambda root: tmp_path
+    assert data.simulated
+    data.holds_data = lambda root: True
+    assert not data.simulated

@@ -33,3 +33,28 @@ def test_own_shards_with_faults(tmp_path):
     assert "SKIPPED SAMPLES" in notes
     assert "no classes" in notes
     assert "FALLBACK ENCODER" in notes
+
+
+def test_training_data_alone_trains_and_says_what_is_missing(tmp_path):
+    root = tmp_path / "pairs"
+    for folder, numbers in (("train", range(40)), ("validation", range(40, 60))):
+        files = {}
+        for number in numbers:
+            files |= sample_files(number)
+        write_tar(root / folder / "00000.tar", files)
+    done = launch(
+        tmp_path,
+        "experiment=structure_dinov2", "debug=tiny/alignment/structure", "datamodule=image_text/shards", "subset=none",
+        "evaluation=alignment/basic", "compare=null", f"datamodule.root={root}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(tmp_path, "structure_dinov2")
+    notes = " ".join(result(run)["notes"])
+    assert "NOT EVALUATED: the data has neither" in notes
+    assert "NO VAL SPLIT" in notes
+    assert "FOLDERS NOT READ: validation" in notes
+    assert "SIMULATED DATA" not in notes
+    assert result(run)["metrics"] == {}
+    assert (run / "checkpoints" / "last").is_dir()
+    for text in ("NO VAL SPLIT", "FALLBACK ENCODER"):
+        assert done.stderr.count(text) <= 1

@@ -38,8 +38,8 @@ class HowToSample(Sample):
         Raises BadSample where there is no narration.
         """
         try:
-            rows = csv.DictReader(io.StringIO(read_text(self.texts[0]), newline=""))
-            rows = [row for row in rows if row.get("text")]
+            table = csv.DictReader(io.StringIO(read_text(self.texts[0]), newline=""))
+            rows = [row for row in table if row.get("text")]
             row = rows[0 if rng is None else int(rng.integers(len(rows)))]
             start, end = float(row["start"]), float(row["end"])
             if not 0 <= start <= end < LONGEST:
@@ -88,9 +88,9 @@ def timed_words(words: list[tuple[str, float]], clean: list[str]) -> list[tuple[
     """
     if not clean:
         return words
-    plain = [[word.lower().strip(".,?!") for word in part] for part in ([word for word, _ in words], clean)]
+    heard, written = ([word.lower().strip(".,?!") for word in part] for part in ([word for word, _ in words], clean))
     times = [float("nan")] * len(clean)
-    for a, b, size in difflib.SequenceMatcher(None, *plain, autojunk=False).get_matching_blocks():
+    for a, b, size in difflib.SequenceMatcher(None, heard, written, autojunk=False).get_matching_blocks():
         for i in range(size):
             times[b + i] = words[a + i][1]
     last, timed = words[0][1] if words else 0.0, []

@@ -44,7 +44,7 @@ class Sample(NamedTuple):
     reasons: tuple[str, ...] = ()
     reason: int = UNKNOWN
     group: str = ""
-    boxes: tuple[tuple[int, tuple[float, float, float, float]], ...] = ()
+    boxes: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
     def draw(self, rng: np.random.Generator | None) -> tuple[str, ClipSource]:
         """The caption or question and the part of the clip of this visit; without ``rng`` always the same, the first."""

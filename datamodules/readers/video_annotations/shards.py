@@ -32,7 +32,10 @@ def clip_shards(root: str, split: str) -> Annotations:
             skipped += broken
             for key, roles in members.items():
                 sample = _sample(handle, shard, key, roles, seen)
-                (skipped if isinstance(sample, Skipped) else samples).append(sample)
+                if isinstance(sample, Skipped):
+                    skipped.append(sample)
+                else:
+                    samples.append(sample)
                 seen.add(key)
         finally:
             os.close(handle)

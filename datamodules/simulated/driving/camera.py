@@ -190,7 +190,7 @@ def _hash(x: Array, y: Array, cell: float, seed: int) -> Array:
     return (h ^ (h >> np.uint32(15))).astype(np.float64) / 2**32
 
 
-def _soil(image: Array, dirt: Array) -> None:
+def _soil(image: NDArray[np.float32], dirt: Array) -> None:
     """Blurred dark discs on the lens, in place."""
     height, width = image.shape[:2]
     v, u = np.mgrid[:height, :width]

@@ -5,7 +5,8 @@ Everything is in the vehicle frame, metres. Objects are numbered boxes first, th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,9 @@ def make_scene(rng: np.random.Generator, x_bumper: float = -0.95) -> Scene:
             if len(shape) == 3:
                 boxes.append(((x, y, yaw, shape[0], shape[1], 0.0, shape[2]), fact))
             else:
-                cylinders += [((x + dx, y + dy, r, z0, h), fact) for dx, dy, r, z0, h in _upright(name, *shape, yaw, rng)]
+                cylinders += [
+                    ((x + dx, y + dy, r, z0, h), fact) for dx, dy, r, z0, h in _upright(name, shape[0], shape[1], yaw, rng)
+                ]
             break
     facts = [fact for _, fact in (*boxes, *cylinders)]
     return Scene(
@@ -101,7 +104,7 @@ def _shape(name: str, rng: np.random.Generator) -> tuple[float, ...]:
             return 0.22, rng.uniform(1.1, 1.85)
 
 
-def _upright(name: str, radius: float, height: float, yaw: float, rng: np.random.Generator):
+def _upright(name: str, radius: float, height: float, yaw: float, rng: np.random.Generator) -> list[tuple[float, ...]]:
     """Cylinders (dx, dy, r, z0, h) of an upright thing: a pedestrian may stand on two legs."""
     if name != "pedestrian" or rng.random() >= LEG_SHARE:
         return [(0.0, 0.0, radius, 0.0, height)]
@@ -158,7 +161,7 @@ def blocked(scene: Scene, origins: Array, directions: Array, reach: Array | floa
     return hidden
 
 
-def _solids(scene: Scene):
+def _solids(scene: Scene) -> Iterator[tuple[Any, Callable[..., tuple[Array, Array]]]]:
     yield from ((box, _hit_box) for box in scene.boxes)
     yield from ((cylinder, _hit_cylinder) for cylinder in scene.cylinders)
 
@@ -252,7 +255,7 @@ def _mark(label: NDArray, rank: NDArray, cells: NDArray, kind: int) -> None:
     label[mine], rank[mine] = kind, PRIORITY[kind]
 
 
-def visible_only(label: NDArray[np.int64], grid: BevGrid, viewpoint: tuple[float, float], depth: float = 0.3) -> NDArray:
+def visible_only(label: NDArray[np.int64], grid: BevGrid, viewpoint: tuple[float, ...], depth: float = 0.3) -> NDArray:
     """The label with 255 where a cell lies more than ``depth`` metres behind the first occupied one as seen from
     ``viewpoint`` (x, y)."""
     xy = grid.centres()

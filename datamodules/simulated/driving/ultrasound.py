@@ -106,7 +106,7 @@ def measured_traces(
     return np.hypot(envelope + noise[0], noise[1]).clip(0, 1).astype(np.float32)
 
 
-def _pulses(at: Array, time: Array, amplitude: Array, sigma: float) -> Array:
+def _pulses(at: NDArray, time: Array, amplitude: Array, sigma: float) -> Array:
     """(P, samples) sums of Gaussian pulses at ``time`` (P, E)."""
     return (amplitude[..., None] * np.exp(-((at - time[..., None]) ** 2) / (2 * sigma**2))).sum(1)
 

@@ -7,6 +7,8 @@ decoder on every position. It runs on the parameters of our model.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,7 +64,7 @@ def visual_embed(model: AllInOne, video: Tensor, order: Tensor) -> tuple[Tensor,
     return x + positions, torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
 
 
-def attention(module, x: Tensor, mask: Tensor) -> Tensor:
+def attention(module: Any, x: Tensor, mask: Tensor) -> Tensor:
     heads, width = module.num_heads, x.shape[-1]
     q, k, v = module.qkv(x).view(*x.shape[:2], 3, heads, width // heads).permute(2, 0, 3, 1, 4)
     weights = (q @ k.transpose(-2, -1)) * (width // heads) ** -0.5
@@ -76,7 +78,7 @@ def blocks(model: AllInOne, x: Tensor, mask: Tensor) -> Tensor:
     return model.transformer.norm(x)
 
 
-def _block(block, x: Tensor, mask: Tensor) -> Tensor:
+def _block(block: Any, x: Tensor, mask: Tensor) -> Tensor:
     x = x + attention(block.attn, block.norm1(x), mask)
     return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ def step_logits(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-def two_passes(network, frames: Tensor, glance, indices: Tensor, places: list[Tensor]) -> list[Tensor]:
+def two_passes(network: Any, frames: Tensor, glance: Any, indices: Tensor, places: list[Tensor]) -> list[Tensor]:
     """Step logits of each pass: crop, local encoder and classifier once per pass."""
     found = []
     for place in places:

@@ -24,4 +24,4 @@ class ListDataset(Dataset):
 def collate(items: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Images (B, dv), texts and extra texts (B, dt); images go through ``pad_sequence`` although they are of one length."""
     texts, images, extra = zip(*items, strict=True)
-    return pad_sequence(images, batch_first=True), torch.stack(texts), torch.stack(extra)
+    return pad_sequence(list(images), batch_first=True), torch.stack(texts), torch.stack(extra)

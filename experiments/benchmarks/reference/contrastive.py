@@ -1,10 +1,15 @@
 """Contrastive losses with the whole matrix in memory and torch's own gradients."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def sigmoid_loss(image, texts, logit_scale, logit_bias, reduction="pairs"):
+def sigmoid_loss(
+    image: Tensor, texts: Sequence[Tensor], logit_scale: Tensor, logit_bias: Tensor, reduction: str = "pairs"
+) -> Tensor:
     """Minus the mean (or, by 'batch', the sum over B) of log sigmoid(l s) over the concatenation of all text matrices."""
     matrices = []
     for text in texts:
@@ -15,17 +20,17 @@ def sigmoid_loss(image, texts, logit_scale, logit_bias, reduction="pairs"):
     return -everything.mean() * (1 if reduction == "pairs" else len(image))
 
 
-def info_nce(image, text, logit_scale):
+def info_nce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     logits = logit_scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
     labels = torch.arange(len(image), device=image.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-def barlow_twins(image, text, weight):
+def barlow_twins(image: Tensor, text: Tensor, weight: float) -> Tensor:
     """Entry by entry."""
     n, d = image.shape
     a, b = ((x - x.mean(0)) / x.std(0) for x in (image, text))
-    loss = 0.0
+    loss = image.new_zeros(())
     for i in range(d):
         for j in range(d):
             c = sum(a[k, i] * b[k, j] for k in range(n)) / n

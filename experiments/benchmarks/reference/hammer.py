@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,17 @@ class Similarities(NamedTuple):
     t2i_targets: Tensor
 
 
-def similarities(image, text, image_m, text_m, image_queue, text_queue, temperature, real, alpha) -> Similarities:
+def similarities(
+    image: Tensor,
+    text: Tensor,
+    image_m: Tensor,
+    text_m: Tensor,
+    image_queue: Tensor,
+    text_queue: Tensor,
+    temperature: Tensor,
+    real: Tensor,
+    alpha: float,
+) -> Similarities:
     """Arguments as :func:`models.hammer.contrastive.manipulation_contrastive`."""
     with torch.no_grad():
         images = torch.cat([image_m.T, image_queue.clone()], dim=1)
@@ -31,16 +41,16 @@ def similarities(image, text, image_m, text_m, image_queue, text_queue, temperat
         own[~real] = 0
         i2t_targets = alpha * F.softmax(image_m @ texts / temperature, dim=1) + (1 - alpha) * own
         t2i_targets = alpha * F.softmax(text_m @ images / temperature, dim=1) + (1 - alpha) * own
-    products = (image @ texts, text @ images, image @ images, text @ texts)
-    return Similarities(*(product / temperature for product in products), i2t_targets, t2i_targets)
+    i2t, t2i, i2i, t2t = (each / temperature for each in (image @ texts, text @ images, image @ images, text @ texts))
+    return Similarities(i2t, t2i, i2i, t2t, i2t_targets, t2i_targets)
 
 
-def contrastive_terms(sim: Similarities) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def contrastive_terms(sim: Similarities) -> list[Tensor]:
     """i2t, t2i, i2i and t2t, each the mean of a row's cross-entropy with its target."""
     own = torch.zeros_like(sim.i2i)
     own.fill_diagonal_(1)
     pairs = ((sim.i2t, sim.i2t_targets), (sim.t2i, sim.t2i_targets), (sim.i2i, own), (sim.t2t, own))
-    return tuple(-torch.sum(F.log_softmax(logits, dim=1) * targets, dim=1).mean() for logits, targets in pairs)
+    return [-torch.sum(F.log_softmax(logits, dim=1) * targets, dim=1).mean() for logits, targets in pairs]
 
 
 # ------------------------------------------------------------------------------------------------- the training step
@@ -52,7 +62,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     return (scores if mask is None else scores + mask).softmax(-1) @ value
 
 
-def vit(tower, image: Tensor) -> Tensor:
+def vit(tower: Any, image: Tensor) -> Tensor:
     x = tower.patch_embed.proj(image).flatten(2).transpose(1, 2)
     x = torch.cat([tower.cls_token.expand(len(image), -1, -1), x], dim=1) + tower.pos_embed
     for block in tower.blocks:
@@ -62,15 +72,15 @@ def vit(tower, image: Tensor) -> Tensor:
     return tower.norm(x)
 
 
-def _bert_attention(layer, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-    heads = [
+def _bert_attention(layer: Any, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+    query, key, value = (
         linear(source).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
         for linear, source in ((layer.self.query, x), (layer.self.key, context), (layer.self.value, context))
-    ]
-    return layer.output(attend(*heads, mask).transpose(1, 2).flatten(2), x)
+    )
+    return layer.output(attend(query, key, value, mask).transpose(1, 2).flatten(2), x)
 
 
-def bert(tower, x: Tensor, mask: Tensor, image: Tensor | None, first: int, last: int) -> Tensor:
+def bert(tower: Any, x: Tensor, mask: Tensor, image: Tensor | None, first: int, last: int) -> Tensor:
     """Layers ``first`` to ``last``; token ids where ``first`` is 0."""
     additive = (1.0 - mask[:, None, None, :].float()) * -10000.0
     if first == 0:
@@ -83,7 +93,7 @@ def bert(tower, x: Tensor, mask: Tensor, image: Tensor | None, first: int, last:
     return x
 
 
-def ground(model, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+def ground(model: Any, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
     query, key = model.norm_layer_it_cross_atten(image), model.norm_layer_it_cross_atten(text)
     image = image + model.it_cross_attn(query, key, key, key_padding_mask=mask == 0)[0]
     token = model.norm_layer_aggr(model.cls_token_local.expand(len(image), -1, -1))
@@ -92,13 +102,13 @@ def ground(model, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def update_momentum(model) -> None:
+def update_momentum(model: Any) -> None:
     """A fresh tensor for every parameter."""
     for average, online in model.momentum_pairs():
         average.data = average.data * model.momentum + online.data * (1.0 - model.momentum)
 
 
-def training_losses(model, batch: dict, alpha: float) -> dict[str, Tensor]:
+def training_losses(model: Any, batch: dict, alpha: float) -> dict[str, Tensor]:
     """The six terms of a :class:`models.hammer.model.Hammer`, the token head and its teacher in passes of their own."""
     image, ids, mask, real = batch["image"], batch["token_ids"], batch["token_mask"], batch["fake"] == 0
     text_tower, text_m = model.text_encoder.bert, model.text_encoder_m.bert
@@ -119,8 +129,9 @@ def training_losses(model, batch: dict, alpha: float) -> dict[str, Tensor]:
             F.normalize(model.text_proj_m(text_embeds_m[:, 0]), dim=-1),
         ]
     queues = model.image_queue.clone().detach(), model.text_queue.clone().detach()
-    sim = similarities(*features, *features_m, *queues, model.temp, real, alpha)
-    out = {"contrastive": sum(contrastive_terms(sim)) / 4}
+    arguments: tuple[Any, ...] = (*features, *features_m, *queues, model.temp, real, alpha)
+    sim = similarities(*arguments)
+    out = {"contrastive": torch.stack(contrastive_terms(sim)).mean()}
     model.enqueue(*features_m)
     fused = bert(text_tower, text_embeds, mask, image_embeds, split, end)
     out["binary"] = F.cross_entropy(model.itm_head(fused[:, 0]), batch["fake"])

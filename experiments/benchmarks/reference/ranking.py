@@ -12,7 +12,9 @@ def retrieval_ranks(scores: np.ndarray, right: list[set[int]]) -> list[int]:
     return ranks
 
 
-def knn_votes(train, train_labels, test, classes, k, temperature):
+def knn_votes(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, classes: int, k: int, temperature: float
+) -> np.ndarray:
     votes = np.zeros((len(test), classes))
     for row, x in enumerate(test):
         similarity = train @ x

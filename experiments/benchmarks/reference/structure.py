@@ -4,17 +4,26 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def structure_loss(original, aligned, levels=3, temperature=0.1, weighting="inverse", divergence="js", margin=0.0):
+def structure_loss(
+    original: Tensor,
+    aligned: Tensor,
+    levels: int = 3,
+    temperature: float = 0.1,
+    weighting: str = "inverse",
+    divergence: str = "js",
+    margin: float = 0.0,
+) -> Tensor:
     """The regulariser with torch's own gradients, in the official order of operations."""
 
-    def walk(x):
+    def walk(x: Tensor) -> Tensor:
         z = F.normalize(x, dim=-1)
         z = z - z.mean(dim=0)
         return (z @ z.T / temperature).softmax(dim=1)
 
-    total = 0.0
+    total = original.new_zeros(())
     for level in range(1, levels + 1):
         p = torch.linalg.matrix_power(walk(original), level)
         q = torch.linalg.matrix_power(walk(aligned), level)
@@ -30,12 +39,12 @@ def structure_loss(original, aligned, levels=3, temperature=0.1, weighting="inve
     return total / levels
 
 
-def mutual_knn_scores(vision, text):
+def mutual_knn_scores(vision: Tensor, text: Tensor) -> Tensor:
     """Scores of all pairs of layers (n, layers, D), with a full sort of both sides for each pair."""
     n = len(vision)
     k = math.ceil(2 * n ** (1 / 3))
 
-    def neighbours(x):
+    def neighbours(x: Tensor) -> Tensor:
         x = F.normalize(x, dim=-1)
         scores = x @ x.T
         scores.fill_diagonal_(-1e8)
@@ -51,18 +60,18 @@ def mutual_knn_scores(vision, text):
     return out
 
 
-def csa_correlations(image, text, dim):
+def csa_correlations(image: Tensor, text: Tensor, dim: int) -> Tensor:
     """Canonical correlations from thin singular value decompositions of the centred data."""
     bases = [torch.linalg.svd((x - x.mean(dim=0)).double(), full_matrices=False).U for x in (image, text)]
     return torch.linalg.svdvals(bases[0].T @ bases[1])[:dim].float()
 
 
-def kernel_cka(x, y, unbiased):
+def kernel_cka(x: Tensor, y: Tensor, unbiased: bool) -> float:
     """CKA from whole kernel matrices."""
     n = len(x)
     k, l = x @ x.T, y @ y.T  # noqa: E741
 
-    def hsic(a, b):
+    def hsic(a: Tensor, b: Tensor) -> Tensor:
         if not unbiased:
             h = torch.eye(n, dtype=a.dtype) - 1 / n
             return torch.trace(a @ h @ b @ h)
@@ -73,7 +82,7 @@ def kernel_cka(x, y, unbiased):
     return (hsic(k, l) / ((hsic(k, k) * hsic(l, l)).sqrt() + 1e-6)).item()
 
 
-def cknna(x, y, k):
+def cknna(x: Tensor, y: Tensor, k: int) -> float:
     """CKNNA from whole matrices (unbiased HSIC of kernels masked to mutual neighbours)."""
     n = len(x)
     kernels, masks = [], []
@@ -83,7 +92,7 @@ def cknna(x, y, k):
         masks.append(torch.zeros(n, n, dtype=z.dtype).scatter_(1, ranked.topk(k, dim=1).indices, 1))
         kernels.append(kernel)
 
-    def hsic(a, b):
+    def hsic(a: Tensor, b: Tensor) -> Tensor:
         a, b = a - torch.diag(a.diagonal()), b - torch.diag(b.diagonal())
         value = (a * b.T).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a @ b).sum() / (n - 2)
         return value / (n * (n - 3))
@@ -94,7 +103,7 @@ def cknna(x, y, k):
     return (cross / ((own[0] * own[1]).sqrt() + 1e-6)).item()
 
 
-def trustworthiness(x, z, k):
+def trustworthiness(x: Tensor, z: Tensor, k: int) -> float:
     """By full sorts."""
     n = len(x)
     order_x = torch.cdist(x, x).fill_diagonal_(-1).argsort(dim=1)

@@ -133,7 +133,11 @@ def test_simulated_scenes_go_through_the_same_reader(tmp_path):
     def simulate(root):
         return write_scene_segmentations(root, images=3, image_size=32)
 
-    result = localisation(_split(_Encoders(_head())), str(tmp_path), simulate, size=32)
+    split = _split(_Encoders(_head()))
+    own_data = localisation(split, str(tmp_path), simulate, size=32)
+    assert not own_data.metrics and "would be simulated" in own_data.notes[0]
+    split.simulated = True
+    result = localisation(split, str(tmp_path), simulate, size=32)
     assert 0 <= result.metrics["localisation/class_iou"] <= 100
     assert list(tmp_path.glob("voc_scenes_*/SegmentationClass/*.png"))
 

@@ -54,12 +54,12 @@ class Rows(Dataset):
 
 
 class ToyData(BaseDataModule):
-    def __init__(self, val=12, num_workers=0):
+    def __init__(self, val=12, num_workers=0, train=24):
         super().__init__(num_workers=num_workers)
-        self.val = val
+        self.val, self.train = val, train
 
     def setup(self, stage=None):
-        self.splits = {"train": Rows(24)} | ({"val": Rows(self.val)} if self.val else {})
+        self.splits = {"train": Rows(self.train)} | ({"val": Rows(self.val)} if self.val else {})
 
     def train_dataloader(self):
         return self.train_loader(self.splits["train"], 4)

@@ -13,10 +13,12 @@ from PIL import Image
 
 from models.alignment.dual_encoder import DualEncoder, load_dual_encoder, save_dual_encoder
 from models.alignment.head import AlignmentHead
-from models.alignment.projectors import GatedProjector
+from models.alignment.projectors import GatedProjector, LowRankProjector, TokenProjector
 from models.encoders.text import HFTextEncoder
 from models.encoders.vision import TimmVisionEncoder
 from models.errors import UserError
+from models.freeze_align.head import TokenAlignmentHead
+from models.io import CheckpointError
 from models.metrics.classification import class_vectors, top_k_accuracy, zero_shot_logits
 from models.metrics.retrieval import recall_at, retrieval_ranks
 
@@ -32,6 +34,13 @@ TEXT = {
     "pooling": "mean",
     "max_length": 32,
 }
+HEAD = {
+    "_target_": "models.alignment.head.AlignmentHead",
+    "vision_dim": 1280,
+    "text_dim": 384,
+    "embed_dim": 16,
+    "projector": {"_target_": "models.alignment.projectors.GatedProjector", "_partial_": True, "width_factor": 1},
+}
 TEXTS = ["a red square", "two circles", "a photo of a dog", "the sea at night", "a green triangle left of a star"]
 
 
@@ -43,9 +52,9 @@ def model() -> DualEncoder:
     return DualEncoder(vision, text, head).eval()
 
 
-def _save(model: DualEncoder, folder, copy_encoders: bool):
+def _save(model: DualEncoder, folder, copy_encoders: bool, official: str | None = None, head: dict = HEAD):
     folder.mkdir()
-    save_dual_encoder(folder, model.vision, model.text, model.head, {"vision": VISION, "text": TEXT}, copy_encoders)
+    save_dual_encoder(folder, model, {"vision": VISION, "text": TEXT, "head": head}, official, copy_encoders)
     return folder
 
 
@@ -54,9 +63,10 @@ def _pictures(count: int) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 255, (50, 70, 3), np.uint8)) for _ in range(count)]
 
 
+@pytest.mark.parametrize("official", ["models.sail.checkpoint", None])
 @pytest.mark.parametrize("copy_encoders", [True, False])
-def test_what_is_loaded_is_what_was_saved(model, tmp_path, copy_encoders):
-    folder = _save(model, tmp_path / "export", copy_encoders)
+def test_what_is_loaded_is_what_was_saved(model, tmp_path, copy_encoders, official):
+    folder = _save(model, tmp_path / "export", copy_encoders, official)
     assert (folder / "vision").is_dir() == (folder / "text").is_dir() == copy_encoders
     folder = folder.rename(tmp_path / "elsewhere")  # as after a download
     again = load_dual_encoder(folder)
@@ -88,6 +98,61 @@ def test_other_encoders_are_refused(model, tmp_path):
         load_dual_encoder(folder)
     with pytest.raises(UserError, match="no exported dual encoder"):
         load_dual_encoder(tmp_path)
+
+
+def test_earlier_exports_load(model, tmp_path):
+    folder = _save(model, tmp_path / "export", False, "models.sail.checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    earlier = {"format": "dual-encoder-1", "vision": config["vision"], "text": config["text"]}
+    (folder / "config.json").write_text(json.dumps(earlier))
+    torch.testing.assert_close(load_dual_encoder(folder).embed_texts(TEXTS), model.embed_texts(TEXTS))
+
+
+def _token_head() -> tuple[torch.nn.Module, dict]:
+    projector = {"_target_": "models.alignment.projectors.TokenProjector", "_partial_": True}
+    node = {"_target_": "models.freeze_align.head.TokenAlignmentHead", "vision_dim": 1280, "text_dim": 384, "embed_dim": 16}
+    node |= {name: projector for name in ("local_vision", "local_text")}
+    return TokenAlignmentHead(1280, 384, 16, local_vision=TokenProjector, local_text=TokenProjector), node
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_heads_of_tokens_are_exported(tmp_path, official):
+    head, node = _token_head()
+    model = DualEncoder(TimmVisionEncoder(**VISION), HFTextEncoder(**TEXT), head).eval()
+    again = load_dual_encoder(
+        _save(model, tmp_path / "export", False, "models.freeze_align.checkpoint" if official else None, node)
+    )
+    torch.testing.assert_close(again.embed_texts(TEXTS), model.embed_texts(TEXTS))
+    torch.testing.assert_close(again.embed_images(_pictures(2)), model.embed_images(_pictures(2)))
+
+
+def test_chosen_layers_are_exported(tmp_path):
+    arguments = {"vision": {**VISION, "layers": True}, "text": {**TEXT, "layers": True}}
+    vision, text = TimmVisionEncoder(**arguments["vision"]), HFTextEncoder(**arguments["text"])
+    width = vision(torch.zeros(1, 3, 64, 64)).layers.shape[-1]
+    projector = {"_target_": "models.alignment.projectors.LowRankProjector", "_partial_": True, "rank": 4}
+    arguments["head"] = {**HEAD, "vision_dim": width, "norm": False, "projector": projector}
+    head = AlignmentHead(width, 384, 16, partial(LowRankProjector, rank=4), norm=False)
+    model = DualEncoder(vision, text, head, (1, 3)).eval()
+    folder = tmp_path / "export"
+    folder.mkdir()
+    save_dual_encoder(folder, model, arguments, copy_encoders=False)
+    again = load_dual_encoder(folder)
+    torch.testing.assert_close(again.embed_texts(TEXTS), model.embed_texts(TEXTS))
+    torch.testing.assert_close(again.embed_images(_pictures(2)), model.embed_images(_pictures(2)))
+
+
+@pytest.mark.parametrize("target", ["os.system", "models.alignment.projectors.math.floor", "models.io.read_tensors", None])
+def test_heads_of_other_classes_are_refused(model, tmp_path, target):
+    with pytest.raises(UserError, match="may not be built of"):
+        _save(model, tmp_path / "a", False, head={**HEAD, "projector": {"_target_": target, "_partial_": True}})
+    with pytest.raises(UserError, match="no official names"):
+        _save(model, tmp_path / "b", False, official="os")
+
+
+def test_a_head_of_another_shape_than_its_arguments_is_not_written(model, tmp_path):
+    with pytest.raises(CheckpointError, match="not of its configuration"):
+        _save(model, tmp_path / "export", False, head={**HEAD, "embed_dim": 8})
 
 
 def test_clip_benchmark_retrieval_agrees_with_ours(model):
