@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import MISSING
 from PIL import Image
 
 from experiments.config.overrides import creating
@@ -26,7 +27,9 @@ PAGES = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for
 OF_OTHERS = {"encode.py"}  # files of other repositories that a page mentions
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
-SETTING = re.compile(r"[a-z_]+(\.\w+)+=\S+")
+REQUIRED = "a value is required"
+SETTING = re.compile(r"(?!group\.)[a-z_]+(\.\w+)+=\S+")
+KEY = re.compile(rf"(?:{'|'.join(path.name for path in CONF.iterdir() if path.is_dir())})(\.\w+)+(?<!\.csv)(?<!\.json)")
 CHOICE = re.compile(r"([a-z_/]+)=([\w/]+)(?![\w/.])")
 PATH = re.compile(rf"(?<![\w/.<-])(?:{'|'.join(ROOMS)})/[\w.{{}}*<>,/-]*")
 MODULE = re.compile(r"(?<![\w./])(?:datamodules|experiments|lightning_modules|models|tests)(?:\.\w+)+")
@@ -95,18 +98,30 @@ def test_command_composes(page, command):
 @pytest.mark.parametrize("page", PAGES)
 def test_settings_fit_a_command_of_the_page(page):
     """``key=value`` in inline code is right for the recipe and the groups of one of the page's commands."""
-    contexts = {
-        tuple(word for word in overrides_of(command) if (CONF / word.split("=")[0]).is_dir())
-        for command in commands_of(PAGES[page])
-    }
     settings = {code for code in code_of(PAGES[page]) if all(SETTING.fullmatch(word) for word in code.split())}
+    contexts = contexts_of(page)
     for setting in sorted(settings) if contexts else ():
         words = creating(overrides_of(f"python run.py {setting}"))
-        attempts = [
-            [line for line in problems_of(*context, *words) if "a value is required" not in line]
-            for context in sorted(contexts)
-        ]
+        attempts = [[line for line in problems_of(*context, *words) if REQUIRED not in line] for context in contexts]
         assert [] in attempts, (setting, attempts)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_keys_fit_a_command_of_the_page(page):
+    """As above for a ``key`` in inline code without a value."""
+    keys = {code for code in code_of(PAGES[page]) if KEY.fullmatch(code)}
+    contexts = contexts_of(page)
+    for context in contexts if keys else ():
+        problems = problems_of(*context, *(f"++{key}={MISSING}" for key in sorted(keys)))
+        unknown = {line.removeprefix("  - ").split(":")[0] for line in problems if REQUIRED not in line}
+        keys = {key for key in keys if any(f"{key}.".startswith(f"{name}.") for name in unknown)}
+    assert not contexts or not keys
+
+
+def contexts_of(page: str) -> list[tuple[str, ...]]:
+    """Recipe and options of groups of each command, without repetitions."""
+    commands = map(overrides_of, commands_of(PAGES[page]))
+    return sorted({tuple(word for word in words if (CONF / word.split("=")[0]).is_dir()) for words in commands})
 
 
 @pytest.mark.parametrize("page", PAGES)
