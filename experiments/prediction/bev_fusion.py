@@ -67,9 +67,9 @@ def drive_in(
         start: metres the car has yet to go at the first frame. turn: degrees it turns on the way.
     """
     if light not in LIGHTS:
-        raise UserError(f"video.light: there is no '{light}'; there are {', '.join(LIGHTS)}.")
+        raise UserError(f"predict.light: there is no '{light}'; there are {', '.join(LIGHTS)}.")
     if frames < 1 or fps < 1:
-        raise UserError(f"video: frames={frames} and fps={fps} must be at least 1.")
+        raise UserError(f"predict: frames={frames} and fps={fps} must be at least 1.")
     data = parts.datamodule(run)
     module = parts.trained_module(run, data.facts())
     any_split = next(iter(data.splits.values()))
