@@ -106,7 +106,7 @@ def _consumed(count: int = 2) -> float:
 
 
 def _scenes(width: int, height: int, grid: BevGrid, count: int = 40) -> float:
-    """Scenes a second on one core: picture, echoes and label."""
+    """Scenes a second on one core: image, echoes and label."""
     world = World(make_camera(width, height), make_rig(), grid)
     lens = make_lens(world.camera)
 

@@ -1,4 +1,4 @@
-"""What stands behind the car? The stage ``predict`` on recordings, and the stage ``video``: a simulated drive-in."""
+"""What stands behind the car? The stage ``predict`` on recordings, and the film of a simulated drive-in."""
 
 from __future__ import annotations
 
