@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 from typing import TYPE_CHECKING, Any
 
 from experiments.run.ranks import is_main_process
@@ -14,8 +13,6 @@ from experiments.run.ranks import is_main_process
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-if TYPE_CHECKING:
-    
 
 class Interrupted(BaseException):
     """The run was asked to stop. Not an Exception, so that nothing between the signal and the exit swallows it."""
