@@ -113,8 +113,12 @@ def check_finite(rows: Mapping[str, Tensor]) -> None:
 
 
 def check_weights(module: nn.Module) -> None:
-    """Raise UserError if a parameter is NaN or infinite. Buffers may hold infinities on purpose: masks, for example."""
-    bad = [name for name, value in module.named_parameters() if not bool(torch.isfinite(value).all())]
+    """Raise UserError if a parameter is NaN or infinite.
+
+    Minus infinity is a gate that is closed for good (STRUCTURE's released head). Buffers may hold infinities: masks, for
+    example.
+    """
+    bad = [name for name, value in module.named_parameters() if not bool((value < torch.inf).all())]
     if bad:
         raise UserError(
             f"{len(bad)} weights are not finite, the first is {bad[0]}: the training diverged or the checkpoint is damaged. "

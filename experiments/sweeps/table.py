@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.overrides import key_of
 from experiments.run.screen import console
-from models.io import atomic_write
 
 SEED = "seed"
 SHOWN = 6  # metrics on the screen where none are chosen
@@ -127,6 +126,8 @@ def write(folder: Path, failed: dict[str, str] | None = None) -> tuple[list[Job]
     Returns:
         the jobs, the overrides in which they differ, the names of all metrics, and the rows of the table.
     """
+    from models.io import atomic_write  # needs torch, which the command line does not wait for
+
     jobs = read_jobs(folder)
     axes, metrics = _axes(jobs), list(dict.fromkeys(name for job in jobs for name in job.metrics))
     rows = _rows(jobs, axes, metrics)
@@ -235,6 +236,8 @@ def _numeric_axis(jobs: list[Job], axes: list[str]) -> str | None:
 
 
 def _write(path: Path, rows: list[dict[str, Any]], axes: list[str], metrics: list[str]) -> None:
+    from models.io import atomic_write
+
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*axes, "jobs", *(f"{m} {part}" for m in metrics for part in ("mean", "std"))])
         writer.writeheader()
