@@ -108,7 +108,7 @@ def cosine_per_epoch(
         climbed = max(step - 1, 0) // steps_per_stair
         return base_lr if climbed >= warmup_stairs else warmup_lr + climbed * (base_lr - warmup_lr) / warmup_stairs
 
-    return lambda step: rate(step) / base_lr
+    return lambda step: rate(step) / base_lr if base_lr else 0.0  # a group whose learning rate is 0 stays there
 
 
 def repeating_cosine(total_steps: int, steps_per_epoch: int, base_lr: float, period: int | None = None) -> Multiplier:

@@ -105,3 +105,7 @@ def test_every_schedule_has_the_one_signature(factory):
         assert 0 <= multiplier(step) <= 1
         optimizer.step()
         schedule.step()
+
+
+def test_a_group_of_rate_0_stays_there():
+    assert cosine_per_epoch(40, 10, 0.0)(15) == 0
