@@ -31,8 +31,7 @@ CHATTER = (
 
 def run(cfg: DictConfig) -> float | None:
     """One run, front to back. Returns the metric named by ``optimize`` (None without one)."""
-    for message in CHATTER:
-        warnings.filterwarnings("ignore", message=message)
+    _quieten()
     check_imported(cfg)
     log.handlers.clear()
     _log_to(logging.StreamHandler(sys.stderr))
@@ -93,5 +92,11 @@ def _log_to(handler: logging.Handler) -> None:
     root.setLevel(logging.INFO if is_main_process() else logging.ERROR)  # the other ranks would say everything again
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     root.addHandler(handler)
+
+
+def _quieten() -> None:
+    """Keep the remarks of libraries about themselves off the screen."""
+    for message in CHATTER:
+        warnings.filterwarnings("ignore", message=message)
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "httpx", "huggingface_hub", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
