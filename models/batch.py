@@ -32,7 +32,7 @@ VOID_LABEL = 255  # the class of a pixel or a bird's-eye cell whose truth is unk
 
 
 class Skipped(NamedTuple):
-    """A sample that could not be read: counted, listed and bounded by the base datamodule and nobody else.
+    """A sample that could not be read: counted, listed and bounded by the base datamodule.
 
     ``reason`` is ``kind: details``; skips are counted per kind. ``index`` is -1 for what has no row.
     """
