@@ -36,7 +36,7 @@ def test_trained_model_judges_a_pair_and_official_files_load(tmp_path):
     assert [word for word, _ in verdict["words"]] == ["a", "large", "red", "star,", "on", "white"]
     assert (runs(tmp_path, "hammer_dgm4")[-1] / "prediction.png").is_file()
     nothing = launch(tmp_path, *DEMO, "stages=[predict]", file, "predict.image=no.jpg", "predict.text=x")
-    assert nothing.returncode == 2 and "no such image" in nothing.stderr
+    assert nothing.returncode == 2 and "missing image" in nothing.stderr
 
 
 def test_two_processes_equal_two_accumulated_pieces(tmp_path):
