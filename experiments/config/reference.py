@@ -46,7 +46,7 @@ def _comment(file: Path) -> str:
     if not lines:
         target = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("_target_")]
         return f"`{target[0].split(':')[1].strip()}`" if target else ""
-    return " ".join(lines).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(lines).replace("|", "\\|")
 
 
 def main() -> None:
