@@ -35,7 +35,7 @@ DANGEROUS_BUILTINS = frozenset("eval exec execfile compile open input __import__
 
 READY = ".ready"  # suffix of a directory that is whole and about to replace another
 
-# Errors of writing that only the user can mend: a disk that is full or read-only, a limit, a missing permission.
+# Errors of writing that only the user can fix: a disk that is full or read-only, a limit, a missing permission.
 CANNOT_WRITE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM))
 
 

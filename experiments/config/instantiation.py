@@ -1,4 +1,4 @@
-"""Hydra's instantiate, without its wrapping of the errors that are the user's to mend."""
+"""Hydra's instantiate, without its wrapping of the user's own mistakes."""
 
 from __future__ import annotations
 
