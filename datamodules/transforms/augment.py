@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -174,6 +175,12 @@ def apply_operation(
     raise ValueError(f"unknown operation '{name}'; choose of {', '.join(OPERATIONS)}")
 
 
+class PixelAugment(Protocol):
+    """(H, W, 3) uint8 to the same; all chance comes from the generator."""
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, /) -> np.ndarray: ...
+
+
 class RandomAugment:
     """``count`` operations drawn with replacement, each applied with probability ``probability``.
 
@@ -241,7 +248,7 @@ class AugmentedCrop:
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip_probability: float = 0.5,
-        operations: RandomAugment | None = None,
+        operations: PixelAugment | None = None,
     ):
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.flip_probability, self.operations = flip_probability, operations

@@ -42,8 +42,12 @@ class Encoded(NamedTuple):
 
     def rows(self, index: Tensor) -> Encoded:
         """Of the samples ``index`` (n,), repeats allowed."""
-        rest = (None if part is None else part[index] for part in self[1:])
-        return Encoded([expert[index] for expert in self.experts], *rest)
+        return self.map(lambda part: part[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Encoded:
+        """With ``function`` of every tensor."""
+        rest = (None if part is None else function(part) for part in self[1:])
+        return Encoded([function(expert) for expert in self.experts], *rest)
 
 
 class Fused(NamedTuple):

@@ -116,7 +116,12 @@ def draw_negatives(weights: Tensor) -> Tensor:
 
 
 def hard_matching(
-    model: TwoTower, text: Encoded, image: Encoded, other_images: Tensor, other_texts: Tensor
+    model: TwoTower,
+    text: Encoded,
+    image: Encoded,
+    other_images: Tensor,
+    other_texts: Tensor,
+    pools: tuple[Encoded, Encoded] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """ITM on [pairs; texts with other images; other texts with images]: loss and logits (3B, 2).
 
@@ -124,13 +129,19 @@ def hard_matching(
         model: with the head of ``match``.
         text: of B texts.
         image: of their images.
-        other_images: (B,) rows of ``image`` for each text.
-        other_texts: (B,) rows of ``text`` for each image.
+        other_images: (B,) rows of the images' pool for each text.
+        other_texts: (B,) rows of the texts' pool for each image.
+        pools: texts and images of all ranks, see :func:`of_all_ranks`; None: these.
     """
-    own = torch.arange(len(other_images), device=other_images.device)
-    texts, images = text.rows(torch.cat([own, own, other_texts])), image.rows(torch.cat([own, other_images, own]))
-    matched = torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
-    return matching(model, texts, images, matched)
+    texts, images = pools or (text, image)
+    own = torch.ones_like(other_images)
+    matched = torch.cat([own, torch.zeros_like(own), torch.zeros_like(own)])
+    return matching(model, join(text, text, texts.rows(other_texts)), join(image, images.rows(other_images), image), matched)
+
+
+def of_all_ranks(encoded: Encoded) -> Encoded:
+    """The texts or images of all ranks in rank order, with gradients to the rank that made them. Texts must not be trimmed."""
+    return encoded.map(lambda part: gather_texts(part, GradientScope.ALL)[0])
 
 
 def answer_logits(model: TwoTower, text: Encoded, image: Encoded) -> Tensor:

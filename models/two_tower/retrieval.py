@@ -31,6 +31,14 @@ def match_scores(model: TwoTower, texts: Encoded, images: Encoded) -> Tensor:
     return model.itm_score.fc(model.fuse(texts, images, read="first").pooled)[:, 1].float()
 
 
+def candidates(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(images, texts) bool twice: the ``count`` best images of each text, the ``count`` best texts of each image."""
+    by_text, by_image = (torch.zeros_like(similarity, dtype=torch.bool) for _ in range(2))
+    by_text.scatter_(0, similarity.topk(min(count, len(similarity)), dim=0).indices, True)
+    by_image.scatter_(1, similarity.topk(min(count, similarity.shape[1]), dim=1).indices, True)
+    return by_text, by_image
+
+
 @torch.no_grad()
 def rerank(model: TwoTower, texts: Encoded, images: Encoded, count: int, batch_size: int = 64) -> Reranked:
     """Score the ``count`` best images of each text and the ``count`` best texts of each image; each pair once.
@@ -38,9 +46,7 @@ def rerank(model: TwoTower, texts: Encoded, images: Encoded, count: int, batch_s
     What does not depend on the pair is computed once per text and image.
     """
     similarity = model.embed_image(images) @ model.embed_text(texts).T  # (images, texts)
-    by_text, by_image = (torch.zeros_like(similarity, dtype=torch.bool) for _ in range(2))
-    by_text.scatter_(0, similarity.topk(min(count, len(similarity)), dim=0).indices, True)
-    by_image.scatter_(1, similarity.topk(min(count, similarity.shape[1]), dim=1).indices, True)
+    by_text, by_image = candidates(similarity, count)
     texts, images = model.start("text", texts), model.start("image", images)
     scores = torch.full_like(similarity, NOT_SCORED)
     for rows in (by_text | by_image).nonzero().split(batch_size):
