@@ -13,6 +13,7 @@ from lightning_modules.base import BaseModule, StepOutput
 from models import batch as keys
 from models.batch import IGNORE_INDEX
 from models.errors import UserError
+from models.losses.gather import GradientScope
 from models.metrics.answers import accuracies, answer_metrics, choice_metrics
 from models.metrics.video_retrieval import pair_ranks
 from models.two_tower import objectives
@@ -141,7 +142,9 @@ class TwoTowerModule(BaseModule):
             text = self.model.encode_text(batch[keys.TOKEN_IDS], batch[keys.TOKEN_MASK], trim)
         contrast = None
         if "contrastive" in self.tasks:
-            contrast = objectives.contrastive(self.model, text, image, batch[MEDIUM] if self.soft_targets else None)
+            medium = batch[MEDIUM] if self.soft_targets else None
+            scope = GradientScope.ALL if self.training else GradientScope.RANK
+            contrast = objectives.contrastive(self.model, text, image, medium, scope)
             losses["contrastive"] = contrast.loss
             rows |= {"text": contrast.text.detach(), "media": contrast.image.detach(), "medium": batch[MEDIUM]}
         if "match" in self.tasks:
@@ -172,7 +175,7 @@ class TwoTowerModule(BaseModule):
             return loss, _predicted("match", logits, matched)
         weights = objectives.negative_weights(contrast, self.negative_scope)
         pools = None
-        if self.negative_scope == "all":
+        if self.negative_scope == "all" and self.training:
             pools = objectives.of_all_ranks(text), objectives.of_all_ranks(image)
         if self.training:
             other_images, other_texts = (objectives.draw_negatives(part) for part in weights)

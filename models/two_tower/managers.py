@@ -182,8 +182,8 @@ class Managers(Connector):
         image_layers: of the image tower.
         kind: of the managers above the first level: ``adaptive`` (AAUE), ``static`` (SAUE), or ``static_all`` (SAM: no softmax,
             and all previous outputs instead of the last one). The first one is always static.
-        text_experts: N of the text, the tower's last layers.
-        image_experts: N of the image.
+        text_experts: N of the text, the tower's last layers; None: half of them, at least as many as there are levels.
+        image_experts: N of the image, likewise.
         weight_type, temperature, noise, eps: see :class:`StaticManager`.
         query: see :class:`AdaptiveManager`.
         learnable: of static managers.
@@ -198,8 +198,8 @@ class Managers(Connector):
         text_layers: int,
         image_layers: int,
         kind: Literal["adaptive", "static", "static_all"] = "adaptive",
-        text_experts: int = 6,
-        image_experts: int = 6,
+        text_experts: int | None = None,
+        image_experts: int | None = None,
         weight_type: WeightType = "vector",
         temperature: float = 1.0,
         noise: bool = True,
@@ -217,6 +217,7 @@ class Managers(Connector):
         adaptive |= {"noise": noise, "query": query}
         sizes = (text_layers, text_experts), (image_layers, image_experts)
         for side, (layers, experts) in zip(SIDES, sizes, strict=True):
+            experts = min(max(layers // 2, levels), layers) if experts is None else experts
             if not 1 <= experts <= layers:
                 raise UserError(f"a manager cannot mix {experts} layers of a {side} tower that has {layers}.")
             self.read[side] = range(layers - experts, layers)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.batch import IGNORE_INDEX
-from models.losses.gather import GradientScope, gather_texts, world_size
+from models.losses.gather import GradientScope, gather_texts
 from models.two_tower.model import Encoded, TwoTower
 
 NEVER = 1e-5  # added to sampling weights where a row has none
@@ -20,7 +20,7 @@ NEVER = 1e-5  # added to sampling weights where a row has none
 
 class Contrast(NamedTuple):
     """``loss``; ``text``, ``image`` (B, E) unit vectors; ``to_text``, ``to_image`` (B, N) logits against all ranks' samples;
-    ``positive`` (B, N) bool: which of them are of the same image."""
+    ``positive`` (B, N) bool: which of them are of the same image; ``first``: the column where this rank's samples begin."""
 
     loss: Tensor
     text: Tensor
@@ -28,6 +28,7 @@ class Contrast(NamedTuple):
     to_text: Tensor
     to_image: Tensor
     positive: Tensor
+    first: int
 
 
 def masked_language(model: TwoTower, text: Encoded, image: Encoded, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,13 @@ def join(*parts: Encoded) -> Encoded:
     return Encoded(experts, *rest)
 
 
-def contrastive(model: TwoTower, text: Encoded, image: Encoded, medium: Tensor | None = None) -> Contrast:
+def contrastive(
+    model: TwoTower,
+    text: Encoded,
+    image: Encoded,
+    medium: Tensor | None = None,
+    scope: GradientScope = GradientScope.ALL,
+) -> Contrast:
     """ITC: cross entropy in both directions against the samples of all ranks, gradients to all of them.
 
     Args:
@@ -79,18 +86,19 @@ def contrastive(model: TwoTower, text: Encoded, image: Encoded, medium: Tensor |
         image: of their images.
         medium: (B,) number of each image; texts of one image are all right for it, with equal shares (fine-tuning for
             retrieval). None: each pair stands for itself (pre-training).
+        scope: ``RANK`` contrasts with this rank's samples alone: for evaluation, where ranks hold different numbers.
     """
     vectors = model.embed_text(text), model.embed_image(image)
-    (texts, first), (images, _) = (gather_texts(v, GradientScope.ALL) for v in vectors)
+    (texts, first), (images, _) = (gather_texts(v, scope) for v in vectors)
     own = torch.arange(first, first + len(vectors[0]), device=texts.device)
     if medium is None:
         positive = own[:, None] == torch.arange(len(texts), device=own.device)
     else:
-        positive = medium[:, None] == gather_texts(medium, GradientScope.ALL)[0]
+        positive = medium[:, None] == gather_texts(medium, scope)[0]
     share = positive / positive.sum(dim=1, keepdim=True)
     to_text, to_image = vectors[1] @ texts.T / model.temperature, vectors[0] @ images.T / model.temperature
     loss = (F.cross_entropy(to_text, share) + F.cross_entropy(to_image, share)) / 2
-    return Contrast(loss, *vectors, to_text, to_image, positive)
+    return Contrast(loss, *vectors, to_text, to_image, positive, first)
 
 
 def negative_weights(contrast: Contrast, scope: Literal["own", "all"] = "own") -> tuple[Tensor, Tensor]:
@@ -101,9 +109,8 @@ def negative_weights(contrast: Contrast, scope: Literal["own", "all"] = "own") -
         scope: ``own``: of this rank's samples; ``all``: of all ranks' (the official ``gather_global_negative``).
     """
     logits, positive = (contrast.to_image, contrast.to_text), contrast.positive
-    if scope == "own" and world_size() > 1:
-        first = torch.distributed.get_rank() * len(positive)
-        columns = slice(first, first + len(positive))
+    if scope == "own":
+        columns = slice(contrast.first, contrast.first + len(positive))
         logits, positive = (logits[0][:, columns], logits[1][:, columns]), positive[:, columns]
     to_image, to_text = (part.detach().float().softmax(dim=1).masked_fill(positive, 0) for part in logits)
     return to_image, to_text
