@@ -20,6 +20,7 @@ from models.encoders.preprocess import ImagePreprocess
 
 FILL = (128, 128, 128)
 MAX_LEVEL = 10
+LUMA = np.array([0.114, 0.587, 0.299], np.float32)
 
 
 def auto_contrast(image: np.ndarray, overflow: bool = False) -> np.ndarray:
@@ -67,6 +68,29 @@ def sharpness(image: np.ndarray, factor: float, overflow: bool = False) -> np.nd
     out = image.copy()
     out[1:-1, 1:-1] = (sharp.astype(np.int64) & 255) if overflow else np.clip(sharp, 0, 255)
     return out
+
+
+def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
+    """Inverts what is at least ``threshold``."""
+    values = np.arange(256)
+    return np.where(values < threshold, values, 255 - values).astype(np.uint8)[image]
+
+
+def colour(image: np.ndarray, factor: float) -> np.ndarray:
+    """Away from the grey image by ``factor``, whose weights for red and blue are swapped (official)."""
+    grey = image.astype(np.float32) @ LUMA
+    return np.clip(grey[..., None] + factor * (image - grey[..., None]), 0, 255).astype(np.uint8)
+
+
+def contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Away from the mean grey by ``factor``, with the weights of :func:`colour`."""
+    mean = image.mean(axis=(0, 1)) @ LUMA
+    return np.clip((np.arange(256) - mean) * factor + mean, 0, 255).astype(np.uint8)[image]
+
+
+def posterize(image: np.ndarray, bits: int) -> np.ndarray:
+    """Keeps the upper ``bits`` of every value."""
+    return image & np.uint8((255 << (8 - bits)) & 255)
 
 
 def _by_channel(image: np.ndarray, table_of: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
@@ -143,13 +167,14 @@ OPERATIONS = (
     "Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate",
 )  # fmt: skip
 PHOTOMETRIC = OPERATIONS[:5]
+WITH_COLOUR = (*OPERATIONS, "Solarize", "Color", "Contrast", "Posterize")
 SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
 def apply_operation(
     name: str, image: np.ndarray, level: float, autocontrast_overflow: bool = False, sharpness_overflow: bool = False
 ) -> np.ndarray:
-    """One of :data:`OPERATIONS` at strength ``level`` in [-1, 1], of which only those in :data:`SIGNED` have a sign."""
+    """One of :data:`WITH_COLOUR` at strength ``level`` in [-1, 1], of which only those in :data:`SIGNED` have a sign."""
     enhance = 1.8 * level + 0.1
     match name:
         case "AutoContrast":
@@ -170,9 +195,17 @@ def apply_operation(
             return translate_y(image, 10 * level)
         case "Rotate":
             return rotate(image, 30 * level)
+        case "Solarize":
+            return solarize(image, int(256 * level))
+        case "Color":
+            return colour(image, enhance)
+        case "Contrast":
+            return contrast(image, enhance)
+        case "Posterize":
+            return posterize(image, int(4 * level))
         case "Identity":
             return image
-    raise ValueError(f"unknown operation '{name}'; choose of {', '.join(OPERATIONS)}")
+    raise ValueError(f"unknown operation '{name}'; choose of {', '.join(WITH_COLOUR)}")
 
 
 class PixelAugment(Protocol):

@@ -7,6 +7,7 @@ tokens, T image tokens, D width of the cross-modal encoder.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -96,6 +97,8 @@ class TwoTower(nn.Module):
         text_eps: of the text tower's.
         cross_eps: of the cross-modal layers': 1e-12 in the official code, 1e-5 in transformers' port.
         mlm_eps: of the head of ``mlm``, likewise.
+        init_std: of the initial linear weights outside the image tower; the official 0.02 suits wide models, narrow ones hardly
+            learn from it.
     """
 
     def __init__(
@@ -132,6 +135,7 @@ class TwoTower(nn.Module):
         text_eps: float = 1e-5,
         cross_eps: float = 1e-12,
         mlm_eps: float = 1e-12,
+        init_std: float = 0.02,
     ):
         super().__init__()
         self.width, self.levels, self.tasks = width, levels, tuple(tasks)
@@ -155,7 +159,7 @@ class TwoTower(nn.Module):
         nn.init.normal_(self.token_type_embeddings.weight, std=0.02)
         self._build_heads(vocab_size, text_width, image_width, embed_dim, temperature, mlm_eps)
         self._build_classifiers(answers, head_scale, head_layers, pair_dropout)
-        self.apply(_init)
+        self.apply(partial(_init, std=init_std))
         self.vit_model = nn.Module()  # has initial weights of its own
         self.vit_model.visual = ClipVision(image_size, patch_size, image_width, image_layers, image_heads, image_eps)
 
@@ -343,9 +347,9 @@ def _head(width: int, out: int) -> nn.Module:
     return head
 
 
-def _init(module: nn.Module) -> None:
-    """Linear weights normal with deviation 0.02, biases 0."""
+def _init(module: nn.Module, std: float) -> None:
+    """Linear weights normal with deviation ``std``, biases 0."""
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

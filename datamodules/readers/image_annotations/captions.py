@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.readers.arrow import arrow_columns
 from datamodules.readers.base import BadSample, inside
 from datamodules.readers.image_annotations.sample import (
     ImageAnnotations,
@@ -67,3 +68,68 @@ def captions_by_file(root: str, name: str) -> dict[str, tuple[str, ...]]:
     for _, (_, record) in karpathy_records(root, name):
         found[Path(record["filename"]).name] = unique(sentence["raw"] for sentence in record["sentences"])
     return found
+
+
+def visual_genome(root: str, split: str) -> ImageAnnotations:
+    """Visual Genome's regions: ``region_descriptions.json``, images in ``VG_100K`` and ``VG_100K_2``.
+
+    One row per phrase; train only.
+    """
+    parts_of(split, {"train": ("train",)})
+    folders = image_folders(root, ("VG_100K", "VG_100K_2"))
+
+    def samples_of(numbered: tuple[int, Mapping[str, Any]]) -> Iterator[ImageSample]:
+        number, record = numbered
+        name = f"{record['regions'][0]['image_id'] if record['regions'] else record['id']}.jpg"
+        for i, phrase in enumerate(unique(region["phrase"] for region in record["regions"])):
+            yield ImageSample(f"{name}#{i}", ImageSource(folders(name)), number, (phrase,))
+
+    path = existing(root, "region_descriptions.json", "annotations/region_descriptions.json")
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path} holds no list of images: is it Visual Genome's region_descriptions.json?")
+    return collect(((f"{path}, image {i}", (i, record)) for i, record in enumerate(content)), samples_of)
+
+
+def image_folders(root: str, folders: Sequence[str]) -> Callable[[str], str]:
+    """``name -> path`` of images that lie in one of several folders; the first folder where there is no such image."""
+    present = [Path(root, folder) for folder in folders if Path(root, folder).is_dir()]
+    listings = [(path.name, {entry.name for entry in path.iterdir()}) for path in present]
+
+    def place(name: str) -> str:
+        folder = next((folder for folder, names in listings if name in names), folders[0])
+        return str(inside(root, folder, name))
+
+    return place
+
+
+def arrow_captions(root: str, split: str, parts: Mapping[str, Sequence[str]]) -> ImageAnnotations:
+    """Arrow files of captioned images as ViLT, METER and BridgeTower write them: columns ``image`` and ``caption`` (a list of
+    texts). One row per caption.
+
+    Args:
+        root: folder of the files.
+        split: train, val or test.
+        parts: names of the files of each split, without ``.arrow``. The official recipes validate on the test split.
+    """
+    samples: list[ImageSample] = []
+    medium = 0
+    skipped = []
+    for name in parts_of(split, dict(parts)):
+        path = str(Path(root, f"{name}.arrow"))
+        (captions,) = arrow_columns(path, ("caption",))
+
+        def samples_of(numbered: tuple[int, Any], path: str = path, name: str = name) -> Iterator[ImageSample]:
+            row, texts = numbered
+            texts = unique([texts] if isinstance(texts, str) else texts)
+            if not texts:
+                raise BadSample(f"no caption: row {row} of {path}")
+            for i, text in enumerate(texts):
+                yield ImageSample(f"{name}[{row}]#{i}", ImageSource(path, row), row, (text,))
+
+        numbered = ((f"{path}, row {row}", (row, texts)) for row, texts in enumerate(captions))
+        part = collect(numbered, samples_of, first_medium=medium)
+        samples += part.samples
+        skipped += part.skipped
+        medium += len(captions)
+    return ImageAnnotations(samples, (), skipped)

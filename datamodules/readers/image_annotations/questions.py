@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.readers.arrow import arrow_columns, open_table
 from datamodules.readers.base import inside
-from datamodules.readers.image_annotations.captions import captions_by_file
+from datamodules.readers.image_annotations.captions import captions_by_file, image_folders
 from datamodules.readers.image_annotations.sample import (
     UNKNOWN,
     ImageAnnotations,
@@ -19,8 +21,9 @@ from datamodules.readers.image_annotations.sample import (
 )
 from datamodules.readers.text import read_json
 from models.errors import UserError
-from models.two_tower.answers import MIN_COUNT, answer_vocabulary, soft_scores
+from models.two_tower.answers import MIN_COUNT, answer_vocabulary, normalise_answer, soft_scores
 
+VOCABULARY_PARTS = ("train2014", "val2014")  # 3,129 answers
 VQA_PARTS = {"train": ("train2014",), "test": ("val2014",)}
 
 
@@ -28,7 +31,7 @@ def vqa_v2(
     root: str,
     split: str,
     parts: Mapping[str, Sequence[str]] | None = None,
-    vocabulary_parts: Sequence[str] = ("train2014", "val2014"),
+    vocabulary_parts: Sequence[str] = VOCABULARY_PARTS,
     min_count: int = MIN_COUNT,
     group_by: Literal["answer_type", "question_type"] = "answer_type",
     captions: str | None = None,
@@ -108,3 +111,92 @@ def _annotations(root: str, part: str) -> dict[int, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         raise UserError(f"{path} has no list 'annotations': is it VQAv2's file?")
     return {int(entry["question_id"]): entry for entry in content["annotations"]}
+
+
+def vg_qa(root: str, split: str, vqa_root: str, min_count: int = MIN_COUNT, normalise: bool = True) -> ImageAnnotations:
+    """Visual Genome's questions: ``question_answers.json``, images in ``VG_100K`` and ``VG_100K_2``. Train only.
+
+    Kept are those whose answer is in VQAv2's vocabulary, with a score of 1.
+
+    Args:
+        root: folder of Visual Genome.
+        split: train; others do not exist.
+        vqa_root: folder of VQAv2, whose answers make the vocabulary.
+        min_count: see :func:`vqa_v2`.
+        normalise: see :func:`~models.two_tower.answers.soft_scores`.
+    """
+    parts_of(split, {"train": ("train",)})
+    chosen = (entry["multiple_choice_answer"] for part in VOCABULARY_PARTS for entry in _annotations(vqa_root, part).values())
+    answers = tuple(answer_vocabulary(chosen, min_count))
+    numbers = {answer: number for number, answer in enumerate(answers)}
+    folders = image_folders(root, ("VG_100K", "VG_100K_2"))
+
+    def samples_of(numbered: tuple[int, Mapping[str, Any]]) -> Iterator[ImageSample]:
+        medium, record = numbered
+        for pair in record["qas"]:
+            answer = numbers.get(normalise_answer(pair["answer"]) if normalise else pair["answer"])
+            if answer is not None:
+                name = f"{pair['image_id']}.jpg"
+                yield ImageSample(
+                    f"{name}#{pair['qa_id']}",
+                    ImageSource(folders(name)),
+                    medium,
+                    question=pair["question"],
+                    answer=answer,
+                    scores=((answer, 1.0),),
+                    number=pair["qa_id"],
+                )
+
+    path = existing(root, "question_answers.json", "annotations/question_answers.json")
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path} holds no list of images: is it Visual Genome's question_answers.json?")
+    return collect(((f"{path}, image {i}", (i, record)) for i, record in enumerate(content)), samples_of, answers)
+
+
+def arrow_questions(
+    root: str, split: str, parts: Mapping[str, Sequence[str]], vocabulary_parts: Sequence[str], classes: int = 3129
+) -> ImageAnnotations:
+    """Arrow files of questions as ViLT, METER and BridgeTower write them (``vqav2_*``, ``vgqa_*``): lists ``questions``,
+    ``question_id``, ``answers``, ``answer_labels`` and ``answer_scores`` of each image.
+
+    Args:
+        root: folder of the files.
+        split: train, val or test.
+        parts: names of the files of each split, without ``.arrow``.
+        vocabulary_parts: files whose answers name the classes; a class that none of them has is called "unknown".
+        classes: number of answers.
+    """
+    names: dict[int, str] = {}
+    for name in vocabulary_parts:
+        for labels, texts in zip(*arrow_columns(_arrow(root, name), ("answer_labels", "answers")), strict=True):
+            for of_question, answers_of_question in zip(labels, texts, strict=True):
+                names.update(zip(of_question, answers_of_question, strict=True))
+    answers = tuple(names.get(number, "unknown") for number in range(classes))
+
+    def read(name: str) -> ImageAnnotations:
+        path = _arrow(root, name)
+        columns = ["questions", "question_id"]
+        has_answers = {"answer_labels", "answer_scores"} <= set(open_table(path).column_names)
+        columns += ["answer_labels", "answer_scores"] if has_answers else []
+
+        def samples_of(numbered: tuple[int, Any]) -> Iterator[ImageSample]:
+            row, (questions, ids, *targets) = numbered
+            for i, question in enumerate(questions):
+                scores: tuple[tuple[int, float], ...] = ()
+                if targets and targets[0] and len(targets[0]) > i:
+                    scores = tuple(zip(targets[0][i], targets[1][i], strict=True))
+                best = max(scores, key=lambda pair: pair[1])[0] if scores else UNKNOWN
+                source = ImageSource(path, row)
+                yield ImageSample(
+                    f"{name}[{row}]#{ids[i]}", source, row, question=question, answer=best, scores=scores, number=ids[i]
+                )
+
+        rows = zip(*arrow_columns(path, columns), strict=True)
+        return collect(((f"{path}, row {row}", (row, values)) for row, values in enumerate(rows)), samples_of, answers)
+
+    return concatenate([read(name) for name in parts_of(split, dict(parts))])
+
+
+def _arrow(root: str, name: str) -> str:
+    return str(Path(root, f"{name}.arrow"))
