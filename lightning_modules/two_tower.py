@@ -15,7 +15,6 @@ from models.batch import IGNORE_INDEX
 from models.errors import UserError
 from models.losses.gather import GradientScope
 from models.metrics.answers import accuracies, answer_metrics, choice_metrics
-from models.metrics.video_retrieval import pair_ranks
 from models.two_tower import objectives
 from models.two_tower.batch import (
     ANSWER_SCORES,
@@ -29,6 +28,7 @@ from models.two_tower.batch import (
 from models.two_tower.checkpoint import load_official
 from models.two_tower.model import Encoded, TwoTower
 from models.two_tower.parameter_groups import two_tower_groups
+from models.two_tower.retrieval import recalls
 
 _CAPTION = (keys.TOKEN_IDS, keys.TOKEN_MASK)
 _QUESTION = (QUESTION_IDS, QUESTION_MASK, keys.ANSWER)
@@ -233,9 +233,9 @@ class TwoTowerModule(BaseModule):
             metrics |= choice_metrics(rows)
             main.append(metrics["choice/accuracy"])
         if "text" in rows:
-            recalls = contrastive_recalls(rows)
-            metrics |= {f"retrieval/{name}": value for name, value in recalls.items()}
-            main.append(sum(value for name, value in recalls.items() if "recall" in name) / 6)
+            of_space = contrastive_recalls(rows)
+            metrics |= {f"retrieval/{name}": value for name, value in of_space.items()}
+            main.append(sum(of_space.values()) / len(of_space))
         main = main or [value for name, value in metrics.items() if name.endswith("accuracy")]
         return {**metrics, "score": sum(main) / len(main)} if main else metrics
 
@@ -294,7 +294,7 @@ def contrastive_recalls(rows: Mapping[str, Tensor]) -> dict[str, float]:
     media, owner = rows["medium"].unique(return_inverse=True)
     first = torch.full((len(media),), len(owner), dtype=torch.int64)
     first = first.scatter_reduce(0, owner, torch.arange(len(owner)), "amin")
-    return pair_ranks(rows["text"] @ rows["media"][first].T, owner, letter="i")
+    return recalls(rows["media"][first] @ rows["text"].T, owner)
 
 
 def _predicted(task: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

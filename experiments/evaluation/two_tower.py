@@ -12,13 +12,16 @@ from torch import Tensor
 
 from experiments.evaluation.base import SuiteResult, TrainedSplit, spread
 from experiments.evaluation.question_answering import question_answering
-from experiments.figures import clips
+from experiments.figures import clips, two_tower
 from models import batch as keys
 from models.metrics.answers import answer_metrics, percent
 from models.metrics.retrieval import chance_recall_at
 from models.metrics.video_retrieval import pair_ranks
+from models.two_tower import objectives
+from models.two_tower.attention import image_attention, manager_weights
 from models.two_tower.batch import CAPTION_IDS, CAPTION_MASK, CAPTION_OWNER, QUESTION_IDS, QUESTION_MASK
 from models.two_tower.cost import multiply_adds
+from models.two_tower.managers import Managers
 from models.two_tower.retrieval import candidates, match_scores, recalls
 
 EXAMPLES = 6  # captions that are drawn
@@ -34,6 +37,7 @@ def questions(split: TrainedSplit) -> SuiteResult:
     samples = [split.dataset.samples[row] for row in rows["index"].tolist()]
     known = _commonest_by_question(split.data.splits.get("train", split.dataset).samples)
     guesses = torch.tensor([known.get(sample.question, known[""]) for sample in samples])
+    result.figures |= _figures(split)
     alone = answer_metrics({"answer_predicted": guesses, "answer_labels": rows["answer_labels"]})
     for kind in {sample.group for sample in samples}:
         if f"answer/{kind}_accuracy" in result.metrics:
@@ -41,6 +45,28 @@ def questions(split: TrainedSplit) -> SuiteResult:
             alone[f"answer/{kind}_accuracy"] = percent(guesses[of_kind] == rows["answer_labels"][of_kind])
     result.baselines["question alone"] = alone
     return result
+
+
+def _figures(split: TrainedSplit) -> dict[str, Any]:
+    """Attention over the images of some questions and, of a model with managers, their weights over a batch."""
+    model, batch = split.module.model, next(split.batches())
+    text = model.encode_text(batch[QUESTION_IDS], batch[QUESTION_MASK])
+    image = model.encode_image(batch[keys.IMAGE])
+    answers, names = objectives.answer_logits(model, text, image).argmax(dim=1).tolist(), split.dataset.answers
+    maps, rows = image_attention(model, text, image).cpu(), batch[keys.INDEX].tolist()
+    examples = [
+        {
+            "image": split.dataset.display(rows[i])[0],
+            "text": split.dataset.samples[rows[i]].question,
+            "said": names[answers[i]] if answers[i] < len(names) else f"class {answers[i]}",
+            "map": maps[i],
+        }
+        for i in range(min(EXAMPLES, len(rows)))
+    ]
+    drawn: dict[str, Any] = {"attention": partial(two_tower.attention, examples)}
+    if isinstance(model.connector, Managers):
+        drawn["manager_weights"] = partial(two_tower.manager_weights, manager_weights(model, text, image))
+    return drawn
 
 
 def _commonest_by_question(samples: Sequence[Any]) -> dict[str, int]:
@@ -55,11 +81,12 @@ def _commonest_by_question(samples: Sequence[Any]) -> dict[str, int]:
 def reranked_retrieval(
     split: TrainedSplit, ks: Sequence[int] = (1, 5, 10), rerank: int = 32, batch_size: int = 64
 ) -> SuiteResult:
-    """Recalls at ``ks`` (percent), median and mean rank of the contrastive space (``retrieval/...``), and after the fused model
-    has scored the best candidates again (``reranked/...``); BridgeTower, section 4.3.
+    """Recalls at ``ks`` (percent) of the contrastive space (``retrieval/...``, with median and mean rank), and after the fused
+    model has scored the best candidates again (``reranked/...``); BridgeTower, section 4.3. A model of the task ``rank``
+    without a contrastive space scores every pair (``fused/...``).
 
     Args:
-        split: a module with the tasks ``contrastive`` and, to re-rank, ``match``.
+        split: a module with the tasks ``contrastive`` and, to re-rank, ``match``; or with ``rank``.
         ks: of the recalls.
         rerank: candidates of each text and of each image that are scored; officially 128 for Flickr30k, 256 for COCO; 0: none.
         batch_size: pairs per fused forward pass.
@@ -67,36 +94,54 @@ def reranked_retrieval(
     Ties go to the right candidate in ``retrieval/...`` (see :func:`~models.metrics.video_retrieval.pair_ranks`).
     """
     module, model = split.module, split.module.model
-    module.check_trained("contrastive")
-    rows, texts, owner, image_vectors = [], [], [], []
-    for batch in split.batches(by_image=True):
-        owner.append(batch[CAPTION_OWNER].cpu() + len(rows))
-        first = split.dataset.by_image().first
-        rows += [first[i] for i in batch[keys.INDEX].tolist()]
-        texts.append((batch[CAPTION_IDS], batch[CAPTION_MASK]))
-        image_vectors.append(model.embed_image(model.encode_image(batch[keys.IMAGE])).cpu())
-    owners = torch.cat(owner)
-    ids, mask = (torch.cat(part) for part in zip(*texts, strict=True))
-    encoded = model.encode_text(ids, mask)
-    similarity = torch.cat(image_vectors) @ model.embed_text(encoded).cpu().T  # (images, texts)
-    metrics = {f"retrieval/{name}": value for name, value in pair_ranks(similarity.T, owners, ks, letter="i").items()}
-    chance = _chance("retrieval", owners, len(similarity), ks)
-    if rerank and hasattr(model, "itm_score"):
-        module.check_trained("match")
-        chosen = torch.zeros_like(similarity, dtype=torch.bool)
-        for of_one in candidates(similarity, rerank):
-            chosen |= of_one
-        scores = _rerank(split, model, encoded, chosen, batch_size)
-        metrics |= {f"reranked/{name}": value for name, value in recalls(scores, owners, tuple(ks)).items()}
-        chance |= _chance("reranked", owners, len(similarity), ks)
-    best = similarity.topk(min(4, len(similarity)), dim=0).indices.T
-    captions = [text for of_image in split.dataset.by_image().captions for text in of_image]
-    examples = [
-        {"text": captions[i], "right": rows[owners[i]], "rows": [rows[j] for j in best[i].tolist()]}
-        for i in spread(EXAMPLES, len(captions))
-    ]
-    figures = {"retrieved_images": partial(clips.retrieved, examples, split.dataset.display)}
+    for task in {"contrastive", "match", "rank"} & set(module.tasks):
+        module.check_trained(task)
+    texts = _Texts(split)
+    metrics: dict[str, float] = {}
+    chance: dict[str, float] = {}
+    examples: list[dict] = []
+    if "contrastive" in module.tasks:
+        vectors = [model.embed_image(model.encode_image(batch[keys.IMAGE])).cpu() for batch in split.batches(by_image=True)]
+        similarity = torch.cat(vectors) @ model.embed_text(texts.encoded).cpu().T  # (images, texts)
+        metrics |= {f"retrieval/{name}": v for name, v in pair_ranks(similarity.T, texts.owner, ks, letter="i").items()}
+        chance |= _chance("retrieval", texts.owner, len(texts.rows), ks)
+        examples = texts.examples(similarity)
+        chosen, name = torch.stack(candidates(similarity, rerank)).any(dim=0), "reranked"
+    else:
+        chosen, name = torch.ones(len(texts.rows), len(texts.owner), dtype=torch.bool), "fused"
+    if {"match", "rank"} & set(module.tasks) and bool(chosen.any()):
+        scores = _rerank(split, model, texts.encoded, chosen, batch_size)
+        metrics |= {f"{name}/{key}": value for key, value in recalls(scores, texts.owner, tuple(ks)).items()}
+        chance |= _chance(name, texts.owner, len(texts.rows), ks)
+    figures = {"retrieved_images": partial(clips.retrieved, examples, split.dataset.display)} if examples else {}
     return SuiteResult(metrics, {"chance": chance}, split.hashes, figures=figures)
+
+
+class _Texts:
+    """All captions of a split, encoded; ``owner`` (M,): the image of each; ``rows``: the row of each image in the split."""
+
+    def __init__(self, split: TrainedSplit):
+        images = split.dataset.by_image()
+        self.rows: list[int] = []
+        texts, owner = [], []
+        captions: list[str] = []
+        for batch in split.batches(by_image=True):
+            owner.append(batch[CAPTION_OWNER].cpu() + len(self.rows))
+            read = batch[keys.INDEX].tolist()
+            self.rows += [images.first[i] for i in read]
+            captions += [caption for i in read for caption in images.captions[i]]
+            texts.append((batch[CAPTION_IDS], batch[CAPTION_MASK]))
+        self.owner, self.captions = torch.cat(owner), captions
+        ids, mask = (torch.cat(part) for part in zip(*texts, strict=True))
+        self.encoded = split.module.model.encode_text(ids, mask)
+
+    def examples(self, similarity: Tensor) -> list[dict]:
+        """Captions with the images that fit them best."""
+        best = similarity.topk(min(4, len(similarity)), dim=0).indices.T
+        return [
+            {"text": self.captions[i], "right": self.rows[self.owner[i]], "rows": [self.rows[j] for j in best[i].tolist()]}
+            for i in spread(EXAMPLES, len(self.captions))
+        ]
 
 
 def _rerank(split: TrainedSplit, model: Any, texts: Any, chosen: Tensor, batch_size: int) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.io import CheckpointError, load_strictly
+from models.encoders.weights import find_weights, tensor_file
+from models.io import CheckpointError, load_strictly, read_tensors
 from models.two_tower.connectors import SIDES, Bridge, LinkType, NoConnector
 from models.two_tower.managers import Managers
 from models.two_tower.model import TwoTower
@@ -215,3 +216,54 @@ def load_towers(model: TwoTower, text: Mapping[str, Tensor] | None, image: Mappi
 
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in weights if name.startswith(prefix))
+
+
+def clip_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The vision tower of a Hugging Face CLIP checkpoint under OpenAI's names; such names are left as they are."""
+    tower = {n.removeprefix("vision_model."): v for n, v in weights.items() if n.startswith("vision_model.")}
+    if not tower:
+        return dict(weights)
+    renamed = {
+        "embeddings.class_embedding": "class_embedding", "embeddings.patch_embedding.weight": "conv1.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+    }  # fmt: skip
+    named: dict[str, Tensor] = {}
+    for name, value in tower.items():
+        if name.endswith("position_ids") or ".self_attn.k_proj" in name or ".self_attn.v_proj" in name:
+            continue
+        if ".self_attn.q_proj." in name:
+            value = torch.cat([tower[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
+            name = name.replace("self_attn.q_proj.", "attn.in_proj_")
+        for old, new in (
+            ("encoder.layers.", "transformer.resblocks."), ("self_attn.", "attn."), ("layer_norm", "ln_"),
+            ("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
+        ):  # fmt: skip
+            name = name.replace(old, new)
+        named[renamed.get(name, name)] = value
+    return named
+
+
+def pretrained_towers(
+    model: TwoTower,
+    text: str | None = None,
+    image: str | None = None,
+    text_name: str = "FacebookAI/roberta-base",
+    image_name: str = "openai/clip-vit-base-patch16",
+) -> None:
+    """Start the towers from pretrained RoBERTa and CLIP weights.
+
+    Args:
+        model: keeps everything else.
+        text: file or folder of RoBERTa; None: the cache of ``text_name``, then the hub.
+        image: file or folder of CLIP, by OpenAI's or by Hugging Face's names; None: the cache of ``image_name``, then the hub.
+        text_name: repository of the text tower.
+        image_name: repository of the image tower.
+
+    Raises WeightsUnavailable with the remedy, or CheckpointError.
+    """
+    places = [
+        find_weights(name, name, weights, f"module.towers.{option}")
+        for name, weights, option in ((text_name, text, "text"), (image_name, image, "image"))
+    ]
+    of_text, of_image = (read_tensors(tensor_file(place)) for place in places)
+    load_towers(model, of_text, clip_names(of_image))

@@ -27,8 +27,9 @@ class Reranked(NamedTuple):
 
 @torch.no_grad()
 def match_scores(model: TwoTower, texts: Encoded, images: Encoded) -> Tensor:
-    """(P,) logits of "match" of P texts with P images."""
-    return model.itm_score.fc(model.fuse(texts, images, read="first").pooled)[:, 1].float()
+    """(P,) logits of "match" of P texts with P images, or scores of the head of ``rank`` where the model has one."""
+    pooled = model.fuse(texts, images, read="first").pooled
+    return (model.rank_output(pooled)[:, 0] if "rank" in model.tasks else model.itm_score.fc(pooled)[:, 1]).float()
 
 
 def candidates(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:

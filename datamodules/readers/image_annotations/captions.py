@@ -18,6 +18,7 @@ from datamodules.readers.image_annotations.sample import (
     unique,
 )
 from datamodules.readers.text import read_json
+from models.batch import Skipped
 from models.errors import UserError
 
 KARPATHY_PARTS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
@@ -114,7 +115,7 @@ def arrow_captions(root: str, split: str, parts: Mapping[str, Sequence[str]]) ->
     """
     samples: list[ImageSample] = []
     medium = 0
-    skipped = []
+    skipped: list[Skipped] = []
     for name in parts_of(split, dict(parts)):
         path = str(Path(root, f"{name}.arrow"))
         (captions,) = arrow_columns(path, ("caption",))

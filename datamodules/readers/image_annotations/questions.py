@@ -113,7 +113,9 @@ def _annotations(root: str, part: str) -> dict[int, Any]:
     return {int(entry["question_id"]): entry for entry in content["annotations"]}
 
 
-def vg_qa(root: str, split: str, vqa_root: str, min_count: int = MIN_COUNT, normalise: bool = True) -> ImageAnnotations:
+def vg_qa(
+    root: str, split: str, vqa_root: str | None = None, min_count: int = MIN_COUNT, normalise: bool = True
+) -> ImageAnnotations:
     """Visual Genome's questions: ``question_answers.json``, images in ``VG_100K`` and ``VG_100K_2``. Train only.
 
     Kept are those whose answer is in VQAv2's vocabulary, with a score of 1.
@@ -121,12 +123,14 @@ def vg_qa(root: str, split: str, vqa_root: str, min_count: int = MIN_COUNT, norm
     Args:
         root: folder of Visual Genome.
         split: train; others do not exist.
-        vqa_root: folder of VQAv2, whose answers make the vocabulary.
+        vqa_root: folder of VQAv2, whose answers make the vocabulary; None: ``root`` too.
         min_count: see :func:`vqa_v2`.
         normalise: see :func:`~models.two_tower.answers.soft_scores`.
     """
     parts_of(split, {"train": ("train",)})
-    chosen = (entry["multiple_choice_answer"] for part in VOCABULARY_PARTS for entry in _annotations(vqa_root, part).values())
+    chosen = (
+        entry["multiple_choice_answer"] for part in VOCABULARY_PARTS for entry in _annotations(vqa_root or root, part).values()
+    )
     answers = tuple(answer_vocabulary(chosen, min_count))
     numbers = {answer: number for number, answer in enumerate(answers)}
     folders = image_folders(root, ("VG_100K", "VG_100K_2"))

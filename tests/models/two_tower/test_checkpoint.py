@@ -2,11 +2,18 @@
 
 import pytest
 import torch
-from transformers import BridgeTowerConfig, BridgeTowerForContrastiveLearning, BridgeTowerForMaskedLM, BridgeTowerModel
+from transformers import (
+    BridgeTowerConfig,
+    BridgeTowerForContrastiveLearning,
+    BridgeTowerForMaskedLM,
+    BridgeTowerModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 
 from models.errors import UserError
 from models.io import CheckpointError
-from models.two_tower.checkpoint import load_official, load_towers, model_from_official, official_names
+from models.two_tower.checkpoint import clip_names, load_official, load_towers, model_from_official, official_names
 from models.two_tower.port import model_from_port, port_contrast, to_port
 from tests.models.two_tower.stand_in import CONNECTORS, SIZES, small_images, small_model, small_texts
 
@@ -56,6 +63,19 @@ def test_towers_start_from_roberta_and_clip():
     torch.testing.assert_close(model.vit_model.visual.conv1.weight, source.vit_model.visual.conv1.weight, atol=1e-3, rtol=1e-2)
     with pytest.raises(CheckpointError, match="RoBERTa"):
         load_towers(model, {"embeddings.word_embeddings.weight": torch.zeros(1)}, None)
+
+
+def test_names_of_hugging_faces_clip():
+    sizes = {"hidden_size": 12, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
+    clip = randomised(CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=16, patch_size=8, hidden_act="quick_gelu")))
+    weights = clip.state_dict()
+    if not any(name.startswith("vision_model.") for name in weights):
+        weights = {f"vision_model.{name}": value for name, value in weights.items()}
+    model = small_model("none")
+    load_towers(model, None, clip_names(weights | {"text_model.final_layer_norm.bias": torch.zeros(1)}))
+    (ours,) = model.vit_model.visual(small_images(), range(3, 4))
+    out = clip(pixel_values=small_images(), output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(ours, model.vit_model.visual.ln_post(out), rtol=1e-4, atol=1e-5)
 
 
 def port_config(**changes) -> BridgeTowerConfig:
