@@ -60,6 +60,9 @@ class SweepTable(Callback):
         self.failed: dict[str, str] = {}  # overrides of a job -> the reason
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        from experiments.sweeps.definition import check_definition
+
+        check_definition(config)
         atexit.register(self._show, config)  # after a failed job Hydra leaves before on_multirun_end
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
