@@ -24,7 +24,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.overrides import key_of
-from experiments.run.ranks import is_main_process
+from experiments.run.ranks import announce, announced, is_main_process, launched_outside
 from models.errors import UserError
 from models.io import atomic_write, explained, recover, stable_hash
 
@@ -169,6 +169,8 @@ def open_run(cfg: DictConfig) -> Run:
     identity = identity_of(cfg)
     if cfg.paths.run:
         folder = Path(cfg.paths.run)
+    elif launched_outside() and not is_main_process() and cfg.resume in (None, "auto"):
+        folder = announced(home)
     elif str(hydra_cfg.mode).endswith("MULTIRUN"):
         folder = Path(hydra_cfg.sweep.dir) / slug(overrides)
     elif cfg.resume == "auto":
@@ -179,7 +181,10 @@ def open_run(cfg: DictConfig) -> Run:
             raise UserError(f"resume={cfg.resume}: there is no run in this directory (no run.json).")
     else:
         folder = _fresh(home)
-    return _enter(cfg, folder.resolve(), name, identity, overrides)
+    run = _enter(cfg, folder.resolve(), name, identity, overrides)
+    if launched_outside() and is_main_process() and not cfg.paths.run:
+        announce(run.dir, home)
+    return run
 
 
 def _enter(cfg: DictConfig, folder: Path, name: str, identity: str, overrides: list[str]) -> Run:
