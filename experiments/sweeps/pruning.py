@@ -61,7 +61,7 @@ class Pruning(pl.Callback):
         if facts.pruned and self.monitor:
             import optuna
 
-            from experiments.sweeps.journal import open_study
+            from experiments.sweeps.search import open_study
 
             study = open_study(facts.journal, facts.study)
             self.trial = optuna.trial.Trial(study, facts.trial)

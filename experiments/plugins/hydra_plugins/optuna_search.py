@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
@@ -22,8 +21,8 @@ from omegaconf import DictConfig
 from experiments.config.overrides import creating
 from experiments.run.directory import holder_of
 from experiments.sweeps.jobs import Job, job_of
-from experiments.sweeps.journal import HINT, make_pruner, make_sampler, open_storage
 from experiments.sweeps.pruning import TrialFile
+from experiments.sweeps.search import HINT, distribution_of, enqueue_grid, make_pruner, make_sampler, open_storage
 from models.errors import UserError
 
 STUDY = "search"
@@ -98,7 +97,9 @@ class OptunaSearch(Sweeper):
         self.study.set_user_attr("objectives", self.objectives)
         self.study.set_user_attr("pruner", self.pruner)
         # Workers and later starts draw other trials than those that are there.
-        self.study.sampler = self.drawing = make_sampler(self.sampler, self.seed + len(self.study.trials), self.space)
+        self.study.sampler = make_sampler(self.sampler, self.seed + len(self.study.trials))
+        if self.sampler == "grid":
+            enqueue_grid(self.study, self.space)
         self.going: dict[int, Any] = {}  # number of a job -> its trial
         trials = self._next_trials()
         if hasattr(self.launcher, "stream"):
@@ -116,7 +117,7 @@ class OptunaSearch(Sweeper):
         fixed, space = [], {}
         for text, override in zip(texts, OverridesParser.create().parse_overrides(texts), strict=True):
             if override.is_sweep_override():
-                space[override.get_key_element()] = _distribution(override)
+                space[override.get_key_element()] = distribution_of(override)
             else:
                 fixed.append(text)
         return fixed, space
@@ -125,15 +126,15 @@ class OptunaSearch(Sweeper):
         """Numbers and overrides of the trials of this worker: interrupted ones first, then new ones."""
         import optuna
 
-        running = optuna.trial.TrialState.RUNNING
-        for frozen in self.study.get_trials(states=(running,)):
-            if (
-                "overrides" in frozen.user_attrs
-                and holder_of(self._job(frozen.number, frozen.user_attrs["overrides"]).folder) is None
-            ):
-                yield self._begin(optuna.trial.Trial(self.study, frozen._trial_id), frozen.user_attrs["overrides"])
-        while len(self.study.get_trials(deepcopy=False)) < self.trials:
-            if self.sampler == "grid" and self.drawing.is_exhausted(self.study):
+        state = optuna.trial.TrialState
+        for frozen in self.study.get_trials(states=(state.RUNNING,)):
+            overrides = frozen.user_attrs.get("overrides")
+            if overrides and holder_of(self._job(frozen.number, overrides).folder) is None:
+                yield self._begin(optuna.trial.Trial(self.study, frozen._trial_id), overrides)
+        while True:
+            states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+            waiting = states.count(state.WAITING)
+            if len(states) - waiting >= self.trials or (self.sampler == "grid" and not waiting):
                 return
             trial = self.study.ask(self.space)
             overrides = [*self.fixed, *(f"{key}={value}" for key, value in trial.params.items())]
@@ -171,7 +172,7 @@ class OptunaSearch(Sweeper):
     def _report(self, folder: Path) -> None:
         import optuna
 
-        states = [trial.state.name.lower() for trial in self.study.trials]
+        states = [trial.state.name.lower() for trial in self.study.trials if trial.state.name != "WAITING"]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         print(f"search: {len(states)} trials ({counts}) in {folder}")
         complete = self.study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
@@ -183,18 +184,3 @@ class OptunaSearch(Sweeper):
         from experiments.sweeps.search_figures import draw
 
         draw(self.study, list(self.objectives), folder)
-
-
-def _distribution(override: Override) -> Any:
-    """Optuna's distribution for the values of an override."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    value: Any = override.value()
-    logarithmic = "log" in getattr(value, "tags", ())
-    if isinstance(value, IntervalSweep):
-        if isinstance(value.start, int) and isinstance(value.end, int) and "float" not in value.tags:
-            return IntDistribution(value.start, value.end, log=logarithmic)
-        return FloatDistribution(float(value.start), float(value.end), log=logarithmic)
-    if isinstance(value, (ChoiceSweep, RangeSweep)):
-        return CategoricalDistribution(list(override.sweep_string_iterator()))
-    raise UserError(f"hydra/sweeper=optuna cannot search {override.input_line}.")
