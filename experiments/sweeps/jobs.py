@@ -1,4 +1,7 @@
-"""One job of a sweep as a process of its own: its command line, its directory, how it ended."""
+"""One job of a sweep as a process of its own: its command line, its directory, how it ended.
+
+Hydra imports its launchers and sweepers whenever it starts, so torch is imported here only once jobs run.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.run.directory import holder_of, quoted, slug
 from models.errors import UserError
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
@@ -42,6 +44,8 @@ class Job(NamedTuple):
 
     def command_line(self) -> list[str]:
         """Overrides that make this job a single run in its directory, in any process on any machine that sees the folder."""
+        from experiments.run.directory import quoted
+
         return [*self.overrides, "hydra.mode=RUN", f"paths.run={quoted(self.folder)}"]
 
     def record(self) -> dict[str, Any]:
@@ -61,6 +65,8 @@ class Job(NamedTuple):
         """Why the job is not started: finished, pruned, failed before, in use; None where it is to be started."""
         if self.is_finished():
             return "finished"
+        from experiments.run.directory import holder_of
+
         if holder := holder_of(self.folder):
             return f"in use by {holder}"
         status = self.record().get("status")
@@ -90,6 +96,8 @@ class Job(NamedTuple):
 
 def job_of(context: HydraContext, config: DictConfig, overrides: Sequence[str], index: int) -> Job:
     """The job of a sweep with these overrides, with its directory made."""
+    from experiments.run.directory import slug
+
     job_config = context.config_loader.load_sweep_config(config, list(overrides))
     OmegaConf.update(job_config, "hydra.job.id", f"{job_config.hydra.job.name}_{index}", force_add=True)
     OmegaConf.update(job_config, "hydra.job.num", index, force_add=True)

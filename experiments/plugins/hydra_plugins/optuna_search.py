@@ -19,9 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from experiments.config.overrides import creating
-from experiments.run.directory import holder_of
 from experiments.sweeps.jobs import Job, job_of
-from experiments.sweeps.pruning import TrialFile
 from experiments.sweeps.search import HINT, distribution_of, enqueue_grid, make_pruner, make_sampler, open_storage
 from models.errors import UserError
 
@@ -126,6 +124,8 @@ class OptunaSearch(Sweeper):
         """Numbers and overrides of the trials of this worker: interrupted ones first, then new ones."""
         import optuna
 
+        from experiments.run.directory import holder_of
+
         state = optuna.trial.TrialState
         for frozen in self.study.get_trials(states=(state.RUNNING,)):
             overrides = frozen.user_attrs.get("overrides")
@@ -142,6 +142,8 @@ class OptunaSearch(Sweeper):
             yield self._begin(trial, overrides)
 
     def _begin(self, trial: Any, overrides: list[str]) -> tuple[int, list[str]]:
+        from experiments.sweeps.pruning import TrialFile
+
         folder = self._job(trial.number, overrides).folder
         TrialFile(self.journal, STUDY, trial._trial_id, self.pruner is not None).write(folder)
         self.going[trial.number] = trial

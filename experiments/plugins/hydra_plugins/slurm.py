@@ -21,7 +21,6 @@ from experiments.run.interruption import PREEMPTION
 from experiments.sweeps.jobs import RUN, Job, job_of
 from experiments.sweeps.screen import Board
 from models.errors import UserError
-from models.io import atomic_write
 
 
 class Slurm(Launcher):
@@ -101,8 +100,7 @@ class Slurm(Launcher):
             with executor.batch():
                 queued |= {index: executor.submit(Task(jobs[index].command_line())) for index in missing}
             for index in missing:
-                with atomic_write(jobs[index].folder / "slurm.json") as temporary:
-                    temporary.write_text(json.dumps({"job": queued[index].job_id}))
+                (jobs[index].folder / "slurm.json").write_text(json.dumps({"job": queued[index].job_id}))
             for index in queued:
                 board.start(index, jobs[index].title, jobs[index].folder, "")
             while queued:
