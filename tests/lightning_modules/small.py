@@ -22,6 +22,7 @@ from lightning_modules.base import BaseModule
 from lightning_modules.bev_fusion import BevFusionModule
 from lightning_modules.csa import CSAModule
 from lightning_modules.hammer import TERMS, HammerModule
+from lightning_modules.llava_manager import LlavaManagerModule
 from lightning_modules.two_tower import TwoTowerModule
 from models import batch as keys
 from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
@@ -36,6 +37,7 @@ from models.bev_fusion.network import BEVFusion
 from models.losses.contrastive import InfoNCELoss
 from models.losses.structure import StructureRegulariser
 from models.two_tower.batch import ANSWER_SCORES, MEDIUM, QUESTION_IDS, QUESTION_MASK, SECOND_IMAGE
+from models.two_tower.llava import small_managed_llava
 from models.two_tower.managers import Managers
 from models.two_tower.model import TwoTower
 from tests.models.avgn.conftest import small_network
@@ -181,6 +183,13 @@ def _two_tower(tasks: tuple[str, ...], **options: Any) -> TwoTowerModule:
     return TwoTowerModule(model, tasks, SGD, vocab_size=40, padding_id=1, answers=5, **options)
 
 
+def _llava_manager() -> LlavaManagerModule:
+    model = partial(
+        small_managed_llava, image_size=16, patch_size=4, width=16, vision_width=16, layers=2, kind="adaptive_cross"
+    )
+    return LlavaManagerModule(model, SGD, vocab_size=40, answers=5)
+
+
 def _images_with_texts(count: int) -> dict[str, Tensor]:
     ids, mask = small_texts(tuple(3 + i % 5 for i in range(count)))
     answers = torch.arange(count) % 2
@@ -216,6 +225,7 @@ MODULES = {
         partial(_two_tower, ("mlm", "match", "rank", "answer", "reason"), negatives="given"), _images_with_texts
     ),
     "two_tower_hard": Small(partial(_two_tower, ("contrastive", "match", "entail")), _images_with_texts),
+    "llava_manager": Small(_llava_manager, _images_with_texts),
     "two_tower_texts": Small(partial(_two_tower, ("contrastive", "mlm")), _images_with_texts),
 }
 
