@@ -19,7 +19,7 @@ from typing import Any
 from datamodules.readers.annotations import AnnotatedImages, Record
 from datamodules.readers.base import BadSample
 from datamodules.readers.tar_index import IMAGE_SUFFIXES, label_number
-from datamodules.readers.text import json_lines, read_json, read_lines
+from datamodules.readers.text import json_lines, read_json, read_names
 from models.batch import Skipped
 from models.errors import UserError
 
@@ -340,7 +340,7 @@ def _list_of(value: Any) -> list[Any]:
 def _class_names(place: Path, folders: list[str]) -> list[str]:
     for file in (place / "classes.txt", place.parent / "classes.txt"):
         if file.is_file():
-            lines = [line for line in read_lines(file) if line.strip()]
+            lines = read_names(file)
             if len(lines) != len(folders):
                 raise UserError(f"{file} names {len(lines)} classes, {place} holds {len(folders)} folders.")
             return [line.split(",")[0].strip() for line in lines]

@@ -19,10 +19,10 @@ EIGHT = np.ones((3, 3), dtype=bool)
 TABLE = ("image", "matched", "distance", "euclidean", "absolute", "normalized")
 
 
-def confusion(label: NDArray, predicted: NDArray, classes: int) -> NDArray[np.int64]:
+def confusion(label: NDArray, predicted: NDArray, num_classes: int) -> NDArray[np.int64]:
     """(K, K) counts over the cells whose label is not 255: rows are labels, columns predictions."""
     truth, choice = (torch.from_numpy(np.asarray(cells, dtype=np.int64)) for cells in (label, predicted))
-    return confusion_matrix(choice, truth, classes, VOID_LABEL).numpy()
+    return confusion_matrix(choice, truth, num_classes, VOID_LABEL).numpy()
 
 
 def cell_scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

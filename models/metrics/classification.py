@@ -29,12 +29,6 @@ def descriptive_class_vectors(prompts: Tensor, counts: Sequence[int], pad_to: in
     return (F.normalize(stacked, dim=-1) if normalise else stacked).T
 
 
-def keep_top_scores(scores: Tensor, k: int, rest: float = -100.0) -> Tensor:
-    """Scores (N, C) with all but the ``k`` highest of each row set to ``rest`` (freeze-align's evaluations)."""
-    best, place = scores.topk(min(k, scores.shape[1]), dim=1)
-    return torch.full_like(scores, rest).scatter_(1, place, best)
-
-
 def zero_shot_logits(image: Tensor, classes: Tensor) -> Tensor:
     """``100 * cosine`` of image embeddings (N, D) with class vectors (D, C)."""
     return 100 * F.normalize(image, dim=-1) @ classes
@@ -51,35 +45,29 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
     return (ahead.sum(dim=1) < k).double().mean().item() * 100
 
 
-def balanced_top_k(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Mean over the classes that occur of their top-``k`` accuracy, in percent."""
-    per_class = [top_k_accuracy(logits[labels == c], labels[labels == c], k) for c in labels.unique()]
-    return sum(per_class) / len(per_class)
-
-
-def balanced_accuracy(predicted: Tensor, labels: Tensor, classes: int) -> float:
+def balanced_accuracy(predicted: Tensor, labels: Tensor, num_classes: int) -> float:
     """Mean over the classes that occur among the labels of their recall, in percent.
 
     torchmetrics' macro accuracy counts a class that is only predicted as well.
     """
-    matrix = confusion_matrix(predicted, labels, classes)
+    matrix = confusion_matrix(predicted, labels, num_classes)
     counts = matrix.sum(dim=1)
     return (matrix.diagonal().double() / counts).nanmean().item() * 100
 
 
-def macro_f1(predicted: Tensor, labels: Tensor, classes: int) -> float:
+def macro_f1(predicted: Tensor, labels: Tensor, num_classes: int) -> float:
     """Mean of the F1 of the classes that occur among labels or predictions, in percent."""
-    return 100 * multiclass_f1_score(predicted, labels, classes, average="macro").item()
+    return 100 * multiclass_f1_score(predicted, labels, num_classes, average="macro").item()
 
 
-def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int, ignore: int | None = None) -> Tensor:
+def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int, ignore: int | None = None) -> Tensor:
     """Counts (C, C), rows are true classes, columns predictions; labels equal to ``ignore`` do not count.
 
     Raises ValueError for a label that is neither a class nor ``ignore``.
     """
-    wrong = (labels < 0) | (labels >= classes)
+    wrong = (labels < 0) | (labels >= num_classes)
     if ignore is not None:
         wrong &= labels != ignore
     if bool(wrong.any()):
-        raise ValueError(f"there is a label {int(labels[wrong][0])}, but there are {classes} classes")
-    return multiclass_confusion_matrix(predicted, labels, classes, ignore_index=ignore, validate_args=False)
+        raise ValueError(f"there is a label {int(labels[wrong][0])}, but there are {num_classes} classes")
+    return multiclass_confusion_matrix(predicted, labels, num_classes, ignore_index=ignore, validate_args=False)

@@ -5,12 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CATEGORIES = (
-    "orientation and direction", "presence of specific features", "state and condition", "quantity and count",
-    "positional and relational context", "color and appearance", "structural characteristics", "texts",
-    "viewpoint and perspective",
-)  # fmt: skip
-
 
 def mmvp_accuracy(logits: Tensor, question_ids: Tensor, pairs_per_category: int = 15) -> Tensor:
     """Accuracy in percent per category, (ceil(P / pairs_per_category),).
@@ -24,8 +18,3 @@ def mmvp_accuracy(logits: Tensor, question_ids: Tensor, pairs_per_category: int 
     chosen_first = logits.float().softmax(dim=-1)[..., 0] > 0.5
     right = (chosen_first == (question_ids % 2 == 1)).all(dim=1)
     return torch.stack([part.mean() for part in right.double().split(pairs_per_category)]) * 100
-
-
-def mmvp_average(per_category: Tensor) -> float:
-    """Mean over the categories, percent."""
-    return torch.as_tensor(per_category).mean().item()

@@ -117,9 +117,9 @@ def predict_classes(scores: Tensor, query_class: Tensor, threshold: float = 0.0)
     ``query_class`` (Q,) maps queries to classes; pixels whose best probability is below ``threshold`` become class 0.
     """
     probability = scores.softmax(dim=1)
-    classes = int(query_class.max()) + 1
-    if classes != len(query_class):
-        best = probability.new_zeros(len(scores), classes, *scores.shape[2:])
+    num_classes = int(query_class.max()) + 1
+    if num_classes != len(query_class):
+        best = probability.new_zeros(len(scores), num_classes, *scores.shape[2:])
         of_query = query_class[None, :, None, None].expand_as(probability)
         probability = best.scatter_reduce_(1, of_query, probability, "amax")
     confidence, predicted = probability.max(dim=1)

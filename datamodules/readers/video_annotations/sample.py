@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from datamodules.readers.base import BadSample, inside
 from datamodules.readers.clip import ClipSource
-from datamodules.readers.text import json_lines, read_json, read_text, split_lines
+from datamodules.readers.text import csv_rows, json_lines, read_json, read_text, split_lines
 from models.batch import Skipped
 from models.errors import UserError
 
@@ -169,6 +168,11 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
+def named_rows(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """(where, row by column) of a file with a header that has the ``columns``. Raises AnnotationError."""
+    return csv_rows(_existing(path), columns, AnnotationError, delimiter)
+
+
 def plain_pickle(path: Path) -> Any:
     """A pickle of dicts, lists, strings and numbers; anything that would run code is refused."""
     try:
@@ -185,27 +189,9 @@ def table(path: Path, columns: int, header: bool = False) -> Iterator[tuple[str,
 
     Raises AnnotationError.
     """
-    rows = csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
-    for number, row in _rows(rows, path):
-        if row and not (header and number == 1):
-            yield f"{path}, line {number}", row + [None] * (columns - len(row))
-
-
-def named_rows(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(where, row by column) of a file with a header that has the ``columns``. Raises AnnotationError."""
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
-    if missing := set(columns) - set(reader.fieldnames or []):
-        raise AnnotationError(f"{path} has no column {sorted(missing)}, but {reader.fieldnames}")
-    for _, row in _rows(reader, path):
-        yield f"{path}, line {reader.line_num}", row
-
-
-def _rows(reader: Any, path: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    try:
-        yield from enumerate(reader, 1)
-    except csv.Error as error:
-        raise AnnotationError(f"{path}, line {reader.line_num}: {error}.") from None
+    for where, line in itertools.islice(lines(path), int(header), None):
+        row = line.split("\t")
+        yield where, row + [None] * (columns - len(row))
 
 
 def _text(path: Path) -> str:
