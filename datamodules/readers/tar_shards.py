@@ -120,10 +120,6 @@ class TarShards:
         """(N,) int64 class indices, -1 where a sample has none."""
         return self._gather("label").astype(np.int64)
 
-    def label(self, i: int) -> int | None:
-        label = int(self._row(i)["label"])
-        return label if label >= 0 else None
-
     def captions(self, i: int) -> list[str]:
         """The sample's captions, at least one; the first is the first line of KEY.txt."""
         row = self._row(i)

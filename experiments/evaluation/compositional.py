@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from datamodules.readers.benchmarks import each_image, read_mmvp, read_winoground
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from models.io import stable_hash
-from models.metrics.mmvp import mmvp_accuracy
-from models.metrics.winoground import winoground_correct
+from models.metrics.compositional import mmvp_accuracy, winoground_correct
 
 MMVP_PROMPT = "a photo of {}"
 

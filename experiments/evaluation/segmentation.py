@@ -20,8 +20,7 @@ from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.evaluation.zero_shot import fill, read_templates
 from models.batch import VOID_LABEL
 from models.io import stable_hash
-from models.metrics.classification import class_vectors, confusion_matrix
-from models.metrics.segmentation import mean_iou
+from models.metrics.classification import class_vectors, confusion_matrix, mean_iou
 from models.sail.segmentation import SegmentationEncoder, predict_classes, sliding_window_logits
 
 VOC20_CLASSES = str(Path(__file__).parent / "prompts" / "voc20.txt")

@@ -19,8 +19,8 @@ class StepHeads(nn.Module):
 
     def forward(self, states: Tensor, first: int = 0) -> Tensor:
         """States (B, n, W) of the steps ``first`` ... to logits (B, n, C)."""
-        own = slice(first, first + states.shape[1])
-        return torch.einsum("bkw,kcw->bkc", states, self.weight[own]) + self.bias[own]
+        steps = slice(first, first + states.shape[1])
+        return torch.einsum("bkw,kcw->bkc", states, self.weight[steps]) + self.bias[steps]
 
     def macs(self, states: Tensor, first: int = 0) -> int:
         return states.shape[0] * states.shape[1] * self.weight[0].numel()

@@ -86,8 +86,8 @@ class TokenAlignmentHead(nn.Module):
         projected = self.image_tokens(tokens)
         vector = None if self.local_vision is None and self.cls_vision is not None else self._pool(projected[:, 1:])
         if self.cls_vision is not None:
-            own = self.cls_vision(tokens[:, 0])
-            vector = own if vector is None else vector + own
+            cls_vector = self.cls_vision(tokens[:, 0])
+            vector = cls_vector if vector is None else vector + cls_vector
         return Embedding(vector, projected)
 
     def embed_text(self, tokens: Tensor, mask: Tensor | None = None) -> Embedding:

@@ -85,10 +85,10 @@ class _Streamed(torch.autograd.Function):
             target = positive[:, None] * own_m
             if alpha:
                 target = target + alpha * mean[2 * size :]
-            for query, weight, wanted, row in ((other, total, target, 0), (own, torch.ones_like(total), own_m, 1)):
+            for query, weight, target_feature, row in ((other, total, target, 0), (own, torch.ones_like(total), own_m, 1)):
                 rows = slice(row * size, (row + 1) * size)
-                losses.append((weight * lse[rows] - inverse * (query * wanted).sum(1)).mean())
-                gradients.append(inverse / size * (weight[:, None] * mean[rows] - wanted))
+                losses.append((weight * lse[rows] - inverse * (query * target_feature).sum(1)).mean())
+                gradients.append(inverse / size * (weight[:, None] * mean[rows] - target_feature))
         i2t, t2t, t2i, i2i = range(4)  # the order in which they were made
         order = (i2t, t2i, i2i, t2t)
         # d logit / d temperature = -logit / temperature, and sum(logit * its gradient) = query . gradient of the query

@@ -1,4 +1,4 @@
-"""Zero-shot classification: class vectors from prompts, and accuracy."""
+"""Classification: class vectors from prompts, accuracy, and the overlap of label maps."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def descriptive_class_vectors(prompts: Tensor, counts: Sequence[int], pad_to: in
     vectors is not normalised again. ``pad_to=0`` with ``normalise=True`` weighs all prompts alike, as CLIP does.
     """
     vectors = []
-    for own in F.normalize(prompts, dim=-1).split(list(counts)):
-        copies = max(pad_to - len(own), 0)
-        vectors.append((own.sum(dim=0) + copies * own[0]) / (len(own) + copies))
+    for class_prompts in F.normalize(prompts, dim=-1).split(list(counts)):
+        copies = max(pad_to - len(class_prompts), 0)
+        vectors.append((class_prompts.sum(dim=0) + copies * class_prompts[0]) / (len(class_prompts) + copies))
     stacked = torch.stack(vectors)
     return (F.normalize(stacked, dim=-1) if normalise else stacked).T
 
@@ -39,9 +39,9 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
 
     Equal scores rank by class index; a score that is not a number ranks as if it were ahead of the label's.
     """
-    own = logits.gather(1, labels[:, None])
+    true_scores = logits.gather(1, labels[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device)[None, :] < labels[:, None]
-    ahead = ~(logits <= own) | ((logits == own) & earlier)
+    ahead = ~(logits <= true_scores) | ((logits == true_scores) & earlier)
     return (ahead.sum(dim=1) < k).double().mean().item() * 100
 
 
@@ -71,3 +71,13 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int, ignore
     if bool(wrong.any()):
         raise ValueError(f"there is a label {int(labels[wrong][0])}, but there are {num_classes} classes")
     return multiclass_confusion_matrix(predicted, labels, num_classes, ignore_index=ignore, validate_args=False)
+
+
+def mean_iou(matrix: Tensor) -> tuple[float, Tensor]:
+    """Summed confusion matrices (C, C) to the mean IoU and that of each class (C,), in percent.
+
+    A class that never occurs is NaN, and the mean leaves it out.
+    """
+    right = matrix.diagonal().double()
+    per_class = 100 * right / (matrix.sum(dim=0) + matrix.sum(dim=1) - right)
+    return per_class.nanmean().item(), per_class

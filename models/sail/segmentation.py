@@ -30,7 +30,8 @@ class SegmentationEncoder(nn.Module):
         """(B, 3, H, W), sides multiples of the patch size, to (B, P, 2D): [CLS; patch] of every patch."""
         x = self.backbone.embeddings(pixel_values)
         for block in self.backbone.encoder.layer[:-1]:
-            x = _first(block(x))
+            x = block(x)
+            x = x[0] if isinstance(x, tuple) else x  # transformers' blocks returned tuples before version 5
         block = self.backbone.encoder.layer[-1]
         normed = block.norm1(x)
         x = x + block.layer_scale1(self._attend(block.attention, normed))
@@ -52,10 +53,6 @@ class SegmentationEncoder(nn.Module):
         query, value = split(to_q(x)), split(to_v(x))
         key = query if self.attention == "qq" else split(to_k(x))
         return out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, length, width))
-
-
-def _first(output: Tensor | tuple) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output  # transformers' blocks returned tuples before version 5
 
 
 @torch.no_grad()

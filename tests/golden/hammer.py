@@ -22,9 +22,9 @@ from experiments.benchmarks.reference.hammer import similarities
 from lightning_modules.hammer import HammerModule
 from models.batch import IGNORE_INDEX
 from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
-from models.hammer.boxes import box_losses, paired_iou
 from models.hammer.checkpoint import load_official, named_tensors
 from models.hammer.contrastive import manipulation_contrastive
+from models.hammer.grounding import box_losses, paired_iou
 from models.hammer.metrics import (
     binary_metrics,
     box_metrics,

@@ -71,6 +71,7 @@ def collect(
     sample_of: Callable[[Any], Sample],
     answers: tuple[str, ...] = (),
     choices: bool = False,
+    numbered: bool = False,
 ) -> Annotations:
     """The samples of all records; a record that cannot be used is skipped with its reason.
 
@@ -79,10 +80,11 @@ def collect(
         sample_of: makes the sample of one record; whatever it raises for a malformed one becomes the reason.
         answers: names of the classes that ``Sample.answer`` counts.
         choices: texts are candidates, as many in every sample as in the first, and ``Sample.answer`` is an index among them.
+        numbered: several records share a clip; the number of the record makes the key of each sample unique.
     """
     samples: list[Sample] = []
     skipped: list[Skipped] = []
-    for where, record in records:
+    for number, (where, record) in enumerate(records):
         try:
             sample = _checked(sample_of(record))
             options = len(sample.texts) if choices else len(answers)
@@ -90,7 +92,7 @@ def collect(
                 raise BadSample(f"bad record: {options} options instead of {len(samples[0].texts)}")
             if options and not (sample.answer == UNKNOWN or 0 <= sample.answer < options):
                 raise BadSample(f"bad record: answer {sample.answer} of {options}")
-            samples.append(sample)
+            samples.append(sample._replace(key=f"{sample.key}#{number}") if numbered else sample)
         except BadSample as error:
             skipped.append(Skipped(-1, where, str(error)))
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, SyntaxError) as error:

@@ -2,8 +2,7 @@
 
 import torch
 
-from models.metrics.mmvp import mmvp_accuracy
-from models.metrics.winoground import winoground_correct
+from models.metrics.compositional import mmvp_accuracy, winoground_correct
 
 
 def test_winoground_definition():

@@ -1,4 +1,4 @@
-"""MMVP-VLM (arXiv 2401.06209): pairs of images that look alike to CLIP, in nine visual patterns."""
+"""Pairs of images and texts that are hard to tell apart: MMVP-VLM (arXiv 2401.06209), Winoground (arXiv 2204.03162)."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def mmvp_accuracy(logits: Tensor, question_ids: Tensor, pairs_per_category: int 
     chosen_first = logits.float().softmax(dim=-1)[..., 0] > 0.5
     right = (chosen_first == (question_ids % 2 == 1)).all(dim=1)
     return torch.stack([part.mean() for part in right.double().split(pairs_per_category)]) * 100
+
+
+def winoground_correct(scores: Tensor) -> Tensor:
+    """(N, 2, 2) similarities of caption c and image i to (N, 3) booleans: text, image and group score. Ties are wrong."""
+    s = scores
+    text = (s[:, 0, 0] > s[:, 1, 0]) & (s[:, 1, 1] > s[:, 0, 1])
+    image = (s[:, 0, 0] > s[:, 0, 1]) & (s[:, 1, 1] > s[:, 1, 0])
+    return torch.stack([text, image, text & image], dim=1)
