@@ -270,13 +270,10 @@ def _print(title: str, rows: list[dict[str, Any]], axes: list[str], metrics: lis
     for column in (*axes, "jobs", *metrics):
         table.add_column(column, justify="left" if column in axes else "right", overflow="fold")
     for row in rows:
-        cells = [f"{row[f'{m} mean']:{sign}.2f}" + _spread(row[f"{m} std"]) for m in metrics]
+        spread = {m: "" if math.isnan(row[f"{m} std"]) else f" ± {row[f'{m} std']:.2f}" for m in metrics}
+        cells = [f"{row[f'{m} mean']:{sign}.2f}{spread[m]}" for m in metrics]
         table.add_row(*(row[axis] for axis in axes), str(row["jobs"]), *cells)
     console().print(table)
-
-
-def _spread(deviation: float) -> str:
-    return "" if math.isnan(deviation) else f" ± {deviation:.2f}"
 
 
 def _plot(rows: list[dict[str, Any]], axes: list[str], x: str, metric: str, path: Path) -> None:
