@@ -43,8 +43,8 @@ def make_question_scene(seed: int, index: int) -> Scene:
     shapes, colours = rng.permutation(len(SHAPES))[:count], rng.permutation(len(COLOURS))[:count]
     things = []
     for place, shape, colour in zip(places.tolist(), shapes.tolist(), colours.tolist(), strict=True):
-        x, y = (0.25 + 0.5 * (place % 2), 0.25 + 0.5 * (place // 2)) + rng.uniform(-0.04, 0.04, 2)
-        radius, angle = rng.uniform(0.16, 0.2), rng.uniform(-0.2, 0.2)
+        x, y = (0.25 + 0.5 * (place % 2), 0.25 + 0.5 * (place // 2)) + rng.uniform(-0.02, 0.02, 2)
+        radius, angle = rng.uniform(0.19, 0.23), rng.uniform(-0.1, 0.1)
         things.append(Thing(SHAPES[shape], COLOURS[colour], float(x), float(y), float(radius), float(angle)))
     ground, pattern = list(GROUNDS)[rng.integers(len(GROUNDS))], PATTERNS[rng.integers(len(PATTERNS))]
     tint = tuple(int(value) for value in rng.integers(-14, 15, 3))

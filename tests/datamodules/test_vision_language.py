@@ -140,7 +140,7 @@ def test_rand_augment(name, magnitude, monkeypatch):
     [
         SquareImage(16, operations=RandAugment(2, 9)),
         SquareImage(16, "squash", crop=AugmentedCrop((0.5, 1.0), flip_probability=0.0, operations=RandomAugment(level=5))),
-        SquareImage(16, "squash", crop=AugmentedCrop((0.5, 1.0), operations=RandomAugment(WITH_COLOUR))),
+        SquareImage(16, "squash", crop=AugmentedCrop((0.5, 1.0), operations=RandomAugment(tuple(WITH_COLOUR)))),
         SquareImage(16, "squash", crop=AugmentedCrop((0.5, 1.0), operations=RandAugment(2, 7))),
     ],
 )
