@@ -55,10 +55,10 @@ def test_demo_predictions_and_official_files(tmp_path):
     assert len(answers) > 12 and set(answers[0]) == {"question_id", "answer"}
 
     tuned = launch(
-        tmp_path, "experiment=paper/two_tower/manager_tower_snli_ve", "debug=tiny/two_tower/sentences", f"checkpoint={run}"
+        tmp_path, "experiment=paper/two_tower/manager_tower_vqa", "debug=tiny/two_tower/default", f"checkpoint={run}"
     )
     assert tuned.returncode == 0, tuned.stderr
-    assert "test/choice/accuracy" in result(runs(tmp_path, "paper/two_tower/manager_tower_snli_ve")[-1])["metrics"]
+    assert "test/answer/score" in result(runs(tmp_path, "paper/two_tower/manager_tower_vqa")[-1])["metrics"]
 
 
 def test_recipes_want_their_data_and_weights(tmp_path):
