@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: setup demo demos test test-fast lint format typecheck docs bench list
+.PHONY: setup demo demos test test-fast lint format typecheck docs bench list soak
 
 setup: .venv/ready
 
@@ -43,3 +43,7 @@ list: setup
 
 bench: setup
 	$(RUN) -m experiments.benchmarks $(ONLY)
+
+# Random kills and damaged checkpoints for 15 minutes: does every job end as an undisturbed one?
+soak: setup
+	$(RUN) -m tests.soak minutes=15
