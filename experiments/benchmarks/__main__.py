@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 HELPERS = ("__init__", "__main__", "measure")
@@ -117,7 +118,9 @@ class _Side:
     def __init__(self, name: str, side: str):
         self.side = side
         command = [sys.executable, "-m", "experiments.benchmarks", name, "--side", side]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in training
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
     def turn(self) -> dict[str, float]:
         try:
