@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS, STEPS, PAIRS = 5, 4, 512
+ROUNDS, STEPS, PAIRS = 3, 2, 512
 
 
 def busy(policy: str) -> dict[str, float]:
