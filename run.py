@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 # Hydra looks for `hydra_plugins` on sys.path, and DataLoader workers import the project by name, from any directory.
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments" / "plugins")]
 
 from experiments.config import validation  # noqa: E402
 from experiments.config.explanation import explain  # noqa: E402

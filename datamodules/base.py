@@ -17,6 +17,7 @@ from datamodules.readers.text import clean_text
 from datamodules.rows import as_is
 from models.batch import INDEX, SKIPPED, Skipped
 from models.errors import UserError
+from models.io import exclusive
 
 LISTED = 20  # skips of a split that are listed one by one in messages and in the report
 ALWAYS_ALLOWED = 10  # skips of a split: a share of a small hand-made set would not let one bad file pass
@@ -72,7 +73,8 @@ class BaseDataModule(pl.LightningDataModule):
                 "data either. Check the path. For simulated data leave datamodule.root as it is, or give an empty folder, or "
                 f"one that is named {SIMULATED!r}."
             )
-        return Path(self.simulate(str(root)))
+        with exclusive(root / SIMULATED):
+            return Path(self.simulate(str(root)))
 
     @property
     def simulated(self) -> bool:

@@ -19,6 +19,7 @@ from experiments.run import interruption, loggers
 from experiments.run.directory import Run, open_run
 from experiments.run.ranks import is_main_process
 from experiments.stages import run_stages
+from experiments.sweeps.pruning import Pruned
 from models.errors import UserError
 
 log = logging.getLogger("run")
@@ -44,12 +45,13 @@ def run(cfg: DictConfig) -> float | None:
         try:
             if not run_stages(current):
                 return None  # the main process goes on alone
-        except interruption.Interrupted:
+        except interruption.Interrupted as interrupted:
             current.set_status("interrupted")
             loggers.finish_wandb(succeeded=False)
+            interruption.requeue(interrupted.signum)
             raise
         except BaseException as error:
-            current.set_status("failed")
+            current.set_status("pruned" if isinstance(error, Pruned) else "failed")
             (current.dir / "error.log").write_text("".join(traceback.format_exception(error)))
             loggers.finish_wandb(succeeded=False)
             if isinstance(error, UserError):

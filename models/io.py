@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -228,6 +229,22 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno not in CANNOT_WRITE:
             raise
         raise WriteError(path, error) from error
+
+
+@contextlib.contextmanager
+def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Waits until no other process is inside for the same ``path``, which need not exist yet: one job writes what several need.
+
+    The lock is a file ``<path>.lock`` beside it; it ends with the process. Where the file system has no locks nobody waits.
+    """
+    lock = Path(f"{os.fspath(path)}.lock")
+    with explained(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a")
+    with file:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

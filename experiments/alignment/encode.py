@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from experiments.stages import Facts, stage
 from models.batch import Skipped
 from models.encoders.base import FrozenEncoder
 from models.errors import UserError
+from models.io import exclusive
 
 log = logging.getLogger("run")
 COPIED = 8192  # rows of pre-encoded features that are copied at a time
@@ -43,15 +45,25 @@ def encode(run: Run) -> Facts:
     for split, dataset in data.splits.items():
         if split == "train" and pipeline.is_online(run.cfg):
             continue
-        stores = _stores(run, split, "vision", len(dataset), vision)
-        batches: Callable[..., Any] = partial(ImageBatches, dataset, vision.preprocess, batch_size)
-        _fill(run, f"{split} images", split, stores, vision, batches)
+        with _alone(run, split, "vision"):
+            stores = _stores(run, split, "vision", len(dataset), vision)
+            batches: Callable[..., Any] = partial(ImageBatches, dataset, vision.preprocess, batch_size)
+            _fill(run, f"{split} images", split, stores, vision, batches)
         offsets = np.concatenate([[0], np.cumsum(dataset.caption_counts)])
-        stores = _stores(run, split, "text", int(offsets[-1]), text, offsets)
-        batches = partial(CaptionBatches, dataset, offsets, text.tokenize, batch_size)
-        _fill(run, f"{split} captions", split, stores, text, batches)
+        with _alone(run, split, "text"):
+            stores = _stores(run, split, "text", int(offsets[-1]), text, offsets)
+            batches = partial(CaptionBatches, dataset, offsets, text.tokenize, batch_size)
+            _fill(run, f"{split} captions", split, stores, text, batches)
     parts.note_skipped(run)
     return {"result": {"encoders": {"vision": vision.identity, "text": text.identity}}}
+
+
+def _alone(run: Run, split: str, modality: str) -> AbstractContextManager[None]:
+    """Makes jobs that need the same features wait for the one that encodes them; its ranks work together."""
+    if not is_main_process():
+        return nullcontext()
+    (first, *_) = pipeline.manifests_of(run, split, modality).values()
+    return exclusive(pipeline.store_path(run, split, first))
 
 
 def _copy(run: Run) -> dict[str, Any]:

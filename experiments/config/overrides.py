@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-DOTTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*(\.[\w-]+)+=")
+DOTTED = re.compile(r"(?!hydra\.(?!launcher\.|sweeper\.(?!params)))[A-Za-z_]\w*(\.[\w-]+)+=")
 HOME = re.compile(r"(?<=[=\[,'\"])~(?=/)")  # where a shell does not expand it
 
 

@@ -24,7 +24,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.overrides import key_of
-from experiments.run.ranks import is_main_process
+from experiments.run.ranks import announce, announced, is_main_process, launched_outside
 from models.errors import UserError
 from models.io import atomic_write, explained, recover, stable_hash
 
@@ -148,18 +148,31 @@ def unlock(folder: Path) -> None:
         _LOCKS.pop(folder).close()
 
 
+def holder_of(folder: Path) -> str | None:
+    """Who works in a run directory, other than this process; None where nobody does."""
+    if folder in _LOCKS:
+        return None
+    holder = lock(folder)
+    unlock(folder)
+    return holder
+
+
 def open_run(cfg: DictConfig) -> Run:
     """The run this configuration asks for: a fresh directory, or the one that ``resume`` names or finds.
 
     Raises UserError when ``resume`` names a directory that is no run, or the run of another configuration.
     """
     hydra_cfg = HydraConfig.get()
-    overrides = list(hydra_cfg.overrides.task)
+    overrides = [override for override in hydra_cfg.overrides.task if key_of(override) != "paths.run"]
     name = str(hydra_cfg.runtime.choices.get("experiment") or cfg.name)
     home = Path(cfg.paths.outputs) / name
     identity = identity_of(cfg)
-    if str(hydra_cfg.mode).endswith("MULTIRUN"):
-        folder = Path(hydra_cfg.sweep.dir) / _slug(overrides)
+    if cfg.paths.run:
+        folder = Path(cfg.paths.run)
+    elif launched_outside() and not is_main_process() and cfg.resume in (None, "auto"):
+        folder = announced(home)
+    elif str(hydra_cfg.mode).endswith("MULTIRUN"):
+        folder = Path(hydra_cfg.sweep.dir) / slug(overrides)
     elif cfg.resume == "auto":
         folder = _newest_unfinished(home, identity) or _fresh(home)
     elif cfg.resume:
@@ -168,7 +181,10 @@ def open_run(cfg: DictConfig) -> Run:
             raise UserError(f"resume={cfg.resume}: there is no run in this directory (no run.json).")
     else:
         folder = _fresh(home)
-    return _enter(cfg, folder.resolve(), name, identity, overrides)
+    run = _enter(cfg, folder.resolve(), name, identity, overrides)
+    if launched_outside() and is_main_process() and not cfg.paths.run:
+        announce(run.dir, home)
+    return run
 
 
 def _enter(cfg: DictConfig, folder: Path, name: str, identity: str, overrides: list[str]) -> Run:
@@ -245,7 +261,7 @@ def _fresh(home: Path) -> Path:
 _COMMAND_LINE: list[str] = []
 
 
-def _slug(overrides: list[str]) -> str:
+def slug(overrides: list[str]) -> str:
     """A readable, stable directory name for one job of a sweep: what the sweep varies, not what stands on the command line."""
     if not _COMMAND_LINE:  # as it was typed: fit rewrites sys.argv for the children of DDP, and jobs share the process
         _COMMAND_LINE.extend(sys.argv)

@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave. A second signal leaves at once."""
+"""Ctrl-C, SIGTERM, and a cluster's warnings: finish the step, save, leave. A second signal leaves at once."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,15 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 
+PREEMPTION = (signal.SIGUSR1, signal.SIGUSR2)
+
+
 class Interrupted(BaseException):
     """The run was asked to stop. Not an Exception, so that nothing between the signal and the exit swallows it."""
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
+        self.signum = signum
         # Lightning kills the main process when another rank ends with a code other than 0; the main process tells.
         self.exit_code = 128 + signum if is_main_process() else 0
 
@@ -42,7 +47,9 @@ def check() -> None:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into :class:`Interrupted`, raised where the code stands unless it is deferred."""
+    """Turn SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 (of SLURM, before it preempts a job or ends its time) into
+    :class:`Interrupted`, raised where the code stands unless it is deferred.
+    """
 
     def on_signal(signum: int, frame: object) -> None:
         if _State.received is not None:  # asked twice: do not wait for anything
@@ -51,7 +58,7 @@ def listening() -> Iterator[None]:
         if not _State.deferred:
             raise Interrupted(signum)
 
-    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM, *PREEMPTION)}
     _State.received, _State.listening = None, True
     try:
         yield
@@ -59,6 +66,13 @@ def listening() -> Iterator[None]:
         _State.listening = False
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def requeue(signum: int) -> None:
+    """In a SLURM job that was warned of its end: queue it again. Jobs that submitit started are queued by submitit."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if signum in PREEMPTION and job and is_main_process() and "SUBMITIT_EXECUTOR" not in os.environ:
+        subprocess.run(["scontrol", "requeue", job], check=False)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import json
 import math
 import shlex
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.overrides import key_of
 from experiments.run.screen import console
+from models.errors import UserError
 
 SEED = "seed"
 SHOWN = 6  # metrics on the screen where none are chosen
@@ -60,6 +62,13 @@ class SweepTable(Callback):
         self.failed: dict[str, str] = {}  # overrides of a job -> the reason
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        from experiments.sweeps.definition import check_definition
+
+        try:
+            check_definition(config)
+        except UserError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None  # of an Exception in a callback Hydra makes a warning
         atexit.register(self._show, config)  # after a failed job Hydra leaves before on_multirun_end
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

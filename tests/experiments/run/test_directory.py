@@ -24,7 +24,7 @@ def open_run(tmp_path, monkeypatch):
     monkeypatch.setattr(directory, "_LOCKS", {})
 
     def opened(**changes):
-        cfg = OmegaConf.create({**CONFIG, "paths": {"outputs": str(tmp_path)}})
+        cfg = OmegaConf.create({**CONFIG, "paths": {"outputs": str(tmp_path), "run": None}})
         for key, value in changes.items():
             OmegaConf.update(cfg, key.replace("__", "."), value)
         return directory.open_run(cfg)
@@ -153,6 +153,6 @@ def test_quoted_values_reach_hydra_as_they_are(text):
 
 def test_jobs_of_a_sweep_never_share_a_directory(monkeypatch):
     monkeypatch.setattr(directory, "_COMMAND_LINE", ["run.py"])
-    assert directory._slug(["root=a/b"]) != directory._slug(["root=a-b"])
-    assert directory._slug(["root=a/b"]) == directory._slug(["root=a/b"])
-    assert directory._slug(["seed=1", "lr=2"]) == "seed=1,lr=2"
+    assert directory.slug(["root=a/b"]) != directory.slug(["root=a-b"])
+    assert directory.slug(["root=a/b"]) == directory.slug(["root=a/b"])
+    assert directory.slug(["seed=1", "lr=2"]) == "seed=1,lr=2"
