@@ -18,7 +18,8 @@ ROUNDS, RECALLS, CLIP_BENCHMARK_BATCH = 5, (1, 5, 10), 64
 
 
 def _recalls(side: str) -> Callable[[], Tensor]:
-    """Six recalls from embeddings, at the size of Flickr30k's test split; the plain side is what CLIP_benchmark's ``evaluate`` does after its models have run."""
+    """Six recalls from embeddings, at the size of Flickr30k's test split. The plain side is what CLIP_benchmark's ``evaluate``
+    does once its model has embedded everything."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     owner = torch.arange(5000, device=device) // 5
     image = torch.randn(1000, 512, device=device)
