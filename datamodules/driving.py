@@ -46,7 +46,7 @@ class BevDataModule(BaseDataModule):
         simulate: writes a simulated set, ``simulate(root) -> folder``, used where ``root`` holds no recordings itself.
         heights: above the ground at which a cell looks into the image, metres.
         view_scale: the sampling grid is this much finer than the feature grid (only for module.model.place=early).
-        classes: 2 (free, obstacle) or 4 (free, obstacle, pedestrian, kerb).
+        num_classes: 2 (free, obstacle) or 4 (free, obstacle, pedestrian, kerb).
         samples: of a trace; longer ones are cut, shorter ones padded with silence.
         augmentation: of the training split; null for none.
         in_memory: keep what was decoded.
@@ -58,7 +58,7 @@ class BevDataModule(BaseDataModule):
         UserError: no recordings, a calibration for another grid, or more bad samples than allowed.
     """
 
-    preprocessing = ("grid", "width", "height", "heights", "view_scale", "classes", "samples")
+    preprocessing = ("grid", "width", "height", "heights", "view_scale", "num_classes", "samples")
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class BevDataModule(BaseDataModule):
         simulate: Callable[[str], Path] | None = None,
         heights: Sequence[float] = (0.0, 0.25, 0.5, 1.0),
         view_scale: int = 1,
-        classes: int = 2,
+        num_classes: int = 2,
         samples: int = 512,
         augmentation: Augmentation | None = None,
         in_memory: bool = False,
@@ -80,8 +80,8 @@ class BevDataModule(BaseDataModule):
         max_skipped: float = 0.05,
     ):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)
-        if classes not in (2, 4):
-            raise UserError(f"datamodule.classes={classes}: 2 (free, obstacle) or 4 (free, obstacle, pedestrian, kerb).")
+        if num_classes not in (2, 4):
+            raise UserError(f"datamodule.num_classes={num_classes}: take 2 (free, obstacle) or 4 (pedestrian, kerb).")
         for name, value in (("width", width), ("height", height), ("samples", samples), ("heights", len(heights))):
             if value < 1:
                 raise UserError(f"datamodule.{name}: there must be at least one, this is {value}.")
@@ -89,7 +89,7 @@ class BevDataModule(BaseDataModule):
         self.grid = BevGrid(**grid)
         self.view_grid = self.grid.scaled(0.5).scaled(view_scale)
         self.width, self.height, self.heights = width, height, tuple(map(float, heights))
-        self.classes, self.samples, self.in_memory = classes, samples, in_memory
+        self.num_classes, self.samples, self.in_memory = num_classes, samples, in_memory
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
 
     provides = (INDEX, KEY, IMAGE, VIEW_GRID, VIEW_VALID, TRACES, CELSIUS, CALIBRATIONS, BEV_LABEL, CONDITION)
@@ -101,13 +101,13 @@ class BevDataModule(BaseDataModule):
         meta, ids = read_meta(root), read_splits(root)
         if lost := [key for keys in ids.values() for key in keys if key not in meta]:
             raise UserError(f"{root}/meta.csv has no row for {len(lost)} recordings of the splits, e.g. {lost[0]}.")
-        reading = Reading(self.grid, self.view_grid, self.heights, self.width, self.height, self.classes, self.samples)
+        reading = Reading(self.grid, self.view_grid, self.heights, self.width, self.height, self.num_classes, self.samples)
         for split, keys in ids.items():
             training = split == "train"
             self.splits[split] = Recordings(root, keys, meta, reading, training, self.augmentation, self.in_memory)
 
     def facts(self) -> dict[str, Any]:
-        return {"classes": self.classes, "heights": len(self.heights), "grid": asdict(self.grid)}
+        return {"num_classes": self.num_classes, "heights": len(self.heights), "grid": asdict(self.grid)}
 
     def train_dataloader(self) -> DataLoader:
         if "train" not in self.splits:
@@ -159,7 +159,7 @@ class Reading(NamedTuple):
         heights: above the ground at which they look, metres.
         width: of the images in pixels.
         height: of the images in pixels.
-        classes: 2 or 4.
+        num_classes: 2 or 4.
         samples: of a trace.
     """
 
@@ -168,7 +168,7 @@ class Reading(NamedTuple):
     heights: tuple[float, ...]
     width: int
     height: int
-    classes: int
+    num_classes: int
     samples: int
 
 
@@ -242,7 +242,7 @@ class Recordings(RowDataset):
         else:
             traces, ultrasonic = read_echoes(self.root, key, rig.ultrasonic, reading.samples)
             traces = np.pad(traces[:, : reading.samples], ((0, 0), (0, max(0, reading.samples - traces.shape[1]))))
-        label = read_label(self.root, key, reading.grid, reading.classes)
+        label = read_label(self.root, key, reading.grid, reading.num_classes)
         sample = Sample(image, camera, traces, ultrasonic, meta.celsius, label)
         if self.in_memory:
             self._decoded[row] = sample

@@ -63,9 +63,9 @@ class RowDataset(Dataset):
     def _read_rows(self, request: BatchRequest, replace: bool) -> tuple[list[int], list[Any], list[Skipped]]:
         """Rows of the batch, their samples, and what was skipped."""
         rows, samples, skipped = [], [], []
-        wanted = np.asarray(request.rows).tolist()
-        tried, tries = set(wanted), TRIES if replace else 0
-        for position, row in enumerate(wanted):
+        requested = np.asarray(request.rows).tolist()
+        tried, tries = set(requested), TRIES if replace else 0
+        for position, row in enumerate(requested):
             while True:
                 try:
                     samples.append(self.read(row, self.rng(request, row)))
@@ -73,7 +73,7 @@ class RowDataset(Dataset):
                     break
                 except BadSample as error:
                     skipped.append(Skipped(row, self.key(row), str(error)))
-                would_be_empty = not rows and position == len(wanted) - 1
+                would_be_empty = not rows and position == len(requested) - 1
                 if tries == 0 or len(tried) >= len(self) or not (self.training or would_be_empty):
                     break
                 while row in tried:

@@ -19,6 +19,7 @@ import random
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -78,7 +79,7 @@ class StreamedImageText(BaseDataModule):
         self.samples_per_epoch, self.batch_size, self.shuffle_buffer = samples_per_epoch, batch_size, shuffle_buffer
 
     def setup(self, stage: str | None = None) -> None:
-        self.splits = {"train": _Sized(self.samples_per_epoch)}
+        self.splits = {"train": range(self.samples_per_epoch)}  # its length alone counts: a stream has no rows
 
     def train_dataloader(self) -> DataLoader:
         readers = max(self.num_workers, 1) * self._world_size()
@@ -100,16 +101,6 @@ class StreamedImageText(BaseDataModule):
         return DataLoader(stream, batch_size=None, num_workers=self.num_workers, collate_fn=as_is)
 
 
-class _Sized:
-    """Placeholder split with a fixed length, used to compute the skip ratio."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-
 class _Batches(IterableDataset):
     """``steps`` batches, whole ones, made by the workers in turn; shards are drawn anew whenever they are used up."""
 
@@ -123,7 +114,7 @@ class _Batches(IterableDataset):
         return self.steps
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "position": _At(self.position())}  # the trainer stays in the main process
+        return {**self.__dict__, "position": partial(tuple, self.position())}  # the trainer stays in the main process
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
@@ -186,16 +177,6 @@ class _Batches(IterableDataset):
             return {**sample, IMAGE: self.transform(open_rgb(sample[IMAGE]))}
         except BadSample as error:
             return Skipped(-1, sample[KEY], str(error))
-
-
-class _At:
-    """A position that can be pickled."""
-
-    def __init__(self, at: tuple[int, int]):
-        self.at = at
-
-    def __call__(self) -> tuple[int, int]:
-        return self.at
 
 
 def stream_samples(url: str, caption_fields: tuple[str, ...]) -> Iterator[dict[str, Any] | Skipped]:

@@ -124,8 +124,8 @@ class VideoTextDataModule(BaseDataModule):
 
     def facts(self) -> dict[str, Any]:
         """How many word pieces and answers there are."""
-        answers = len(self.label_names)
-        return {"vocab_size": len(self.words)} | ({"answers": answers + self.spare_answers} if answers else {})
+        num_answers = len(self.label_names)
+        return {"vocab_size": len(self.words)} | ({"num_answers": num_answers + self.spare_answers} if num_answers else {})
 
     def train_dataloader(self) -> DataLoader:
         if "train" not in self.splits:

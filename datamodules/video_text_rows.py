@@ -166,10 +166,10 @@ class VideoTextDataset(RowDataset):
         shape = (len(lists), -1, ids.shape[1])
         return {ids_key: ids.view(shape), mask_key: mask.view(shape)}
 
-    def _other_texts(self, request: BatchRequest, row: int, own: str) -> list[str]:
+    def _other_texts(self, request: BatchRequest, row: int, text: str) -> list[str]:
         rng = self.rng(request, row, 2)
         others = [int(other) for other in rng.integers(0, len(self.samples), self.false_texts)]
-        return [self._readable(other, lambda other: self.samples[other].draw(rng)[0], own) for other in others]
+        return [self._readable(other, lambda other: self.samples[other].draw(rng)[0], text) for other in others]
 
     def _readable(self, row: int, read: Callable[[int], Any], otherwise: Any) -> Any:
         """What ``read`` gives of the row, or of the first one behind it that can be read, or ``otherwise``."""

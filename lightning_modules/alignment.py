@@ -13,20 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.base import BaseModule, StepOutput
-from models.alignment.batch import (
-    EXTRA_TEXT_FEATURES,
-    EXTRA_TEXT_MASK,
-    EXTRA_TEXT_TOKENS,
-    IMAGE_FEATURES,
-    IMAGE_TOKENS,
-    STRUCTURE_IMAGE,
-    STRUCTURE_TEXT,
-    TEXT_FEATURES,
-    TEXT_MASK,
-    TEXT_TOKENS,
-)
+from models.alignment import batch as keys
 from models.alignment.head import AlignmentHead, Embedding
 from models.batch import INDEX
+from models.encoders.pooling import pool_text_tokens
 from models.errors import UserError
 from models.freeze_align.fine_grained import inner_words
 from models.freeze_align.head import TokenAlignmentHead
@@ -36,8 +26,8 @@ from models.metrics.retrieval import validation_retrieval
 from models.optim.clipping import clip_each_
 from models.optim.parameter_groups import split_by_decay
 
-TEXT = (TEXT_FEATURES, TEXT_TOKENS, TEXT_MASK)
-EXTRA_TEXT = (EXTRA_TEXT_FEATURES, EXTRA_TEXT_TOKENS, EXTRA_TEXT_MASK)
+TEXT = (keys.TEXT_FEATURES, keys.TEXT_TOKENS, keys.TEXT_MASK)
+EXTRA_TEXT = (keys.EXTRA_TEXT_FEATURES, keys.EXTRA_TEXT_TOKENS, keys.EXTRA_TEXT_MASK)
 
 
 class AlignmentModule(BaseModule):
@@ -96,8 +86,8 @@ class AlignmentModule(BaseModule):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        text = (TEXT_TOKENS, TEXT_MASK) if self._reads_text_tokens else (TEXT_FEATURES,)
-        return (IMAGE_TOKENS if self.head.takes_tokens else IMAGE_FEATURES, *text)
+        text = (keys.TEXT_TOKENS, keys.TEXT_MASK) if self._reads_text_tokens else (keys.TEXT_FEATURES,)
+        return (keys.IMAGE_TOKENS if self.head.takes_tokens else keys.IMAGE_FEATURES, *text)
 
     @property
     def _reads_text_tokens(self) -> bool:
@@ -107,7 +97,7 @@ class AlignmentModule(BaseModule):
 
     def embed_image(self, batch: Mapping[str, Any]) -> Embedding:
         """The images of a batch in the shared space."""
-        key = IMAGE_TOKENS if self.head.takes_tokens else IMAGE_FEATURES
+        key = keys.IMAGE_TOKENS if self.head.takes_tokens else keys.IMAGE_FEATURES
         return self.head.embed_image(_given(batch, key, "vision"))
 
     def embed_text(self, batch: Mapping[str, Any], names: tuple[str, str, str] = TEXT) -> Embedding:
@@ -144,15 +134,19 @@ class AlignmentModule(BaseModule):
         if any(name in batch for name in EXTRA_TEXT):
             seen["extra_text"] = self.embed_text(batch, EXTRA_TEXT).vector
         if self.fine_grained is not None:
-            seen |= {"patches": image.tokens[:, 1:], "words": text.tokens, "inner_words": inner_words(batch[TEXT_MASK])}
+            seen |= {"patches": image.tokens[:, 1:], "words": text.tokens, "inner_words": inner_words(batch[keys.TEXT_MASK])}
         if self.regulariser is not None:
-            seen |= {"frozen_image": _frozen_image(batch), "frozen_text": _frozen_text(batch)}
+            seen |= {"frozen_image": batch.get(keys.IMAGE_FEATURES), "frozen_text": batch.get(keys.TEXT_FEATURES)}
+            if seen["frozen_image"] is None:  # one vector each: the mean of the tokens
+                seen["frozen_image"] = batch[keys.IMAGE_TOKENS].mean(dim=1)
+            if seen["frozen_text"] is None:
+                seen["frozen_text"] = pool_text_tokens(batch[keys.TEXT_TOKENS], batch[keys.TEXT_MASK], "mean")
         return seen
 
     def _regulated(self, batch: dict, seen: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Frozen and aligned features of each modality: the batch's, and those of samples that only the regulariser sees."""
         pairs = [(seen["frozen_image"], seen["image"]), (seen["frozen_text"], seen["text"])]
-        extra = [batch.get(name) for name in (STRUCTURE_IMAGE, STRUCTURE_TEXT)]
+        extra = [batch.get(name) for name in (keys.STRUCTURE_IMAGE, keys.STRUCTURE_TEXT)]
         if self.head.takes_tokens and any(frozen is not None for frozen in extra):
             raise UserError("unpaired and features.fixed_structure are for heads that take pooled features, not single tokens.")
         for i, (frozen, encode) in enumerate(zip(extra, ("encode_image", "encode_text"), strict=True)):
@@ -192,17 +186,3 @@ def _given(batch: Mapping[str, Any], key: str, modality: str) -> Tensor:
             f"[{kind}]{' or choose layers=last' if kind == 'pooled' else ''}, or another module."
         )
     return batch[key]
-
-
-def _frozen_image(batch: Mapping[str, Any]) -> Tensor:
-    """One frozen vector per image: the pooled one, or the mean of its tokens."""
-    pooled = batch.get(IMAGE_FEATURES)
-    return batch[IMAGE_TOKENS].mean(dim=1) if pooled is None else pooled
-
-
-def _frozen_text(batch: Mapping[str, Any]) -> Tensor:
-    pooled = batch.get(TEXT_FEATURES)
-    if pooled is not None:
-        return pooled
-    weight = batch[TEXT_MASK][..., None].to(batch[TEXT_TOKENS].dtype)
-    return (batch[TEXT_TOKENS] * weight).sum(dim=1) / weight.sum(dim=1)

@@ -40,14 +40,14 @@ CLASSIFIERS = "vqa_classifier"  # of both kinds: what the official code trains f
 
 
 class AllInOneModule(BaseModule):
-    """Trains an :class:`AllInOne` on the sum of the losses of its ``tasks`` (specification: sections 3 and 5).
+    """Trains an :class:`AllInOne` on the sum of the losses of its ``tasks`` (arXiv 2203.07303, section 3).
 
     Args:
-        model: factory ``(tasks, vocab_size, answers) -> AllInOne``.
+        model: factory ``(tasks, vocab_size, num_answers) -> AllInOne``.
         tasks: ``match`` (VTM and word-patch alignment), ``mlm``, ``contrastive`` (VTC), ``rank`` (retrieval against false
             texts), ``answer`` (open-ended questions, actions), ``option`` (multiple choice by its own classifier), ``choice``
             (by the ranking head), ``reason`` (VCR, both steps).
-        vocab_size, answers: left null they are taken from the data.
+        vocab_size, num_answers: left null they are taken from the data.
         backbone: gives the ViT or DeiT weights from which training starts; not asked where a checkpoint is loaded.
         head_lr_scale: of the classifiers of ``answer`` and ``option``.
         linear: only the pooler and the heads train.
@@ -65,7 +65,7 @@ class AllInOneModule(BaseModule):
         scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         vocab_size: int | None = None,
-        answers: int | None = None,
+        num_answers: int | None = None,
         backbone: Callable[[], Mapping[str, Tensor]] | None = None,
         head_lr_scale: float = 10.0,
         linear: bool = False,
@@ -79,7 +79,7 @@ class AllInOneModule(BaseModule):
             raise UserError(f"module.tasks: {sorted(unknown) or 'none given'}; choose from {', '.join(HEADS)}.")
         self.tasks = tuple(tasks)
         heads = list(dict.fromkeys(head for task in tasks for head in HEADS[task]))
-        self.model = model(tasks=heads, answers=answers, **({} if vocab_size is None else {"vocab_size": vocab_size}))
+        self.model = model(tasks=heads, num_answers=num_answers, **({} if vocab_size is None else {"vocab_size": vocab_size}))
         self.head_lr_scale, self.linear, self.frozen_dropout = head_lr_scale, linear, frozen_dropout
         self.skip_visual = self.model.transformer.specials if skip_visual is None else skip_visual
         self.rank_from_match = rank_from_match

@@ -24,9 +24,9 @@ class BevFusionModule(BaseModule):
     """Trains a :class:`~models.bev_fusion.network.BEVFusion`. The paper's training recipe is not established.
 
     Args:
-        model: factory ``(classes, heights) -> BEVFusion``.
+        model: factory ``(num_classes, heights) -> BEVFusion``.
         loss: module ``(coarse logits, class logits, label) -> terms``.
-        classes, heights, grid: of the labels and the sampling grid; left null they are taken from the data.
+        num_classes, heights, grid: of the labels and the sampling grid; left null they are taken from the data.
         echo_scale: cells of the ultrasonic map for each cell of the feature grid, per side: the encoder's stride.
         range_gain: gamma of the map's factor (D/2)^gamma.
         encoder_lr_scale: of both encoders' learning rate.
@@ -39,7 +39,7 @@ class BevFusionModule(BaseModule):
         optimizer: Callable[[Iterable], torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
-        classes: int | None = None,
+        num_classes: int | None = None,
         heights: int | None = None,
         grid: Mapping[str, Any] | None = None,
         echo_scale: int = 4,
@@ -47,9 +47,9 @@ class BevFusionModule(BaseModule):
         encoder_lr_scale: float = 0.5,
     ):
         super().__init__(optimizer, scheduler, loss_weights)
-        self.model = model(classes=classes, heights=heights)
+        self.model = model(num_classes=num_classes, heights=heights)
         self.loss = loss
-        self.classes, self.grid = classes, BevGrid(**grid)
+        self.num_classes, self.grid = num_classes, BevGrid(**grid)
         self.echo_map = EchoMap(self.grid.scaled(0.5).scaled(echo_scale), range_gain)
         self.encoder_lr_scale = encoder_lr_scale
 
@@ -80,7 +80,7 @@ class BevFusionModule(BaseModule):
 
     def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """Cell scores, in percent, of everything but free space."""
-        return cell_metrics(rows["label"].numpy(), rows["predicted"].numpy(), self.classes)
+        return cell_metrics(rows["label"].numpy(), rows["predicted"].numpy(), self.num_classes)
 
     def parameter_groups(self) -> Iterable:
         """Encoders learn more slowly; norms and biases do not decay."""

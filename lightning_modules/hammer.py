@@ -14,13 +14,12 @@ from lightning_modules.base import BaseModule, StepOutput
 from models.batch import IMAGE, INDEX, TOKEN_IDS, TOKEN_MASK
 from models.errors import UserError
 from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
-from models.hammer.boxes import box_losses
 from models.hammer.checkpoint import load_official
 from models.hammer.contrastive import manipulation_contrastive
 from models.hammer.evaluation import dgm4_metrics
+from models.hammer.grounding import box_losses, token_grounding
 from models.hammer.model import Hammer, HammerOutput, MomentumOutput
 from models.hammer.parameter_groups import hammer_groups
-from models.hammer.token_grounding import token_grounding
 
 TERMS = ("contrastive", "binary", "multi_label", "box_l1", "box_giou", "token")  # officially MAC BIC MLC bbox giou TMG
 

@@ -69,26 +69,18 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointError(f"there is no weights file at {path}.")
     with path.open("rb") as file:
         head = file.read(16)
-    if _looks_like_safetensors(head):
-        return _read_safetensors(path)
+    # A safetensors file is the length of its JSON header as a little-endian uint64, then the header.
+    if len(head) > 8 and head[8:9] == b"{" and head[7] == 0:
+        try:
+            return load_file(path)
+        except Exception as error:  # the parser's own exception is not exported under a stable name
+            raise CheckpointError(f"{path} is a damaged safetensors file ({error}): fetch or write it again.") from error
     if not (head.startswith(b"PK\x03\x04") or head.startswith(b"\x80")):
         raise CheckpointError(
             f"{path} is not a checkpoint: it is neither a safetensors nor a torch file (it begins with {head!r}). "
             "A failed download often leaves a text or HTML page under the file's name: look at it and fetch it again."
         )
     return _state_dict(_load_torch(path), path)
-
-
-def _looks_like_safetensors(head: bytes) -> bool:
-    """A safetensors file is the length of its JSON header as a little-endian uint64, then the header."""
-    return len(head) > 8 and head[8:9] == b"{" and head[7] == 0
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except Exception as error:  # the parser's own exception is not exported under a stable name
-        raise CheckpointError(f"{path} is a damaged safetensors file ({error}): fetch or write it again.") from error
 
 
 def _load_torch(path: Path) -> Any:

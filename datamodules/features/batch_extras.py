@@ -13,18 +13,11 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.order import BatchRequest, epoch_order
-from models.alignment.batch import (
-    EXTRA_TEXT_TOKENS,
-    IMAGE_FEATURES,
-    STRUCTURE_IMAGE,
-    STRUCTURE_TEXT,
-    TEXT_FEATURES,
-    TEXT_TOKENS,
-)
+from models.alignment import batch as keys
 from models.errors import UserError
 
 _MIX, _FIXED = 1, 2  # keep the two draws of a seed and an epoch apart
-RAGGED = (TEXT_TOKENS, EXTRA_TEXT_TOKENS)
+RAGGED = (keys.TEXT_TOKENS, keys.EXTRA_TEXT_TOKENS)
 
 
 class FuseMix(Dataset):
@@ -83,7 +76,7 @@ class Unpaired(Dataset):
     """
 
     def __init__(self, batches: Any, images: torch.Tensor | None = None, texts: torch.Tensor | None = None):
-        extra = {STRUCTURE_IMAGE: images, STRUCTURE_TEXT: texts}
+        extra = {keys.STRUCTURE_IMAGE: images, keys.STRUCTURE_TEXT: texts}
         self.batches, self.extra = batches, {name: value for name, value in extra.items() if value is not None}
 
     def __len__(self) -> int:
@@ -121,7 +114,7 @@ class FixedStructure(Dataset):
         first = epoch_order(len(self), request.seed, request.epoch)[: self.batch_size]
         rows = np.random.default_rng((request.seed, request.epoch, _FIXED)).choice(first, self.count, replace=False)
         fixed = self.batches[request._replace(rows=rows)]
-        missing = {IMAGE_FEATURES, TEXT_FEATURES} - fixed.keys()
+        missing = {keys.IMAGE_FEATURES, keys.TEXT_FEATURES} - fixed.keys()
         if missing:
             raise UserError(f"features.fixed_structure needs pooled features or one layer, and there are no {sorted(missing)}.")
-        return {STRUCTURE_IMAGE: fixed[IMAGE_FEATURES], STRUCTURE_TEXT: fixed[TEXT_FEATURES]}
+        return {keys.STRUCTURE_IMAGE: fixed[keys.IMAGE_FEATURES], keys.STRUCTURE_TEXT: fixed[keys.TEXT_FEATURES]}

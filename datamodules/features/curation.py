@@ -45,25 +45,16 @@ def half_cosines(captions: Tensor, prototypes: Tensor) -> Tensor:
     return (captions @ prototypes.T).half()
 
 
-def quantise_scores(scores: Tensor, low: float = -0.3, high: float = 0.4) -> Tensor:
-    """Cosines as int8, [low, high] to [-128, 127]; read back as ``q / 128``.
-
-    What lies outside is clipped value by value. The official code meant to do so, but there one score out of range
-    overwrites the whole batch. We keep half-precision scores and need this for official files.
-    """
-    return ((2 * (scores.half() - low) / (high - low) - 1) * 128).float().trunc().clamp(-128, 127).to(torch.int8)
-
-
-def prototypes_from_images(features: Tensor, labels: Tensor, concepts: int, shots: int = 128) -> Tensor:
+def prototypes_from_images(features: Tensor, labels: Tensor, num_concepts: int, shots: int = 128) -> Tensor:
     """Prototypes (C, D): the mean of up to ``shots`` unit-length image features (N, D) of each concept, unit-length.
 
     The released prototypes are of this kind; how exactly they were made is not established. Raises UserError naming
     concepts without images.
     """
-    missing = [c for c in range(concepts) if not bool((labels == c).any())]
+    missing = [c for c in range(num_concepts) if not bool((labels == c).any())]
     if missing:
-        raise UserError(f"{len(missing)} of {concepts} concepts have no image to make a prototype of, the first {missing[:5]}.")
-    centres = (F.normalize(features[labels == c][:shots].float(), dim=-1).mean(dim=0) for c in range(concepts))
+        raise UserError(f"{len(missing)} of {num_concepts} concepts have no image for a prototype, the first {missing[:5]}.")
+    centres = (F.normalize(features[labels == c][:shots].float(), dim=-1).mean(dim=0) for c in range(num_concepts))
     return F.normalize(torch.stack(list(centres)), dim=-1)
 
 
@@ -74,17 +65,17 @@ class BestPerConcept:
     half precision.
 
     Args:
-        concepts: C (official: 2,754).
+        num_concepts: C (official: 2,754).
         keep: M (official: 50,000).
     """
 
-    def __init__(self, concepts: int, keep: int):
+    def __init__(self, num_concepts: int, keep: int):
         self.keep = keep
         self.capacity = keep + max(keep // 2, CHUNK_ROWS)
         # A key is the score's rank above the inverted row: one int64 that sorts by both.
-        self.keys = torch.full((concepts, self.capacity), -1, dtype=torch.int64)
-        self.counts = torch.zeros(concepts, dtype=torch.int64)
-        self.worst = torch.full((concepts,), -torch.inf)  # what a caption must exceed to enter
+        self.keys = torch.full((num_concepts, self.capacity), -1, dtype=torch.int64)
+        self.counts = torch.zeros(num_concepts, dtype=torch.int64)
+        self.worst = torch.full((num_concepts,), -torch.inf)  # what a caption must exceed to enter
 
     def add(self, scores: Tensor, start: int, first_concept: int = 0) -> None:
         """Scores (B <= CHUNK_ROWS, c) of the pool rows from ``start`` on with the concepts from ``first_concept`` on."""

@@ -108,7 +108,8 @@ class OnlineFeatureDataModule(BaseDataModule):
 
     def facts(self) -> dict[str, Any]:
         """The widths that a module needs to know."""
-        return {f"{side}_dim": _width(getattr(self, side), self.keep[side][0]) for side in ("vision", "text")}
+        width = {side: "token_dim" if self.keep[side][0] == "tokens" else "feature_dim" for side in ("vision", "text")}
+        return {f"{side}_dim": getattr(getattr(self, side), name) for side, name in width.items()}
 
     def report_skipped(self, split: str, skipped: Sequence[Skipped]) -> None:
         """The images are the source's, and so is the count of the bad ones."""
@@ -195,10 +196,6 @@ class AugmentedPairs(RowDataset):
             TOKENS: self.tokenize(texts),
             CHANCE: int(np.random.SeedSequence((request.seed, request.epoch, *indices.tolist())).generate_state(1)[0]),
         }
-
-
-def _width(encoder: FrozenEncoder, kind: Kind) -> int:
-    return encoder.token_dim if kind == "tokens" else encoder.feature_dim
 
 
 def _by_key(features: Features, kinds: Sequence[Kind], names: Mapping[str, str]) -> dict[str, Tensor]:

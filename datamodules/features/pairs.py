@@ -13,30 +13,18 @@ from datamodules.base import BaseDataModule
 from datamodules.features.batch_extras import FixedStructure, FuseMix, Unpaired
 from datamodules.features.store import WRITTEN, FeatureStore
 from datamodules.order import BatchRequest, draw
-from models.alignment.batch import (
-    EXTRA_TEXT_FEATURES,
-    EXTRA_TEXT_LAYERS,
-    EXTRA_TEXT_MASK,
-    EXTRA_TEXT_TOKENS,
-    IMAGE_FEATURES,
-    IMAGE_LAYERS,
-    IMAGE_TOKENS,
-    TEXT_FEATURES,
-    TEXT_LAYERS,
-    TEXT_MASK,
-    TEXT_TOKENS,
-)
+from models.alignment import batch as keys
 from models.batch import INDEX
 from models.errors import UserError
 
 Kind = Literal["pooled", "tokens", "layers"]
-IMAGE_KEYS = {"pooled": IMAGE_FEATURES, "tokens": IMAGE_TOKENS, "layers": IMAGE_LAYERS}
-TEXT_KEYS = {"pooled": TEXT_FEATURES, "tokens": TEXT_TOKENS, "layers": TEXT_LAYERS, "mask": TEXT_MASK}
+IMAGE_KEYS = {"pooled": keys.IMAGE_FEATURES, "tokens": keys.IMAGE_TOKENS, "layers": keys.IMAGE_LAYERS}
+TEXT_KEYS = {"pooled": keys.TEXT_FEATURES, "tokens": keys.TEXT_TOKENS, "layers": keys.TEXT_LAYERS, "mask": keys.TEXT_MASK}
 EXTRA_TEXT_KEYS = {
-    "pooled": EXTRA_TEXT_FEATURES,
-    "tokens": EXTRA_TEXT_TOKENS,
-    "layers": EXTRA_TEXT_LAYERS,
-    "mask": EXTRA_TEXT_MASK,
+    "pooled": keys.EXTRA_TEXT_FEATURES,
+    "tokens": keys.EXTRA_TEXT_TOKENS,
+    "layers": keys.EXTRA_TEXT_LAYERS,
+    "mask": keys.EXTRA_TEXT_MASK,
 }
 
 
@@ -102,7 +90,7 @@ class PairedFeatures:
         images, texts = _used(self.image_stores, self.image_layer), _used(self.text_stores, self.text_layer)
         image_keys = [IMAGE_KEYS["pooled" if self.image_layer is not None else kind] for kind in images]
         text_keys = [TEXT_KEYS["pooled" if self.text_layer is not None else kind] for kind in texts]
-        return (INDEX, *image_keys, *text_keys, *((TEXT_MASK,) if TEXT_TOKENS in text_keys else ()))
+        return (INDEX, *image_keys, *text_keys, *((keys.TEXT_MASK,) if keys.TEXT_TOKENS in text_keys else ()))
 
     def read_images(self, samples: np.ndarray) -> dict[str, torch.Tensor]:
         """What is kept of images, by batch key."""

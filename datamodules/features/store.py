@@ -25,6 +25,7 @@ import errno
 import json
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,22 +187,18 @@ class FeatureStore:
         # Neighbouring rows go to disk in one piece.
         starts = np.flatnonzero(np.diff(rows, prepend=rows[:1] - 2) != 1)
         ends = np.append(starts[1:], len(rows))
-        try:
+        with _disk_errors(self.path):
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
                 _write_at(self._rows_file, data[int(places[start]) : int(places[end])], int(firsts[start]) * size)
                 self._mark(int(rows[start]), end - start, WRITTEN)
-        except OSError as error:
-            raise _disk_error(self.path, error) from error
 
     def skip(self, row: int, key: str = "", reason: str = "unknown") -> None:
         """Mark a row that will never be written, and note why: later runs that use the store report it too."""
         line = json.dumps([int(row), key, reason]) + "\n"
-        try:
+        with _disk_errors(self.path):
             with (self.path / "skipped.jsonl").open("a") as file:
                 file.write(line)
             self._mark(int(row), 1, SKIPPED)
-        except OSError as error:
-            raise _disk_error(self.path, error) from error
 
     def skipped(self) -> list[Skipped]:
         """What :meth:`skip` was told, one entry per row."""
@@ -219,14 +216,12 @@ class FeatureStore:
             return
         if len(self.pending()):
             raise StoreError(f"{self.path} still lacks {len(self.pending())} of {len(self)} rows.")
-        try:
+        with _disk_errors(self.path):
             os.fsync(self._rows_file)
             os.fsync(self._state_file)
             of_files = {name: checksums(self.path / name) for name in CHECKED if (self.path / name).is_file()}
             self.facts = {**self.facts, "complete": True, "checksums": of_files}
             _write_facts(self.path, self.facts)
-        except OSError as error:
-            raise _disk_error(self.path, error) from error
 
     def verify(self) -> None:
         """Read every file and compare it with the checksums of :meth:`finish`.
@@ -328,8 +323,8 @@ class FeatureStore:
         _write_at(self._state_file, memoryview(bytes([state]) * count), row)
 
     def _check_sizes(self) -> None:
-        wanted = {"rows.bin": _vector_bytes(self.facts) * self.facts["vectors"], "state.bin": len(self)}
-        for name, size in wanted.items():
+        sizes = {"rows.bin": _vector_bytes(self.facts) * self.facts["vectors"], "state.bin": len(self)}
+        for name, size in sizes.items():
             file = self.path / name
             actual = file.stat().st_size if file.is_file() else 0
             if actual != size:
@@ -341,7 +336,7 @@ class FeatureStore:
 
 def _create(path: Path, facts: dict[str, Any], arrays: dict[str, np.ndarray | None]) -> None:
     """Lay out an empty store. The manifest comes last: without it the rest counts for nothing."""
-    try:
+    with _disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         _allocate(path / "rows.bin", _vector_bytes(facts) * facts["vectors"])
         _allocate(path / "state.bin", facts["rows"])
@@ -350,8 +345,6 @@ def _create(path: Path, facts: dict[str, Any], arrays: dict[str, np.ndarray | No
                 with atomic_write(path / name) as temporary, temporary.open("wb") as file:
                     np.save(file, np.asarray(array, np.int64))
         _write_facts(path, {**facts, "complete": False})
-    except OSError as error:
-        raise _disk_error(path, error) from error
 
 
 def _allocate(path: Path, size: int) -> None:
@@ -411,11 +404,11 @@ def _write_facts(path: Path, facts: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(facts, indent=1))
 
 
-def _differences(stored: Any, wanted: Any) -> str:
+def _differences(stored: Any, expected: Any) -> str:
     """'encoder.sha256 is "a", wanted "b"; ...' for what differs between two JSON-able values; empty if nothing."""
-    stored, wanted = (_flat(json.loads(json.dumps(value))) for value in (stored, wanted))
-    names = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
-    return "; ".join(f"{name} is {stored.get(name)!r}, wanted {wanted.get(name)!r}" for name in names[:4])
+    stored, expected = (_flat(json.loads(json.dumps(value))) for value in (stored, expected))
+    names = sorted(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
+    return "; ".join(f"{name} is {stored.get(name)!r}, wanted {expected.get(name)!r}" for name in names[:4])
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -424,10 +417,16 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}".lstrip(".")).items()}
 
 
-def _disk_error(path: Path, error: OSError) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StoreError(
-            f"no room for features in {path}: {error.strerror}. What is written stays; free space and run again, or set "
-            "paths.features to another disk."
-        )
-    return StoreError(f"features cannot be written to {path}: {error}")
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Raises StoreError for what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        message = f"features cannot be written to {path}: {error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message = (
+                f"no room for features in {path}: {error.strerror}. What is written stays; free space and run again, or set "
+                "paths.features to another disk."
+            )
+        raise StoreError(message) from error

@@ -131,10 +131,6 @@ class AnnotatedImages:
         """(N,) int64 class indices, -1 where a sample has none."""
         return self._samples["label"][self._rows].astype(np.int64)
 
-    def label(self, i: int) -> int | None:
-        label = int(self._sample(i)["label"])
-        return label if label >= 0 else None
-
     def captions(self, i: int) -> list[str]:
         """The sample's captions, at least one, in the order of the annotations."""
         sample = self._sample(i)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datamodules.readers import images
 from datamodules.readers.base import BadSample, inside
-from datamodules.readers.text import json_lines, read_lines, read_text
+from datamodules.readers.images import open_image, open_required
+from datamodules.readers.text import json_lines, read_names, read_text
 from datamodules.readers.voc import VocSegmentation, class_numbers
 from models.errors import UserError
 
@@ -84,7 +84,7 @@ def _open_member(read: Callable[[Any], bytes], member: Any, name: str) -> Image.
         data = read(member)
     except Exception as error:  # zipfile raises nearly anything on damaged bytes
         raise UserError(f"{name} cannot be read ({error}): fetch the archive again.") from error
-    return open_image(io.BytesIO(data), name)
+    return open_required(data, name)
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,7 @@ def read_label_map(path: Path, layout: SegmentationLayout) -> np.ndarray:
     if layout == SEGMENTATION_LAYOUTS["voc20"]:
         labels = class_numbers(path).astype(np.int64)
     else:
-        try:
-            labels = np.asarray(images.open_image(path)).astype(np.int64)
-        except BadSample as error:
-            raise UserError(f"{path} cannot be read as a map of class numbers ({error}).") from error
+        labels = np.asarray(open_required(path, kind="a map of class numbers", opener=open_image)).astype(np.int64)
     if labels.ndim != 2:
         raise UserError(f"{path} is not a map of class numbers: it has {labels.shape[-1]} channels.")
     if layout.zero_is_nothing:
@@ -177,22 +174,13 @@ def read_label_map(path: Path, layout: SegmentationLayout) -> np.ndarray:
 
 def read_class_names(path: str) -> tuple[list[str], list[int]]:
     """A file of one class per line, synonyms separated by commas, to all names and the class of each."""
-    lines = [line.strip() for line in read_lines(path) if line.strip()]
-    names = [(name.strip(), number) for number, line in enumerate(lines) for name in line.split(",") if name.strip()]
+    names = [(name.strip(), number) for number, line in enumerate(read_names(path)) for name in line.split(",") if name.strip()]
     if not names:
         raise UserError(f"{path} names no class; it needs one per line, synonyms separated by commas.")
     return [name for name, _ in names], [number for _, number in names]
 
 
-def open_image(source: Path | io.BytesIO, name: str | None = None) -> Image.Image:
-    """An RGB image. Raises UserError that names it: skipping images would change the benchmark."""
-    try:
-        return images.open_rgb(source)
-    except BadSample as error:
-        raise UserError(f"{name or source} cannot be read as an image ({error}).") from error
-
-
 def each_image(sources: Sequence[Path | Callable[[], Image.Image]]) -> Iterator[Image.Image]:
     """One open image at a time."""
     for source in sources:
-        yield open_image(source) if isinstance(source, Path) else source()
+        yield open_required(source) if isinstance(source, Path) else source()

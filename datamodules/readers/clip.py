@@ -4,6 +4,7 @@ file.
 
 from __future__ import annotations
 
+import glob
 import io
 import re
 from collections.abc import Callable
@@ -139,7 +140,7 @@ def _open(source: ClipSource) -> str | io.BytesIO:
         path = Path(source.path)
         if path.is_file():
             return str(path)
-        matches = sorted(p for p in path.parent.glob(f"{_escaped(path.name)}.*") if p.suffix.lower() in VIDEO_SUFFIXES)
+        matches = sorted(p for p in path.parent.glob(f"{glob.escape(path.name)}.*") if p.suffix.lower() in VIDEO_SUFFIXES)
         return str(matches[0] if matches else path)
     if source.size > LARGEST_MEMBER:
         raise BadSample(f"video too large: {source.size} bytes at {source.offset} of {source.path}")
@@ -149,10 +150,6 @@ def _open(source: ClipSource) -> str | io.BytesIO:
             return io.BytesIO(file.read(source.size))
     except OSError as error:
         raise BadSample(f"missing video: {source.path} ({error})") from error
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", name)
 
 
 def _range(source: ClipSource, times: NDArray[np.float64]) -> tuple[int, int]:

@@ -6,11 +6,9 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +17,7 @@ import torch
 
 from datamodules.readers.base import BadSample, inside
 from datamodules.readers.images import open_image, open_rgb, read_file
-from datamodules.readers.text import read_json, read_text
+from datamodules.readers.text import csv_rows, read_json, read_text
 from models.bev_fusion.echoes import UltrasonicRig, pulse_traces
 from models.bev_fusion.geometry import BevGrid, Camera, camera_from_json, camera_to_json
 from models.errors import UserError
@@ -65,13 +63,8 @@ def read_meta(root: Path) -> dict[str, Meta]:
     path = root / "meta.csv"
     if not path.is_file():
         raise UserError(f"{root} holds no recordings: there is no {path.name}; {LAYOUT}.")
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    lacking = {"id", "rig", "light", "temperature_c"} - set(reader.fieldnames or [])
-    if lacking:
-        raise UserError(f"{path}: the columns {sorted(lacking)} are missing; it needs {', '.join(META_FIELDS)}.")
     meta: dict[str, Meta] = {}
-    for row in _csv_rows(reader, path):
-        where = f"{path}, line {reader.line_num}"
+    for where, row in csv_rows(path, ("id", "rig", "light", "temperature_c")):
         try:
             celsius = float(row["temperature_c"])
         except (TypeError, ValueError):
@@ -86,13 +79,6 @@ def read_meta(root: Path) -> dict[str, Meta]:
             raise UserError(f"{where}: {error}.") from None
         meta[row["id"]] = Meta(row["rig"], row["light"] or "", celsius)
     return meta
-
-
-def _csv_rows(reader: csv.DictReader, path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}.") from None
 
 
 def read_splits(root: Path) -> dict[str, list[str]]:
@@ -171,16 +157,16 @@ def read_image(root: Path, key: str) -> np.ndarray:
     return np.asarray(open_rgb(path, official=True))  # the calibration is of the stored pixels
 
 
-def read_label(root: Path, key: str, grid: BevGrid, classes: int) -> np.ndarray:
-    """(rows, cols) uint8, classes beyond obstacle joined to it where ``classes`` is 2. Raises BadSample."""
+def read_label(root: Path, key: str, grid: BevGrid, num_classes: int) -> np.ndarray:
+    """(rows, cols) uint8, classes beyond obstacle joined to it where ``num_classes`` is 2. Raises BadSample."""
     label = np.asarray(open_image(root / "labels" / f"{key}.png"))
     if label.shape != (grid.rows, grid.cols) or label.dtype != np.uint8:
         raise BadSample(f"label: labels/{key}.png is {label.shape} {label.dtype}, the grid {grid.rows} x {grid.cols} uint8")
     known = label != 255
-    if classes == 2:
+    if num_classes == 2:
         label = np.where(known, np.minimum(label, 1), label)
-    if known.any() and label[known].max() >= classes:
-        raise BadSample(f"label: labels/{key}.png has the class {label[known].max()}, there are {classes}")
+    if known.any() and label[known].max() >= num_classes:
+        raise BadSample(f"label: labels/{key}.png has the class {label[known].max()}, there are {num_classes}")
     return label
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from datamodules.readers.annotations import AnnotatedImages, Record
 from datamodules.readers.base import BadSample
 from datamodules.readers.tar_index import IMAGE_SUFFIXES, label_number
-from datamodules.readers.text import json_lines, read_json, read_lines
+from datamodules.readers.text import json_lines, read_json, read_names
 from models.batch import Skipped
 from models.errors import UserError
 
@@ -114,7 +114,7 @@ def table(
         missing_is_normal: see :class:`AnnotatedImages`.
     """
     files = [annotations] if isinstance(annotations, str) else list(annotations)
-    wanted = [captions] if isinstance(captions, str) else list(captions)
+    caption_names = [captions] if isinstance(captions, str) else list(captions)
 
     def records() -> Iterator[Record | Skipped]:
         csv.field_size_limit(sys.maxsize)
@@ -125,7 +125,7 @@ def table(
                 quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
                 rows = csv.reader(clean, delimiter=delimiter, quoting=quoting)
                 header = list(columns) if columns else next(rows, [])
-                make = _row_reader(file, header, path, wanted, label, class_names)
+                make = _row_reader(file, header, path, caption_names, label, class_names)
                 try:
                     for number, row in enumerate(rows):
                         where = f"{file}, line {rows.line_num}"
@@ -136,7 +136,7 @@ def table(
                 except csv.Error as error:
                     raise UserError(f"{file}, line {rows.line_num}: {error}.") from error
 
-    settings = ["table", path, wanted, delimiter, columns and list(columns), quoted, label]
+    settings = ["table", path, caption_names, delimiter, columns and list(columns), quoted, label]
     names = list(class_names) if class_names else None
     return AnnotatedImages(images, files, records, settings, names, missing_is_normal, index_dir)
 
@@ -153,7 +153,7 @@ def parquet(
 ) -> AnnotatedImages:
     """Parquet files, as :func:`table`; a caption column may also hold lists. Read through pyarrow, piece by piece."""
     files = [annotations] if isinstance(annotations, str) else list(annotations)
-    wanted = [captions] if isinstance(captions, str) else list(captions)
+    caption_names = [captions] if isinstance(captions, str) else list(captions)
 
     def records() -> Iterator[Record | Skipped]:
         try:
@@ -166,8 +166,8 @@ def parquet(
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(f"{file} is no parquet file, or a damaged one ({error}).") from error
             header = source.schema_arrow.names
-            make = _row_reader(file, header, path, wanted, label, class_names)
-            used = [name for name in header if name in _names_in(path) | {*wanted, label, "url"}]
+            make = _row_reader(file, header, path, caption_names, label, class_names)
+            used = [name for name in header if name in _names_in(path) | {*caption_names, label, "url"}]
             number = 0
             try:
                 for batch in source.iter_batches(columns=used, batch_size=16_384):
@@ -179,7 +179,7 @@ def parquet(
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{file} is damaged behind row {number} ({error}): fetch it again.") from error
 
-    settings = ["parquet", path, wanted, label]
+    settings = ["parquet", path, caption_names, label]
     names = list(class_names) if class_names else None
     return AnnotatedImages(images, files, records, settings, names, missing_is_normal, index_dir)
 
@@ -195,7 +195,7 @@ def json_list(
     and LLaVA write them; without the fields, the value of LLaVA's last ``conversations`` entry is the caption.
     """
     files = [annotations] if isinstance(annotations, str) else list(annotations)
-    wanted = [captions] if isinstance(captions, str) else list(captions)
+    caption_names = [captions] if isinstance(captions, str) else list(captions)
 
     def records() -> Iterator[Record | Skipped]:
         for file in files:
@@ -203,7 +203,7 @@ def json_list(
                 where = f"{file}, entry {number}"
                 try:
                     (image,) = _fields(entry, path)
-                    texts = _flat([entry[name] for name in wanted if entry.get(name)])
+                    texts = _flat([entry[name] for name in caption_names if entry.get(name)])
                     if not texts and entry.get("conversations"):
                         (said,) = _fields(_list_of(entry["conversations"])[-1], "value")
                         texts = [said.replace("<image>", "")] if isinstance(said, str) else []
@@ -211,7 +211,7 @@ def json_list(
                 except BadSample as error:
                     yield Skipped(-1, where, str(error))
 
-    return AnnotatedImages(images, files, records, ["json", path, wanted], index_dir=index_dir)
+    return AnnotatedImages(images, files, records, ["json", path, caption_names], index_dir=index_dir)
 
 
 def class_folders(root: str, caption: str = "a photo of a {}", index_dir: str | None = None) -> AnnotatedImages:
@@ -237,7 +237,7 @@ def class_folders(root: str, caption: str = "a photo of a {}", index_dir: str | 
 
     def records() -> Iterator[Record]:
         for label, folder in enumerate(folders):
-            for file in _files_below(place / folder):
+            for file in sorted(file for part in _folders_below(place / folder) for file in part.iterdir() if file.is_file()):
                 if file.suffix.lower() in suffixes and not file.name.startswith("."):
                     path = file.relative_to(place).as_posix()
                     yield Record(path, [caption.format(names[label])], label, str(file))
@@ -258,8 +258,8 @@ def _row_reader(
     """``(row, its number, where) -> Record``. Raises UserError for a column that the file lacks."""
     positions = {name: i for i, name in enumerate(header)}  # of equal names the last, as SAIL's files have 'Image Path'
     pattern = "{" in path
-    wanted = [*_names_in(path), *captions, *([label] if label else [])]
-    needed = [name for name in wanted if not (pattern and name in ("row", "crc32"))]
+    column_names = [*_names_in(path), *captions, *([label] if label else [])]
+    needed = [name for name in column_names if not (pattern and name in ("row", "crc32"))]
     if pattern and "crc32" in _names_in(path):
         needed.append("url")
     if absent := [name for name in needed if name not in positions]:
@@ -340,7 +340,7 @@ def _list_of(value: Any) -> list[Any]:
 def _class_names(place: Path, folders: list[str]) -> list[str]:
     for file in (place / "classes.txt", place.parent / "classes.txt"):
         if file.is_file():
-            lines = [line for line in read_lines(file) if line.strip()]
+            lines = read_names(file)
             if len(lines) != len(folders):
                 raise UserError(f"{file} names {len(lines)} classes, {place} holds {len(folders)} folders.")
             return [line.split(",")[0].strip() for line in lines]
@@ -358,7 +358,3 @@ def _folders_below(place: Path) -> list[Path]:
         visited.add(real)
         folders.append(Path(folder))
     return sorted(folders)
-
-
-def _files_below(place: Path) -> list[Path]:
-    return sorted(file for folder in _folders_below(place) for file in folder.iterdir() if file.is_file())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from datamodules.readers.base import BadSample
+from models.errors import UserError
 
 VERSION = 1  # raise it when the same file would give other pixels: stored features are then encoded anew
 MAX_PIXELS = 89_478_485  # Pillow warns from here on; 268 MB of RGB
@@ -40,6 +42,26 @@ def open_rgb(source: str | Path | bytes | BinaryIO, official: bool = False, trun
         return image.convert("RGB") if official else _upright_rgb(image)
     except Exception as error:  # a damaged palette or EXIF block
         raise BadSample(f"corrupt image: {error or type(error).__name__}") from error
+
+
+def open_required(
+    source: str | Path | bytes,
+    name: str = "",
+    kind: str = "an image",
+    opener: Callable[..., Image.Image] = open_rgb,
+) -> Image.Image:
+    """What ``opener`` gives. Raises UserError, not BadSample: skipping the images of a benchmark would change it.
+
+    Args:
+        source: path or content.
+        name: of the source in the message; a path needs none.
+        kind: what it should be, for the message.
+        opener: ``source -> image``.
+    """
+    try:
+        return opener(source)
+    except BadSample as error:
+        raise UserError(f"{name or str(source)} cannot be read as {kind} ({error}). Fetch it again.") from error
 
 
 def open_image(source: str | Path | bytes | BinaryIO, truncated: bool = False) -> Image.Image:

@@ -299,6 +299,6 @@ def label_number(value: Any, class_names: Sequence[str] | None) -> int:
 
 def _to_array(rows: list[tuple]) -> np.ndarray:
     width = max((len(row[0]) for row in rows), default=1)
-    places = [(f"{role}_{what}", "<i8") for role in ("image", "text", "json") for what in ("start", "size")]
+    places = [(f"{role}_{edge}", "<i8") for role in ("image", "text", "json") for edge in ("start", "size")]
     fields = [("key", f"S{width}"), ("hash", "<u8"), *places, ("captions", "<i4"), ("label", "<i4")]
     return np.array(rows, dtype=fields)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from datamodules.readers.images import VERSION, open_rgb
 from datamodules.readers.tar_index import key_hash, load_index, parse_record, read_captions
-from datamodules.readers.text import clean_text, read_lines
+from datamodules.readers.text import clean_text, read_names
 from models.batch import Skipped
 from models.errors import UserError
 from models.io import stable_hash
@@ -120,10 +120,6 @@ class TarShards:
         """(N,) int64 class indices, -1 where a sample has none."""
         return self._gather("label").astype(np.int64)
 
-    def label(self, i: int) -> int | None:
-        label = int(self._row(i)["label"])
-        return label if label >= 0 else None
-
     def captions(self, i: int) -> list[str]:
         """The sample's captions, at least one; the first is the first line of KEY.txt."""
         row = self._row(i)
@@ -176,9 +172,7 @@ def find_shards(root: Path, split: str | None, prefix: str = "") -> list[Path]:
 def read_class_names(root: Path) -> list[str] | None:
     """First name of every line of ``classes.txt``; None without the file."""
     file = root / "classes.txt"
-    if not file.is_file():
-        return None
-    return [line.split(",")[0].strip() for line in read_lines(file) if line.strip()]
+    return [line.split(",")[0].strip() for line in read_names(file)] if file.is_file() else None
 
 
 def _text(key: bytes) -> str:

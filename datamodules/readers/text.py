@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,26 @@ def read_text(path: str | Path, error: type[UserError] = UserError) -> str:
 def read_lines(path: str | Path, error: type[UserError] = UserError) -> list[str]:
     """Lines of a UTF-8 file, see :func:`read_text`."""
     return split_lines(read_text(path, error))
+
+
+def read_names(path: str | Path) -> list[str]:
+    """The lines that are not blank, without white space around them: classes, concepts, templates."""
+    return [line.strip() for line in read_lines(path) if line.strip()]
+
+
+def csv_rows(
+    path: str | Path, columns: Iterable[str], error: type[UserError] = UserError, delimiter: str = ","
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """``(where, row by column)`` of a CSV file whose header has the ``columns``. Raises ``error``, naming the line."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(io.StringIO(read_text(path, error), newline=""), delimiter=delimiter)
+    try:
+        if missing := sorted(set(columns) - set(reader.fieldnames or [])):
+            raise error(f"{path} has no column {', '.join(missing)}; its columns are {reader.fieldnames}.")
+        for row in reader:
+            yield f"{path}, line {reader.line_num}", row
+    except csv.Error as cause:
+        raise error(f"{path}, line {reader.line_num}: {cause}.") from None
 
 
 def parse_json(data: str | bytes) -> Any:

@@ -69,11 +69,11 @@ class VideoReader:
         Decodes from the last key frame before the first number to the last number. Raises BadSample when the file ends or
         breaks before that.
         """
-        wanted = set(np.asarray(indices).tolist())
-        images = self._decode(wanted, from_key_frame=True) if self._pts is not None and min(wanted) else {}
-        if len(images) < len(wanted):  # streams without an index (MPEG-TS) cannot be entered in the middle
-            images = self._decode(wanted, from_key_frame=False)
-        if missing := sorted(wanted - images.keys()):
+        numbers = set(np.asarray(indices).tolist())
+        images = self._decode(numbers, from_key_frame=True) if self._pts is not None and min(numbers) else {}
+        if len(images) < len(numbers):  # streams without an index (MPEG-TS) cannot be entered in the middle
+            images = self._decode(numbers, from_key_frame=False)
+        if missing := sorted(numbers - images.keys()):
             raise BadSample(f"broken video: {self.name} ends or breaks off before frame {missing[0]} of {self.frames}")
         if len({image.shape for image in images.values()}) > 1:
             raise BadSample(f"broken video: the frames of {self.name} are of different sizes")
@@ -154,19 +154,19 @@ class VideoReader:
             return None
         return stream.start_time + np.arange(len(entries)) * int(steps[0])
 
-    def _decode(self, wanted: set[int], from_key_frame: bool) -> dict[int, NDArray[np.uint8]]:
+    def _decode(self, numbers: set[int], from_key_frame: bool) -> dict[int, NDArray[np.uint8]]:
         """Frames by number, as many as can be decoded."""
         images: dict[int, NDArray[np.uint8]] = {}
-        last = max(wanted)
+        last = max(numbers)
         try:
             if from_key_frame:
-                self._container.seek(int(self._seek_to(min(wanted))), stream=self._stream)
+                self._container.seek(int(self._seek_to(min(numbers))), stream=self._stream)
             else:
                 self._open()
             for number, frame in self._numbered():
-                if number in wanted and number not in images:
+                if number in numbers and number not in images:
                     images[number] = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
-                if number >= last and len(images) == len(wanted):
+                if number >= last and len(images) == len(numbers):
                     break
                 if number > last + 32:  # further than any codec reorders
                     break

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from datamodules.readers.base import BadSample, inside
 from datamodules.readers.clip import VIDEO_SUFFIXES, ClipSource
-from datamodules.readers.text import read_lines
+from datamodules.readers.text import read_lines, read_names
 from models.errors import UserError
 
 Layout = Literal["activitynet", "fcvid", "mini_kinetics", "kinetics_sounds"]
@@ -112,7 +112,7 @@ def read_classes(root: Path, layout: Layout) -> list[str] | None:
     """Class names, one a line; None where the dataset comes without them."""
     for name in LAYOUTS[layout].classes:
         if (root / name).is_file():
-            return [line.strip() for line in read_lines(root / name) if line.strip()]
+            return read_names(root / name)
     return None
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from datamodules.readers.base import BadSample, inside
-from datamodules.readers.images import open_image, open_rgb
-from datamodules.readers.text import read_lines, read_text
+from datamodules.readers.images import open_image, open_required, open_rgb
+from datamodules.readers.text import read_names, read_text
 from models.errors import UserError
 
 LAYOUT = """\
@@ -58,7 +58,11 @@ class VocSegmentation:
         self.names = read_text(listed).split()
         if not self.names:
             raise UserError(f"{listed} is empty; it should name the images of the split, one per line.")
-        check_names(listed, self.names)
+        for name in self.names:
+            try:
+                inside("", name)
+            except BadSample as error:
+                raise UserError(f"{listed}: {error}.") from None
         for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
             missing = [n for n in self.names if not (self.root / folder / f"{n}.{suffix}").is_file()]
             if missing:
@@ -68,7 +72,11 @@ class VocSegmentation:
                 )
         listed_classes = Path(classes_file) if classes_file else self.root / "classes.txt"
         named = classes_file is not None or listed_classes.is_file()
-        self.class_names = _read_names(listed_classes) if named else list(VOC_CLASSES)
+        self.class_names = read_names(listed_classes) if named else list(VOC_CLASSES)
+        if len(self.class_names) < 2:
+            raise UserError(
+                f"{listed_classes} names {len(self.class_names)} classes; it needs the background and one more at least."
+            )
 
     @property
     def files(self) -> list[tuple[Path, Path]]:
@@ -81,7 +89,7 @@ class VocSegmentation:
 
     def __getitem__(self, i: int) -> tuple[Image.Image, np.ndarray]:
         image_path, path = self.files[i]
-        image = _open(image_path, "an image", open_stored_rgb)
+        image = open_required(image_path, opener=partial(open_rgb, official=True))  # label maps belong to the stored pixels
         labels = class_numbers(path)
         if labels.shape != (image.height, image.width):
             raise UserError(
@@ -100,33 +108,12 @@ class VocSegmentation:
         return LAYOUT.format(root=self.root, split=self.split)
 
 
-def open_stored_rgb(path: Path) -> Image.Image:
-    """The image as it is stored, since label maps belong to the stored pixels. Raises BadSample."""
-    return open_rgb(path, official=True)
-
-
-def check_names(listed: Path, names: list[str]) -> None:
-    """Raises UserError for a name in a list that leads out of the data set."""
-    for name in names:
-        try:
-            inside("", name)
-        except BadSample as error:
-            raise UserError(f"{listed}: {error}.") from None
-
-
-def _open(path: Path, what: str, opener: Callable[[Path], Image.Image]) -> Image.Image:
-    try:
-        return opener(path)
-    except BadSample as error:
-        raise UserError(f"{path} cannot be read as {what} ({error}). Fetch it again.") from error
-
-
 def class_numbers(path: Path) -> np.ndarray:
     """(H, W) uint8: the indices of a palette PNG or of a grey one.
 
     Raises UserError for those whose numbers mean something else.
     """
-    mask = _open(path, "a map of class numbers", open_image)
+    mask = open_required(path, kind="a map of class numbers", opener=open_image)
     if mask.mode not in ("P", "L"):
         raise UserError(
             f"{path} is an image of mode {mask.mode}, not a map of class numbers: somebody saved the colours. Take the "
@@ -146,10 +133,3 @@ def class_numbers(path: Path) -> np.ndarray:
                 "numbers are no classes. Take the file from the release."
             )
     return labels
-
-
-def _read_names(path: Path) -> list[str]:
-    names = [line.strip() for line in read_lines(path) if line.strip()]
-    if len(names) < 2:
-        raise UserError(f"{path} names {len(names)} classes; it needs the background and at least one more, one per line.")
-    return names

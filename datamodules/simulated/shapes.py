@@ -24,10 +24,6 @@ def _regular(corners: int, turn: float = 0.0) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def _star() -> np.ndarray:
-    return _regular(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]
-
-
 def _ring() -> np.ndarray:
     """Outer circle, then the inner one backwards: one polygon whose seam has no area."""
     circle = _regular(48)
@@ -57,16 +53,19 @@ def _cross() -> np.ndarray:
     return np.concatenate([corner @ np.linalg.matrix_power(turn, k) for k in range(4)])
 
 
-def _arrow() -> np.ndarray:
-    return np.array([(-1, -0.3), (0.1, -0.3), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.3), (-1, 0.3)])
-
-
 # Outlines in the unit circle, y downwards: (corners, 2).
 SHAPES = {
-    "circle": _regular(48), "square": _regular(4, math.pi / 4), "triangle": _regular(3), "star": _star(),
-    "ring": _ring(), "heart": _heart(), "moon": _moon(), "cross": _cross(), "arrow": _arrow(),
+    "circle": _regular(48),
+    "square": _regular(4, math.pi / 4),
+    "triangle": _regular(3),
+    "star": _regular(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None],
+    "ring": _ring(),
+    "heart": _heart(),
+    "moon": _moon(),
+    "cross": _cross(),
+    "arrow": np.array([(-1, -0.3), (0.1, -0.3), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.3), (-1, 0.3)]),
     "flower": _polar(lambda angle: 0.72 + 0.28 * np.cos(6 * angle)),
-}  # fmt: skip
+}
 
 
 def draw_shape(

@@ -76,8 +76,8 @@ class CaptionTokenizer:
                 words = list(encoded.word_ids(row)[1:-1])
             else:
                 words = raw_words(texts[row], captions[row], spans)
-            wanted = {p for p in positions[row] if p < self.max_words} if self.shifted_labels else set(positions[row])
-            labels[row, : real - 1] = torch.tensor([int(word in wanted) for word in words], dtype=torch.int64)
+            marked = {p for p in positions[row] if p < self.max_words} if self.shifted_labels else set(positions[row])
+            labels[row, : real - 1] = torch.tensor([int(word in marked) for word in words], dtype=torch.int64)
             all_words.append(words)
             all_spans.append(spans)
         return TokenisedCaptions(input_ids, mask, labels, all_words, all_spans)

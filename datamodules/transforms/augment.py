@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from models.encoders.preprocess import ImagePreprocess
+from models.errors import UserError
 
 FILL = (128, 128, 128)
 MAX_LEVEL = 10
@@ -23,29 +23,28 @@ MAX_LEVEL = 10
 
 def auto_contrast(image: np.ndarray, overflow: bool = False) -> np.ndarray:
     """Stretches each channel to 0..255. See :class:`RandomAugment` for ``overflow``."""
-    return _by_channel(image, partial(_contrast_table, overflow=overflow))
-
-
-def _contrast_table(channel: np.ndarray, overflow: bool) -> np.ndarray | None:
-    low, high = int(channel.min()), int(channel.max())
-    if high <= low:
-        return None
-    scale = 255 / (high - low)
-    negated = (256 - low) % 256 if overflow else -low  # an unsigned byte has no negative
-    return np.clip(np.arange(256) * scale + negated * scale, 0, 255)
+    channels = []
+    for channel in np.moveaxis(image, -1, 0):
+        low, high = int(channel.min()), int(channel.max())
+        if high > low:
+            scale = 255 / (high - low)
+            negated = (256 - low) % 256 if overflow else -low  # an unsigned byte has no negative
+            channel = np.clip(np.arange(256) * scale + negated * scale, 0, 255).astype(np.uint8)[channel]
+        channels.append(channel)
+    return np.stack(channels, axis=-1)
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
     """Evens out the histogram of each channel."""
-    return _by_channel(image, _equal_table)
-
-
-def _equal_table(channel: np.ndarray) -> np.ndarray | None:
-    counts = np.bincount(channel.ravel(), minlength=256)
-    step = counts[counts != 0][:-1].sum() // 255
-    if step == 0:
-        return None
-    return np.clip(np.cumsum(np.concatenate([[step // 2], counts[:-1]])) // step, 0, 255)
+    channels = []
+    for channel in np.moveaxis(image, -1, 0):
+        counts = np.bincount(channel.ravel(), minlength=256)
+        step = counts[counts != 0][:-1].sum() // 255
+        if step:
+            sums = np.cumsum(np.concatenate([[step // 2], counts[:-1]]))
+            channel = np.clip(sums // step, 0, 255).astype(np.uint8)[channel]
+        channels.append(channel)
+    return np.stack(channels, axis=-1)
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -66,22 +65,6 @@ def sharpness(image: np.ndarray, factor: float, overflow: bool = False) -> np.nd
     out = image.copy()
     out[1:-1, 1:-1] = (sharp.astype(np.int64) & 255) if overflow else np.clip(sharp, 0, 255)
     return out
-
-
-def _by_channel(image: np.ndarray, table_of: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
-    channels = []
-    for channel in np.moveaxis(image, -1, 0):
-        table = table_of(channel)
-        channels.append(channel if table is None else table.astype(np.uint8)[channel])
-    return np.stack(channels, axis=-1)
-
-
-def shear_x(image: np.ndarray, amount: float) -> np.ndarray:
-    return _warp(image, np.array([[1, amount, 0], [0, 1, 0]]))
-
-
-def shear_y(image: np.ndarray, amount: float) -> np.ndarray:
-    return _warp(image, np.array([[1, 0, 0], [amount, 1, 0]]))
 
 
 def translate_x(image: np.ndarray, pixels: float) -> np.ndarray:
@@ -138,40 +121,28 @@ def _warp(image: np.ndarray, forward: np.ndarray) -> np.ndarray:
     return np.rint(upper * (1 - bottom_share) + lower * bottom_share).astype(np.uint8)
 
 
-OPERATIONS = (
-    "Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate",
-)  # fmt: skip
-PHOTOMETRIC = OPERATIONS[:5]
-SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-
-
 def apply_operation(
     name: str, image: np.ndarray, level: float, autocontrast_overflow: bool = False, sharpness_overflow: bool = False
 ) -> np.ndarray:
     """One of :data:`OPERATIONS` at strength ``level`` in [-1, 1], of which only those in :data:`SIGNED` have a sign."""
-    enhance = 1.8 * level + 0.1
-    match name:
-        case "AutoContrast":
-            return auto_contrast(image, autocontrast_overflow)
-        case "Equalize":
-            return equalize(image)
-        case "Brightness":
-            return brightness(image, enhance)
-        case "Sharpness":
-            return sharpness(image, enhance, sharpness_overflow)
-        case "ShearX":
-            return shear_x(image, 0.3 * level)
-        case "ShearY":
-            return shear_y(image, 0.3 * level)
-        case "TranslateX":
-            return translate_x(image, 10 * level)
-        case "TranslateY":
-            return translate_y(image, 10 * level)
-        case "Rotate":
-            return rotate(image, 30 * level)
-        case "Identity":
-            return image
-    raise ValueError(f"unknown operation '{name}'; choose of {', '.join(OPERATIONS)}")
+    overflow = {"AutoContrast": autocontrast_overflow, "Sharpness": sharpness_overflow}.get(name)
+    return OPERATIONS[name](image, level) if overflow is None else OPERATIONS[name](image, level, overflow)
+
+
+OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
+    "Identity": lambda image, level: image,
+    "AutoContrast": lambda image, level, overflow: auto_contrast(image, overflow),
+    "Equalize": lambda image, level: equalize(image),
+    "Brightness": lambda image, level: brightness(image, 1.8 * level + 0.1),
+    "Sharpness": lambda image, level, overflow: sharpness(image, 1.8 * level + 0.1, overflow),
+    "ShearX": lambda image, level: _warp(image, np.array([[1, 0.3 * level, 0], [0, 1, 0]])),
+    "ShearY": lambda image, level: _warp(image, np.array([[1, 0, 0], [0.3 * level, 1, 0]])),
+    "TranslateX": lambda image, level: translate_x(image, 10 * level),
+    "TranslateY": lambda image, level: translate_y(image, 10 * level),
+    "Rotate": lambda image, level: rotate(image, 30 * level),
+}
+PHOTOMETRIC = tuple(OPERATIONS)[:5]
+SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
 class RandomAugment:
@@ -188,13 +159,15 @@ class RandomAugment:
 
     def __init__(
         self,
-        operations: Sequence[str] = OPERATIONS,
+        operations: Sequence[str] = tuple(OPERATIONS),
         count: int = 2,
         level: int = 7,
         probability: float = 0.5,
         autocontrast_overflow: bool = False,
         sharpness_overflow: bool = False,
     ):
+        if unknown := set(operations) - OPERATIONS.keys():
+            raise UserError(f"unknown augmentations {sorted(unknown)}; there are {', '.join(OPERATIONS)}.")
         self.operations, self.count, self.level, self.probability = list(operations), count, level / MAX_LEVEL, probability
         self.overflow = {"autocontrast_overflow": autocontrast_overflow, "sharpness_overflow": sharpness_overflow}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from models.metrics.neighbourhoods import LayerPairs
 from models.metrics.probing import AlignmentProbe
 
 log = logging.getLogger("run")
-Encoded = tuple[list[Tensor], np.ndarray]  # layers (n, D), and the rows of the split they belong to
+Encoded = tuple[Sequence[Tensor], np.ndarray]  # layers (n, D), and the rows of the split they belong to
 SCORES = ("cka", "mutual_knn", "probe")
 
 
@@ -48,11 +49,11 @@ def assess(run: Run) -> Facts:
     rows = np.sort(np.random.default_rng(run.cfg.seed).choice(len(dataset), count, replace=False))
     vision = _encode_all(run, "vision", config.vision, partial(_image_layers, run, dataset, rows))
     text = _encode_all(run, "text", config.text, partial(_caption_layers, run, dataset, rows))
-    usable = sorted(set.intersection(*(set(found[1]) for found in (*vision.values(), *text.values()))))
+    usable = sorted(set.intersection(*(set(encoded[1]) for encoded in (*vision.values(), *text.values()))))
     if len(usable) < 20:
         raise UserError(f"assess: only {len(usable)} samples could be encoded by every encoder; at least 20 are needed.")
     order = np.random.default_rng(run.cfg.seed).permutation(len(usable))
-    layers = {name: _aligned_rows(found, [usable[i] for i in order]) for name, found in (vision | text).items()}
+    layers = {name: _aligned_rows(encoded, [usable[i] for i in order]) for name, encoded in (vision | text).items()}
     table = [_score(a, b, layers[a], layers[b], config) for a in vision for b in text]
     table.sort(key=lambda row: -row["best"][config.rank_by])
     with atomic_write(run.dir / "assessment.json") as temporary:
@@ -68,9 +69,9 @@ def assess(run: Run) -> Facts:
     return {"metrics": metrics, "figures": drawn}
 
 
-def _encode_all(run: Run, modality: str, nodes: Any, encode: Any) -> dict[str, tuple[list[Tensor], np.ndarray]]:
-    """name -> (layers, rows) for each encoder that can be had; one is in memory at a time."""
-    found = {}
+def _encode_all(run: Run, modality: str, nodes: Any, encode: Any) -> dict[str, Encoded]:
+    """The layers of each encoder that can be had, by its name; one is in memory at a time."""
+    encoded = {}
     for name, node in nodes.items():
         if not node:
             continue
@@ -80,12 +81,12 @@ def _encode_all(run: Run, modality: str, nodes: Any, encode: Any) -> dict[str, t
             run.note(f"NOT ASSESSED: {modality} encoder {name}: {str(error).splitlines()[0]}")
             continue
         encoder = encoder.to(parts.device(run)).eval()
-        found[name] = encode(name, encoder)
+        encoded[name] = encode(name, encoder)
         del encoder
         gc.collect()
-    if not found:
+    if not encoded:
         raise UserError(f"assess.{modality}: the weights of none of {sorted(nodes)} are here.")
-    return found
+    return encoded
 
 
 @torch.inference_mode()
@@ -93,15 +94,15 @@ def _image_layers(run: Run, dataset: Any, rows: np.ndarray, name: str, encoder: 
     batches = ImageBatches(dataset, encoder.preprocess, run.cfg.encoder.batch_size)
     batches.batches = np.split(rows, range(run.cfg.encoder.batch_size, len(rows), run.cfg.encoder.batch_size))
     device = next(encoder.parameters()).device
-    vectors, kept = [], []
+    vectors, encoded_rows = [], []
     with Progress(f"encode images by {name}", len(rows)) as progress:
         for batch in encoding_loader(batches, parts.datamodule(run).num_workers):
             parts.datamodule(run).report_skipped(run.cfg.assess.split, batch[SKIPPED])
             if len(batch[INDEX]):
                 vectors.append(_layers(encoder(batch[IMAGE].to(device))))
-                kept.append(batch[INDEX].numpy())
+                encoded_rows.append(batch[INDEX].numpy())
             progress.advance(len(batch[INDEX]) + len(batch[SKIPPED]))
-    return _joined(vectors), np.concatenate(kept)
+    return torch.cat(vectors).unbind(dim=1), np.concatenate(encoded_rows)
 
 
 @torch.inference_mode()
@@ -117,7 +118,7 @@ def _caption_layers(run: Run, dataset: Any, rows: np.ndarray, name: str, encoder
             tokens = encoder.tokenize([captions[row] for row in chunk])
             vectors.append(_layers(encoder({key: value.to(device) for key, value in tokens.items()})))
             progress.advance(len(chunk))
-    return _joined(vectors), np.array(order)
+    return torch.cat(vectors).unbind(dim=1), np.array(order)
 
 
 def _layers(features: Any) -> Tensor:
@@ -126,14 +127,10 @@ def _layers(features: Any) -> Tensor:
     return layers.half().cpu()
 
 
-def _joined(vectors: list[Tensor]) -> list[Tensor]:
-    return list(torch.cat(vectors).unbind(dim=1))
-
-
-def _aligned_rows(found: tuple[list[Tensor], np.ndarray], wanted: list[int]) -> list[Tensor]:
-    layers, rows = found
-    place = {int(row): position for position, row in enumerate(rows)}
-    order = torch.tensor([place[row] for row in wanted])
+def _aligned_rows(encoded: Encoded, rows: list[int]) -> list[Tensor]:
+    layers, encoded_rows = encoded
+    place = {int(row): position for position, row in enumerate(encoded_rows)}
+    order = torch.tensor([place[row] for row in rows])
     return [layer[order].float() for layer in layers]
 
 

@@ -89,7 +89,7 @@ def _stores(
     run: Run, split: str, modality: str, rows: int, encoder: FrozenEncoder, offsets: np.ndarray | None = None
 ) -> dict[str, FeatureStore]:
     """The stores of every kind that the recipe keeps, begun where they are not there yet."""
-    found = {}
+    stores = {}
     for kind, manifest in pipeline.manifests_of(run, split, modality).items():
         path = pipeline.store_path(run, split, manifest)
         store = FeatureStore.resume(path, manifest)
@@ -98,8 +98,8 @@ def _stores(
             per_row = None if kind == "pooled" else _per_row(run, split, kind, encoder, offsets)
             shape = {"rows": rows, "dim": dim, "dtype": manifest["dtype"], "offsets": offsets, "per_row": per_row}
             store = FeatureStore.create_or_resume(path, manifest, **shape)
-        found[kind] = store
-    return found
+        stores[kind] = store
+    return stores
 
 
 @torch.inference_mode()
@@ -121,13 +121,15 @@ def _per_row(run: Run, split: str, kind: str, encoder: FrozenEncoder, offsets: n
     return values.shape[1]
 
 
-def _fill(run: Run, what: str, split: str, stores: dict[str, FeatureStore], encoder: FrozenEncoder, batches: Callable) -> None:
+def _fill(
+    run: Run, modality: str, split: str, stores: dict[str, FeatureStore], encoder: FrozenEncoder, batches: Callable
+) -> None:
     """Encode the rows that any of the stores lacks."""
     data = parts.datamodule(run)
     pending = np.logical_or.reduce([store.state == PENDING for store in stores.values()])
     unfinished = {kind: store for kind, store in stores.items() if not store.complete}
     if unfinished:
-        with Progress(f"encode {what}", len(pending), start=int((~pending).sum())) as progress:
+        with Progress(f"encode {modality}", len(pending), start=int((~pending).sum())) as progress:
 
             def done(rows: int, skipped: list[Skipped]) -> None:
                 data.report_skipped(split, skipped)

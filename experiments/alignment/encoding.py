@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 
 import pytorch_lightning as pl
 import torch
@@ -40,7 +41,8 @@ class EncodingModule(pl.LightningModule):
         self._batches, self._done = batches, done
 
     def predict_dataloader(self) -> Iterable[dict]:
-        return _Unsized(self._batches(self.trainer.global_rank, self.trainer.world_size))
+        """Without a length: Lightning refuses an empty loader, and a process may have no share."""
+        return itertools.chain(self._batches(self.trainer.global_rank, self.trainer.world_size))
 
     def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
         """What the encoder takes goes to the device; rows and skips stay."""
@@ -68,16 +70,6 @@ class EncodingModule(pl.LightningModule):
             for store in self.stores.values():
                 store.finish()
         self.trainer.strategy.barrier()
-
-
-class _Unsized:
-    """An iterable that does not tell its length: Lightning refuses an empty loader, and a process may have no share."""
-
-    def __init__(self, batches: Iterable[dict]):
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[dict]:
-        return iter(self.batches)
 
 
 def _of_kind(features: Features, kind: str, encoder: FrozenEncoder) -> tuple[Tensor | None, ...]:

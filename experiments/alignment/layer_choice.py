@@ -45,7 +45,10 @@ def ranked(
         samples: pairs drawn by ``seed``, all where there are fewer.
     """
     layer_counts(features)
-    rows = sample_rows(features, samples, seed)
+    rows = features.rows
+    if len(rows) > samples:
+        rows = np.random.default_rng(seed).choice(rows, samples, replace=False)
+    rows = np.sort(rows)
     scores = LayerPairs(*layers_of(features, rows), k=_fits(k, len(rows))).scores(metric)
     vision, text = _picked(scores, pick, seed)
     log.info(
@@ -76,14 +79,6 @@ def layer_counts(features: PairedFeatures) -> tuple[int, int]:
                 f"encoder.{name}.layers=true."
             )
     return int(features.image_stores["layers"].per_row), int(features.text_stores["layers"].per_row)
-
-
-def sample_rows(features: PairedFeatures, samples: int, seed: int) -> np.ndarray:
-    """(n,) usable rows, drawn without replacement, ascending."""
-    rows = features.rows
-    if len(rows) > samples:
-        rows = np.random.default_rng(seed).choice(rows, samples, replace=False)
-    return np.sort(rows)
 
 
 def layers_of(features: PairedFeatures, rows: np.ndarray) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from datamodules.features.curation import best_captions, select_balanced
 from datamodules.features.pairs import PairedFeatures
+from datamodules.readers.text import read_names
 from experiments.alignment import pipeline
 from experiments.run import parts
 from experiments.run.directory import Run
@@ -76,11 +76,7 @@ def concept_balanced(
 
 def _concepts(run: Run, concepts: Sequence[str], concepts_file: str | None) -> list[str]:
     if concepts_file is not None:
-        try:
-            lines = Path(concepts_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"subset.concepts_file {concepts_file} cannot be read as text: {error}") from error
-        concepts = [line.strip() for line in lines if line.strip()]
+        concepts = read_names(concepts_file)
     names = list(concepts) or list(parts.datamodule(run).splits["train"].class_names or ())
     if not names:
         raise UserError("subset: there are no concepts. Give subset.concepts or subset.concepts_file; the data has no classes.")

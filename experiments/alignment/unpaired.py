@@ -36,13 +36,13 @@ def left_out(
     free = np.setdiff1d(inside, chosen.rows)
     if not len(free):
         raise UserError("unpaired: `subset` leaves no training pair out of these rows; choose a smaller subset or other rows.")
-    found = {}
+    features = {}
     for number, (name, count) in enumerate((("images", images), ("texts", texts))):
         if count:
             rows = np.sort(np.random.default_rng((seed, number)).permutation(free)[:count])
-            found[name] = _one_vector_each(chosen, rows, name)
-    log.info("unpaired: %s of %d pairs left out", ", ".join(f"{len(v)} {k}" for k, v in found.items()), len(free))
-    return found
+            features[name] = _one_vector_each(chosen, rows, name)
+    log.info("unpaired: %s of %d pairs left out", ", ".join(f"{len(v)} {k}" for k, v in features.items()), len(free))
+    return features
 
 
 def _one_vector_each(features: PairedFeatures, rows: np.ndarray, name: str) -> Tensor:

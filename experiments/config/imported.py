@@ -55,9 +55,9 @@ def _unfitting_parts(node: dict, path: str, sources: validation.Sources) -> list
         if not isinstance(part, dict) or "_target_" not in part or part.get("_partial_") or key not in parameters:
             continue
         annotation = parameters[key].annotation
-        wanted = tuple(option for option in typing.get_args(annotation) or (annotation,) if inspect.isclass(option))
+        classes = tuple(option for option in typing.get_args(annotation) or (annotation,) if inspect.isclass(option))
         target = get_object(part["_target_"])
-        ours = [option for option in wanted if is_ours(option.__module__) and not getattr(option, "_is_protocol", False)]
+        ours = [option for option in classes if is_ours(option.__module__) and not getattr(option, "_is_protocol", False)]
         if ours and inspect.isclass(target) and not issubclass(target, tuple(ours)):
             names = " or ".join(option.__name__ for option in ours)
             problems.append(

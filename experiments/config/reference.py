@@ -26,13 +26,9 @@ def page() -> str:
     lines = [HEAD]
     for group, files in groups.items():
         lines += [f"## {group}", "", "| option | what it is |", "|---|---|"]
-        lines += [f"| `{_option(file, group)}` | {_comment(file)} |" for file in files]
+        lines += [f"| `{file.relative_to(CONF / group).with_suffix('')}` | {_comment(file)} |" for file in files]
         lines.append("")
     return "\n".join(lines)
-
-
-def _option(file: Path, group: str) -> str:
-    return file.relative_to(CONF / group).with_suffix("").as_posix()
 
 
 def _comment(file: Path) -> str:

@@ -46,11 +46,11 @@ def signature_of(target: str) -> Signature:
     path, names = _module_of(target)
     node, module = _find(path, names, target)
     if isinstance(node, ast.ClassDef):
-        found = _class_signature(node, module)
+        signature = _class_signature(node, module)
     else:
-        found = _function_signature(node, skip_first=False)
-    plain = {n: replace(p, annotation=_without_alias(p.annotation, module)) for n, p in found.parameters.items()}
-    return Signature(plain, found.open_ended)
+        signature = _function_signature(node, skip_first=False)
+    plain = {n: replace(p, annotation=_without_alias(p.annotation, module)) for n, p in signature.parameters.items()}
+    return Signature(plain, signature.open_ended)
 
 
 def _module_of(target: str) -> tuple[Path, list[str]]:
@@ -76,11 +76,11 @@ def _find(path: Path, names: list[str], target: str) -> tuple[Any, ast.Module]:
     module = _parse(path)
     body, node = module.body, None
     for name in names:
-        found = {n.name: n for n in body if isinstance(n, (ast.ClassDef, ast.FunctionDef))}
-        if name not in found:
+        definitions = {n.name: n for n in body if isinstance(n, (ast.ClassDef, ast.FunctionDef))}
+        if name not in definitions:
             prefix = target[: -len(name)]
-            raise UnknownTarget(f"'{path.relative_to(ROOT)}' has no '{name}'", [prefix + n for n in found if n[0] != "_"])
-        node = found[name]
+            raise UnknownTarget(f"'{path.relative_to(ROOT)}' has no '{name}'", [prefix + n for n in definitions if n[0] != "_"])
+        node = definitions[name]
         body = getattr(node, "body", [])
     return node, module
 
@@ -147,10 +147,10 @@ def mismatch(annotation: ast.expr | None, value: object) -> str | None:
         return None
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):  # a quoted annotation
         annotation = ast.parse(annotation.value, mode="eval").body
-    wanted = _alternatives(annotation)
-    if any(_accepts(option, value) for option in wanted):
+    options = _alternatives(annotation)
+    if any(_accepts(option, value) for option in options):
         return None
-    return " or ".join(ast.unparse(option) for option in wanted)
+    return " or ".join(ast.unparse(option) for option in options)
 
 
 def _alternatives(annotation: ast.expr) -> list[ast.expr]:

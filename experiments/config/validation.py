@@ -100,8 +100,8 @@ def _top_level(config: dict, sources: Sources) -> Iterator[str]:
                     group = path.replace(".", "/")
                     yield f"{path}: expected a mapping, got {node!r}. Choose an option of a group with {group}={node}."
         elif not isinstance(value, VALUES[key]) or (isinstance(value, bool) and bool not in VALUES[key]):
-            wanted = " or ".join("null" if t is type(None) else t.__name__ for t in VALUES[key])
-            yield f"{key}: expected {wanted}, got {value!r} [{sources.of(key)}]"
+            expected = " or ".join("null" if t is type(None) else t.__name__ for t in VALUES[key])
+            yield f"{key}: expected {expected}, got {value!r} [{sources.of(key)}]"
     choices = [name for name, function in config["pipeline"].items() if function]
     for stage in stages:
         if stage not in choices:
@@ -137,10 +137,6 @@ def _added(config: dict, sources: Sources) -> Iterator[str]:
             yield f"unknown key '{key}' [command line].{nearest(key.rpartition('.')[2], siblings_of(key))}"
 
 
-def _is_trusted(target: str, trusted: Sequence[str]) -> bool:
-    return any(target.startswith(f"{package}.") for package in trusted)
-
-
 def _targets(node: Any, written: Any, path: str, sources: Sources, trusted: Sequence[str]) -> Iterator[str]:
     """Problems of every ``_target_`` node. ``written`` is the node before interpolation: a reference to another node is a
     string there, and is checked only where it was written."""
@@ -150,7 +146,7 @@ def _targets(node: Any, written: Any, path: str, sources: Sources, trusted: Sequ
     if not isinstance(node, dict) or not isinstance(written, dict):
         return
     target = node.get("_target_")
-    if target is not None and not (isinstance(target, str) and _is_trusted(target, trusted)):
+    if target is not None and not (isinstance(target, str) and target.startswith(tuple(f"{name}." for name in trusted))):
         yield (
             f"{path}._target_: {target!r} is of no package that a configuration may call ({', '.join(trusted)}). If you trust "
             f"it, add it: 'trusted_packages=[<package>]' [{sources.of(f'{path}._target_')}]"
@@ -186,9 +182,9 @@ def _arguments(node: dict, target: str, path: str, sources: Sources) -> Iterator
                 hint = nearest(key, signature.parameters)
                 yield f"{where}: {target} takes no argument '{key}'.{hint} [{sources.of(where)}]"
             continue
-        wanted = mismatch(signature.parameters[key].annotation, value)
-        if wanted and value != "???":
-            yield f"{where}: expected {wanted}, got {_short(value)} [{sources.of(where)}]"
+        expected = mismatch(signature.parameters[key].annotation, value)
+        if expected and value != "???":
+            yield f"{where}: expected {expected}, got {_short(value)} [{sources.of(where)}]"
     if not node.get("_partial_"):
         for name, parameter in signature.parameters.items():
             if parameter.required and name not in node:
@@ -276,7 +272,7 @@ def _has(tree: Any, key: str, prefix: str) -> bool:
 def siblings_of(key: str) -> set[str]:
     """Keys that stand beside ``key`` in any file of its group: candidates for what a misspelled override meant."""
     group, *rest = key.split(".")
-    found: set[str] = set()
+    keys: set[str] = set()
     files = [*(CONF / group).rglob("*.yaml"), *(CONF / "experiment").rglob("*.yaml"), CONF / "config.yaml"]
     for file in files:
         tree = _tree(file)
@@ -284,5 +280,5 @@ def siblings_of(key: str) -> set[str]:
         for part in rest[:-1]:
             inside = inside.get(part, {}) if isinstance(inside, dict) else {}
         if isinstance(inside, dict):
-            found |= {str(k) for k in inside} - HYDRA_KEYS - {"defaults"}
-    return found
+            keys |= {str(k) for k in inside} - HYDRA_KEYS - {"defaults"}
+    return keys

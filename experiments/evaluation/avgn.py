@@ -116,11 +116,11 @@ def glance_budgets(
     for name in settings:
         if name == "own":
             continue
-        who, _, what = name.rpartition("@")
+        who, _, mark = name.rpartition("@")
         column = metrics if who in ("AVGN", "patch size") else baselines.setdefault(who, {})
-        column |= {f"{metric}@{what}": values[name][metric], f"gflops@{what}": costs[name]["gflops"]}
-        column[f"videos_per_s@{what}"] = costs[name]["videos_per_s"]
-        curves.setdefault(who, []).append(Point(what, costs[name]["gflops"], values[name][metric]))
+        column |= {f"{metric}@{mark}": values[name][metric], f"gflops@{mark}": costs[name]["gflops"]}
+        column[f"videos_per_s@{mark}"] = costs[name]["videos_per_s"]
+        curves.setdefault(who, []).append(Point(mark, costs[name]["gflops"], values[name][metric]))
     for who in RIVALS:  # at the network's own budget, beside its own row
         same = f"{who}@K{budget}"
         if same in values:
@@ -194,7 +194,7 @@ def _cost(net: AVGN, sample: dict, setting: dict[str, Any]) -> dict[str, Any]:
     return {"gflops": sum(parts.values()), "videos_per_s": videos / batched, "latency_ms": 1e3 * latency, "parts": parts}
 
 
-def _against_full_size(net: AVGN, sample: dict, own: dict[str, Any]) -> dict[str, float]:
+def _against_full_size(net: AVGN, sample: dict, own_setting: dict[str, Any]) -> dict[str, float]:
     """What looking at whole frames of every snippet would cost with the same parts, timed turn by turn with the own setting, so
     that both meet the same noise. Its accuracy is another matter: these weights are not trained for it."""
     inputs, device = _inputs(sample), sample[VIDEO].device
@@ -206,7 +206,7 @@ def _against_full_size(net: AVGN, sample: dict, own: dict[str, Any]) -> dict[str
     turns = []
     for _ in range(7):
         turn = []
-        for setting in (own, full):
+        for setting in (own_setting, full):
             with net.using(**setting):
                 turn.append(seconds(lambda: net(*inputs), device))
         turns.append(turn)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -19,9 +19,6 @@ from lightning_modules.held_out import check_weights, join_rows, on_cpu
 from models.batch import INDEX, SKIPPED
 from models.errors import UserError
 from models.io import stable_hash
-
-if TYPE_CHECKING:
-    pass
 
 # ---- what a module offers ------------------------------------------------------------------------------------------
 

@@ -59,28 +59,28 @@ def occupancy(
             _check_sensor(batch, sensor)
         seen.add(batch)
     label, predicted, lights = np.concatenate(seen.label), np.concatenate(seen.predicted[""]), np.array(seen.lights)
-    grid, classes = split.data.grid, split.data.classes
-    metrics = _cells(label, predicted, lights, grid, classes)
+    grid, num_classes = split.data.grid, split.data.num_classes
+    metrics = _cells(label, predicted, lights, grid, num_classes)
     metrics |= _objects(label, predicted, lights, grid, match_radius, min_cells)
     under_fault = {}
     for name in seen.faults:  # a fault of a sensor that the model does not use changes nothing
         maps = seen.predicted.get(name)
-        under_fault[name] = cell_metrics(label, np.concatenate(maps), classes)["iou"] if maps else metrics["iou"]
+        under_fault[name] = cell_metrics(label, np.concatenate(maps), num_classes)["iou"] if maps else metrics["iou"]
     metrics |= {f"robust/{name}/iou": value for name, value in under_fault.items()}
     hashes = {"split": stable_hash([split.dataset.fingerprint, len(label), split.dataset.visible_only])}
     figures: dict[str, Callable] = {
         "samples": partial(bev_fusion.samples, [seen.examples[light] for light in _present(lights) if light in seen.examples]),
         "iou": partial(bev_fusion.bars, _bars(metrics)),
         "by_light_and_distance": partial(
-            bev_fusion.grid_of_scores, *_by_light_and_band(label, predicted, lights, grid, classes)
+            bev_fusion.grid_of_scores, *_by_light_and_band(label, predicted, lights, grid, num_classes)
         ),
     }
     if under_fault:
         figures["robustness"] = partial(bev_fusion.robustness, metrics["iou"], under_fault)
-    columns = {"all occupied": _cells(label, np.ones_like(label), lights, grid, classes)}
+    columns = {"all occupied": _cells(label, np.ones_like(label), lights, grid, num_classes)}
     if seen.loudness and "val" in split.data.splits:
-        guess = (np.concatenate(seen.loudness) > _best_threshold(split, classes)).astype(np.int64)
-        columns["echo threshold"] = _cells(label, guess, lights, grid, classes)
+        guess = (np.concatenate(seen.loudness) > _best_threshold(split, num_classes)).astype(np.int64)
+        columns["echo threshold"] = _cells(label, guess, lights, grid, num_classes)
     baselines = {name: _named(column) for name, column in columns.items()}
     return SuiteResult(_named(metrics), baselines, hashes, figures=figures)
 
@@ -143,31 +143,33 @@ def _predict(module: BevFusionModule, batch: dict[str, Any]) -> np.ndarray:
     return logits.argmax(1).cpu().numpy()
 
 
-def _cells(label: np.ndarray, predicted: np.ndarray, lights: np.ndarray, grid: BevGrid, classes: int) -> dict[str, float]:
+def _cells(label: np.ndarray, predicted: np.ndarray, lights: np.ndarray, grid: BevGrid, num_classes: int) -> dict[str, float]:
     """By part (all, a light, a distance): mean over the classes but free, and with more than one such class each class too."""
     parts = {"": (label, predicted)}
     parts |= {f"{light}/": (label[lights == light], predicted[lights == light]) for light in _present(lights)}
     parts |= {f"{band}/": (label[:, inside], predicted[:, inside]) for band, inside in _bands(grid).items()}
     metrics: dict[str, float] = {}
     for part, maps in parts.items():
-        metrics |= {f"{part}{name}": value for name, value in cell_metrics(*maps, classes).items()}
-        if classes > 2:
-            scores = cell_scores(confusion(*maps, classes))
+        metrics |= {f"{part}{name}": value for name, value in cell_metrics(*maps, num_classes).items()}
+        if num_classes > 2:
+            scores = cell_scores(confusion(*maps, num_classes))
             metrics |= {
-                f"{part}{CLASS_NAMES[c]}/{name}": 100 * float(scores[name][c]) for c in range(classes) for name in CELL_SCORES
+                f"{part}{CLASS_NAMES[c]}/{name}": 100 * float(scores[name][c])
+                for c in range(num_classes)
+                for name in CELL_SCORES
             }
     return metrics
 
 
 def _by_light_and_band(
-    label: np.ndarray, predicted: np.ndarray, lights: np.ndarray, grid: BevGrid, classes: int
+    label: np.ndarray, predicted: np.ndarray, lights: np.ndarray, grid: BevGrid, num_classes: int
 ) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
     """Lights, distance bands, and each score (lights, bands), in percent; NaN where nothing but free space was to be table."""
     rows, columns = _present(lights), _bands(grid)
     table = {name: np.full((len(rows), len(columns)), np.nan) for name in CELL_SCORES}
     for i, light in enumerate(rows):
         for j, inside in enumerate(columns.values()):
-            matrix = confusion(label[lights == light][:, inside], predicted[lights == light][:, inside], classes)
+            matrix = confusion(label[lights == light][:, inside], predicted[lights == light][:, inside], num_classes)
             if matrix[1:].any():
                 scores = cell_scores(matrix)
                 for name in CELL_SCORES:
@@ -255,13 +257,13 @@ def _moved_sensors(batch: dict, data: BevDataModule, degrees: float, offset: tup
     return batch | {CALIBRATIONS: Calibrations(old.cameras, [rig.shifted(degrees, offset) for rig in old.rigs])}
 
 
-def _best_threshold(split: TrainedSplit, classes: int) -> float:
+def _best_threshold(split: TrainedSplit, num_classes: int) -> float:
     """Of the loudness of a cell: the one that names the cells of the split val best, without learning."""
     val = _Seen(TrainedSplit(split.module, split.data, "val"), {})
     for batch in val.split.batches():
         val.add(batch)
     truth, loudness = np.concatenate(val.label), np.concatenate(val.loudness)
-    return max(THRESHOLDS, key=lambda t: cell_scores(confusion(truth, (loudness > t).astype(int), classes))["iou"][1])
+    return max(THRESHOLDS, key=lambda t: cell_scores(confusion(truth, (loudness > t).astype(int), num_classes))["iou"][1])
 
 
 def _loudness(echoes: torch.Tensor, grid: BevGrid) -> np.ndarray:

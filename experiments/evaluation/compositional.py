@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from datamodules.readers.benchmarks import each_image, read_mmvp, read_winoground
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from models.io import stable_hash
-from models.metrics.mmvp import mmvp_accuracy, mmvp_average
-from models.metrics.winoground import winoground_correct
+from models.metrics.compositional import mmvp_accuracy, winoground_correct
 
 MMVP_PROMPT = "a photo of {}"
 
@@ -42,7 +41,7 @@ def mmvp(split: EmbeddedSplit, root: str | None, pairs_per_category: int = 15) -
     logits = split.encoders.logit_scale.detach().cpu().exp() * (text @ image.transpose(1, 2))
     accuracy = mmvp_accuracy(logits, torch.tensor([pair.ids for pair in pairs]), pairs_per_category)
     names = [re.sub(r"\W+", "_", pairs[start].type.lower()) for start in range(0, len(pairs), pairs_per_category)]
-    metrics = {"mmvp/average": mmvp_average(accuracy)}
+    metrics = {"mmvp/average": accuracy.mean().item()}
     metrics |= {f"mmvp/{name}": value for name, value in zip(names, accuracy.tolist(), strict=True)}
     chance = {name: 25.0 for name in metrics}
     return SuiteResult(metrics, {"chance": chance}, _hashes(split, [[p.ids, p.statements] for p in pairs], MMVP_PROMPT))

@@ -23,13 +23,13 @@ def knn(split: EmbeddedSplit, ks: Sequence[int] = (10, 20, 100, 200), temperatur
     if train is None or not bool((train_labels >= 0).any()):
         return SuiteResult(notes=["k-NN left out: it needs classes in the train split and in the split that is judged."])
     train, train_labels = F.normalize(train[train_labels >= 0].float(), dim=-1), train_labels[train_labels >= 0]
-    classes = len(split.class_names)
+    num_classes = len(split.class_names)
     test, labels = split.labelled_features(split.name)
     test, labels = F.normalize(test[labels >= 0].float(), dim=-1), labels[labels >= 0]
     metrics = {}
     for k in ks:
-        metrics[f"knn/top1@{k}"] = top_k_accuracy(knn_votes(train, train_labels, test, classes, k, temperature), labels, 1)
-    majority = torch.bincount(train_labels, minlength=classes).argmax()
+        metrics[f"knn/top1@{k}"] = top_k_accuracy(knn_votes(train, train_labels, test, num_classes, k, temperature), labels, 1)
+    majority = torch.bincount(train_labels, minlength=num_classes).argmax()
     share = 100 * (labels == majority).double().mean().item()
     notes = []
     if max(ks) > len(train):

@@ -140,8 +140,7 @@ def _grid(patches: int, size: tuple[int, int]) -> tuple[int, int]:
 
 def _add_baselines(meters: dict[str, LocalisationMeter], maps: Tensor, labels: Tensor, seed: int) -> None:
     present = classes_in(labels)
-    classes = len(maps)
-    order = [*range(1, classes), *range(1, classes)]  # round from each class: the next one that is not there
+    order = 2 * [*range(1, len(maps))]  # round from each class: the next one that is not there
     other = {label: next((c for c in order[label:] if c not in present), 0) for label in present}
     swapped = maps.clone()
     for label, instead in other.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from datamodules.readers.benchmarks import each_image
+from datamodules.readers.text import read_text
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from models.errors import UserError
 from models.io import stable_hash
@@ -69,11 +70,9 @@ def _languages(root: Path) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a list; a blank one in its middle would move every caption behind it, and is an error."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error}). {LAYOUT}") from error
-    lines = [line.strip() for line in lines]
+    if not path.is_file():
+        raise UserError(f"there is no {path}. {LAYOUT}")
+    lines = [line.strip() for line in read_text(path).rstrip().split("\n")]
     if "" in lines:
         raise UserError(f"{path}, line {lines.index('') + 1}: is blank. {LAYOUT}")
     return lines

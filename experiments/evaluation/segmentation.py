@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import Dinov2Model
 
 from datamodules.readers import benchmarks
+from datamodules.readers.images import open_required
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.evaluation.zero_shot import fill, read_templates
 from models.batch import VOID_LABEL
 from models.io import stable_hash
-from models.metrics.classification import class_vectors, confusion_matrix
-from models.metrics.segmentation import mean_iou
+from models.metrics.classification import class_vectors, confusion_matrix, mean_iou
 from models.sail.segmentation import SegmentationEncoder, predict_classes, sliding_window_logits
 
 VOC20_CLASSES = str(Path(__file__).parent / "prompts" / "voc20.txt")
@@ -76,18 +76,16 @@ def segmentation(
     encoder = SegmentationEncoder(vision.network, attention, residual)
     log_scale = split.encoders.logit_scale.detach().float()
     temperature = log_scale if log_scale_temperature else log_scale.exp()
-    classes, mean_std = (
-        int(class_of_query.max()) + 1,
-        (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD) if statistics == "clip" else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-    )
-    counts = torch.zeros(classes, classes, dtype=torch.int64)
+    num_classes = int(class_of_query.max()) + 1
+    mean_std = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD) if statistics == "clip" else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     for image_file, label_file in files:
         labels = torch.from_numpy(benchmarks.read_label_map(label_file, layout))
-        pixels = prepare(benchmarks.open_image(image_file), short_side, *mean_std).to(device, vision.dtype)
+        pixels = prepare(open_required(image_file), short_side, *mean_std).to(device, vision.dtype)
         size = (labels.shape[0], labels.shape[1])
         logits = sliding_window_logits(encoder, split.encoders.head, pixels, queries, crop, stride, size)
         predicted = predict_classes(temperature * logits.float(), class_of_query, threshold)[0].cpu()
-        counts += confusion_matrix(predicted, labels, classes, VOID_LABEL)
+        counts += confusion_matrix(predicted, labels, num_classes, VOID_LABEL)
     mean, _ = mean_iou(counts)
     settings = {
         "short_side": short_side, "crop": crop, "stride": stride, "statistics": statistics,

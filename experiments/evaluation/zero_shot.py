@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,6 +12,7 @@ from PIL import Image
 from timm.data.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from torch import Tensor
 
+from datamodules.readers.text import read_json, read_names
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.figures import canvas
 from models.errors import UserError
@@ -133,7 +132,7 @@ def fill(templates: Sequence[str], names: Sequence[str]) -> list[str]:
 def read_templates(templates: Sequence[str], file: str | None) -> list[str]:
     """The lines of ``file``, or ``templates``. Raises UserError for one without exactly one slot, and for none at all."""
     if file is not None:
-        templates = [line.strip().replace("{c}", "{}") for line in _read(file, "templates").splitlines() if line.strip()]
+        templates = [line.replace("{c}", "{}") for line in read_names(file)]
     bad = [template for template in templates if template.count("{}") != 1]
     if bad or not templates:
         raise UserError(f"a prompt template needs exactly one {{}} for the class name: {bad or 'there are no templates'}")
@@ -143,10 +142,7 @@ def read_templates(templates: Sequence[str], file: str | None) -> list[str]:
 def read_descriptions(file: str, names: Sequence[str], order: Literal["names", "file"] = "names") -> list[list[str]]:
     """The prompts of each class, found by ``names`` or in the order of the file. Raises UserError for another form, a missing
     class, or, in the order of the file, another number of classes."""
-    try:
-        content = json.loads(_read(file, "descriptions"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not JSON: {error}") from error
+    content = read_json(file)
     if not isinstance(content, dict) or not all(
         isinstance(p, list) and p and all(isinstance(x, str) for x in p) for p in content.values()
     ):
@@ -162,10 +158,3 @@ def read_descriptions(file: str, names: Sequence[str], order: Literal["names", "
     if missing:
         raise UserError(f"{file} describes {len(content)} classes, but not {missing[:5]}{' ...' if len(missing) > 5 else ''}.")
     return [content[name] for name in names]
-
-
-def _read(file: str, what: str) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the {what} file {file} cannot be read as text: {error}") from error

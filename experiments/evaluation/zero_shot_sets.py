@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from datamodules.readers.annotations import AnnotatedImages
-from datamodules.readers.base import BadSample
 from datamodules.readers.formats import class_folders
+from datamodules.readers.images import open_required
+from datamodules.readers.text import read_json
 from experiments.evaluation.base import EmbeddedSplit, SuiteResult
 from experiments.evaluation.zero_shot import Statistics, embed_images, preprocessing_hash
 from models.errors import UserError
@@ -74,10 +73,7 @@ def _short(metric: str) -> str:
 
 
 def _read_prompts(file: str) -> Mapping[str, Any]:
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the prompts file {file} cannot be read as JSON: {error}") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise UserError(f"{file} must map each set to its classes and templates.")
     return content
@@ -100,17 +96,12 @@ def _prompts_of(prompts: Mapping[str, Any], file: str, name: str, data: Annotate
 
 def _as_split(split: EmbeddedSplit, data: AnnotatedImages, names: list[str], statistics: Statistics) -> EmbeddedSplit:
     def load(row: int) -> Image.Image:
-        try:
-            return data.image(row)
-        except BadSample as error:
-            raise UserError(f"{data.folder / data.key(row)} cannot be read as an image ({error}).") from error
+        return open_required(data.folder / data.key(row))
 
-    image = embed_images(split, (load(row) for row in range(len(data))), statistics)
-    none = torch.empty(0)
     return EmbeddedSplit(
-        image=image,
-        text=none,
-        owner=none,
+        image=embed_images(split, map(load, range(len(data))), statistics),
+        text=torch.empty(0),
+        owner=torch.empty(0),
         captions=[],
         encode_text=split.encode_text,
         load_image=load,

@@ -25,8 +25,8 @@ class Example(NamedTuple):
     patch_size: int
 
 
-def curves(series: Mapping[str, Sequence], own: tuple, metric: str, path: Path) -> Path:
-    """One line per way of spending compute, ``own`` (name, GFLOPs, accuracy) marked."""
+def curves(series: Mapping[str, Sequence], trained: tuple, metric: str, path: Path) -> Path:
+    """One line per way of spending compute, ``trained`` (name, GFLOPs, accuracy) marked."""
     drawing, ((axis,),) = figure(figsize=(6.4, 4.2))
     for name, points in series.items():
         points = sorted(points, key=lambda point: point[1])
@@ -35,7 +35,9 @@ def curves(series: Mapping[str, Sequence], own: tuple, metric: str, path: Path) 
             axis.annotate(
                 label, (gflops, accuracy), fontsize=6, xytext=(2, 3 if name == "AVGN" else -8), textcoords="offset points"
             )
-    axis.scatter([own[1]], [own[2]], s=60, facecolors="none", edgecolors=RIGHT, linewidths=1.6, label=own[0], zorder=3)
+    axis.scatter(
+        [trained[1]], [trained[2]], s=60, facecolors="none", edgecolors=RIGHT, linewidths=1.6, label=trained[0], zorder=3
+    )
     axis.set(xlabel="multiply-adds per video (G), counted", ylabel=f"{metric} (%)", xscale="log")
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=7)

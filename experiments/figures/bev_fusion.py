@@ -86,16 +86,16 @@ def robustness(sound: float, faults: Mapping[str, float], path: Path) -> Path:
     levels: dict[str, float] = {}
     for name, value in faults.items():
         match name.split("_"):
-            case [what, amount, unit] if amount.replace(".", "", 1).isdigit():
-                unit = f"{unit} Celsius" if what == "thermometer" else unit
-                curves.setdefault(unit, {}).setdefault(what, [(0.0, sound)]).append((float(amount), value))
+            case [fault, amount, unit] if amount.replace(".", "", 1).isdigit():
+                unit = f"{unit} Celsius" if fault == "thermometer" else unit
+                curves.setdefault(unit, {}).setdefault(fault, [(0.0, sound)]).append((float(amount), value))
             case _:
                 levels[name.replace("_", " ")] = value
     panels_ = max(len(curves), 1)
     drawing, axes = figure(1, panels_, figsize=(3.2 * panels_, 2.8), sharey=True)
     for axis, (unit, by_what) in zip(axes[0], curves.items(), strict=False):
-        for what, points in by_what.items():
-            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=what)
+        for fault, points in by_what.items():
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=fault)
         axis.set_xlabel(f"wrong by, {unit}")
     for axis in axes[0]:
         for (name, value), colour in zip(levels.items(), ("#444444", "#aa3377"), strict=False):

@@ -78,17 +78,17 @@ def confusion(matrix: Tensor, class_names: Sequence[str], path: Path) -> Path:
     """Share of each true class (rows) that was taken for each class (columns); names are left out above 120 classes."""
     counts = matrix.double().numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    classes = len(class_names)
-    side = max(4.0, min(0.13 * classes + 2, 14))
+    num_classes = len(class_names)
+    side = max(4.0, min(0.13 * num_classes + 2, 14))
     drawing, ((axis,),) = figure(figsize=(side, side))
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axis.plot([-0.5, classes - 0.5], [-0.5, classes - 0.5], color=RIGHT, linewidth=0.8, alpha=0.6)
-    if classes <= 120:
-        size = 9 if classes <= 20 else 5
-        axis.set_xticks(range(classes), class_names, rotation=90, fontsize=size)
-        axis.set_yticks(range(classes), class_names, fontsize=size)
-        axis.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
-        axis.set_yticks(np.arange(classes - 1) + 0.5, minor=True)
+    axis.plot([-0.5, num_classes - 0.5], [-0.5, num_classes - 0.5], color=RIGHT, linewidth=0.8, alpha=0.6)
+    if num_classes <= 120:
+        size = 9 if num_classes <= 20 else 5
+        axis.set_xticks(range(num_classes), class_names, rotation=90, fontsize=size)
+        axis.set_yticks(range(num_classes), class_names, fontsize=size)
+        axis.set_xticks(np.arange(num_classes - 1) + 0.5, minor=True)
+        axis.set_yticks(np.arange(num_classes - 1) + 0.5, minor=True)
         axis.grid(which="minor", color="#e8e8e8", linewidth=0.3)
         axis.tick_params(length=0, which="both")
     top1 = 100 * counts.trace() / max(counts.sum(), 1)
@@ -139,8 +139,7 @@ def retrieved_captions(examples: Sequence[dict], load_image: Callable[[int], Ima
 
 def _show(axis: Any, image: Image.Image, label: str = "", framed: bool = False) -> None:
     axis.imshow(image)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
     axis.set_xlabel(label, fontsize=7, color=RIGHT if framed else "#777777", labelpad=3)
     for spine in axis.spines.values():
         spine.set(visible=framed, color=RIGHT, linewidth=4)

@@ -27,8 +27,7 @@ def answered(examples: Sequence[dict], load_frames: LoadFrames, path: Path) -> P
     for axis_row, clip, example in zip(axes, clips, examples, strict=True):
         for axis, frame in zip(axis_row, clip, strict=False):
             axis.imshow(frame)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
         note = axis_row[-1]
         note.axis("off")
         good = example["predicted"] == example["right"]
@@ -52,8 +51,7 @@ def retrieved(examples: Sequence[dict], load_frames: LoadFrames, path: Path) -> 
         axis_row[0].set_title(textwrap.shorten(example["text"], 110), loc="left", fontsize=9)
         for axis, row in zip(axis_row, example["rows"], strict=False):
             axis.imshow(_strip(load_frames(row)))
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             is_right = row == example["right"]
             for spine in axis.spines.values():
                 spine.set(visible=True, color=RIGHT if is_right else "#cccccc", linewidth=3 if is_right else 0.8)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from rich.table import Column, Table
 
-from datamodules.readers.base import BadSample
-from datamodules.readers.images import open_rgb
+from datamodules.readers.images import open_required
 from experiments.alignment import pipeline
 from experiments.prediction.base import write
 from experiments.run.directory import Run
@@ -26,7 +23,7 @@ def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) 
     if not files or not texts:
         raise UserError('predict needs files and texts: predict.images=[a.jpg,b.png] predict.texts=["a dog","a cat"]')
     encoders = pipeline.trained_dual_encoder(run)
-    image = F.normalize(encoders.embed_images(_open(Path(file)) for file in files), dim=-1)
+    image = F.normalize(encoders.embed_images(open_required(file, f"predict.images: {file}") for file in files), dim=-1)
     text = F.normalize(encoders.embed_texts(texts), dim=-1)
     cosines = image @ text.T
     table = Table(Column("image", overflow="fold"), *texts, title="cosine")  # a cut path would look like its neighbours
@@ -38,12 +35,3 @@ def image_text(run: Run, images: Sequence[str] = (), texts: Sequence[str] = ()) 
         )
     write(run, predictions, table)
     return {"images": len(files), "texts": len(texts)}
-
-
-def _open(path: Path) -> Image.Image:
-    if not path.is_file():
-        raise UserError(f"predict.images: there is no file {path}.")
-    try:
-        return open_rgb(path)
-    except BadSample as error:
-        raise UserError(f"predict.images: {path} cannot be read as an image ({error}).") from error

@@ -86,7 +86,7 @@ def drive_in(
             traces = measured_traces(rng, scene, first.rig, 15.0, data.samples, Acoustics())
         else:  # images alone, for modality=camera_only
             traces = first.traces
-        label = np.minimum(occupancy(scene, data.grid), data.classes - 1 if data.classes == 2 else 3)
+        label = np.minimum(occupancy(scene, data.grid), data.num_classes - 1 if data.num_classes == 2 else 3)
         batch = data.batch_of([Sample(image, first.camera, traces, first.rig, 15.0, label)])
         batch = module.transfer_batch_to_device(batch, module.device, 0)
         predicted, echoes = module(batch).classes[0].argmax(0).cpu().numpy(), module.echoes(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +10,7 @@ from PIL import Image
 from rich.text import Text
 from torchvision.ops import box_convert
 
-from datamodules.readers.base import BadSample
-from datamodules.readers.images import open_rgb
+from datamodules.readers.images import open_required, open_rgb
 from datamodules.tokenizers.word_labels import CaptionTokenizer, raw_words
 from datamodules.transforms.image_box import image_tensor
 from experiments.config.instantiation import build
@@ -41,10 +40,7 @@ def manipulation(run: Run, image: str | None = None, text: str | None = None) ->
     """The verdict on one ``image`` (file) and its ``text``: on screen, in ``predictions.json`` and ``prediction.png``."""
     if not image or not text:
         raise UserError('predict needs an image and its caption: predict.image=a.jpg predict.text="what it says"')
-    try:
-        opened = open_rgb(Path(image), official=True, truncated=True)
-    except BadSample as error:
-        raise UserError(f"predict.image: {image}: {error}.") from error
+    opened = open_required(image, f"predict.image: {image}", opener=partial(open_rgb, official=True, truncated=True))
     # The datamodule's settings without its data: a single pair needs no copy of DGM4.
     tokenizer, size = build(run.cfg.datamodule.tokenizer), run.cfg.datamodule.image_size
     module = parts.trained_module(run, {})

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -203,7 +202,8 @@ def _enter(cfg: DictConfig, folder: Path, name: str, identity: str, overrides: l
             "Repeat its overrides (see its config.yaml), or start a fresh run: without resume, a sweep with another sweep_name."
         )
     if not run.record:
-        run.record = {"experiment": name, "identity": identity, "created": _now(), "notes": [], "stages": {}}
+        created = datetime.now().isoformat(timespec="microseconds")
+        run.record = {"experiment": name, "identity": identity, "created": created, "notes": [], "stages": {}}
         run.record |= {"id": uuid.uuid4().hex[:12], "overrides": overrides}
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))
@@ -223,17 +223,7 @@ def variant_of(run: Run, name: str, cfg: DictConfig, overrides: list[str]) -> Ru
 
 def _newest_unfinished(home: Path, identity: str) -> Path | None:
     """The newest unfinished run of this configuration that no other process works on, locked."""
-    for created, folder in sorted(_unfinished(home, identity), reverse=True):
-        holder = lock(folder)
-        if holder is None:
-            log.info("resume=auto: going on with %s, begun %s", folder, created)
-            return folder
-        log.info("resume=auto: %s is in use by %s", folder, holder)
-    log.info("resume=auto: no unfinished run of this configuration; starting a fresh one")
-    return None
-
-
-def _unfinished(home: Path, identity: str) -> Iterator[tuple[str, Path]]:
+    unfinished = []
     for file in home.glob("*/run.json"):
         try:
             record = read_record(file.parent)
@@ -242,7 +232,15 @@ def _unfinished(home: Path, identity: str) -> Iterator[tuple[str, Path]]:
             continue
         same_job = record.get("slurm_job") in (None, os.environ.get("SLURM_JOB_ID"))
         if record["identity"] == identity and record["status"] != "finished" and same_job:
-            yield record["created"], file.parent.resolve()
+            unfinished.append((record["created"], file.parent.resolve()))
+    for created, folder in sorted(unfinished, reverse=True):
+        holder = lock(folder)
+        if holder is None:
+            log.info("resume=auto: going on with %s, begun %s", folder, created)
+            return folder
+        log.info("resume=auto: %s is in use by %s", folder, holder)
+    log.info("resume=auto: no unfinished run of this configuration; starting a fresh one")
+    return None
 
 
 def _fresh(home: Path) -> Path:
@@ -293,10 +291,6 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
     return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}
-
-
-def _now() -> str:
-    return datetime.now().isoformat(timespec="microseconds")
 
 
 def environment() -> dict[str, Any]:

@@ -47,7 +47,7 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
     callbacks = [build(node) for node in (run.cfg.callbacks or {}).values() if node]
     if "val" not in datamodule.splits:
         run.note("NO VAL SPLIT: no checkpoint is chosen and nothing stops early; the last checkpoint counts.")
-        callbacks = [each for each in callbacks if not _waits_for_validation(each)]
+        callbacks = [c for c in callbacks if not (isinstance(c, pl.callbacks.EarlyStopping) and c.monitor.startswith("val/"))]
     meta = read_meta(resume) if resume else {"global_step": 0, "metrics_bytes": 0}
     trainer = build(
         run.cfg.trainer,
@@ -80,10 +80,6 @@ def _recipe_asks_for_weights(run: Run) -> bool:
     if len(others) == len(run.overrides):
         return False
     return compose("config", overrides=others).checkpoint is not None
-
-
-def _waits_for_validation(callback: pl.Callback) -> bool:
-    return isinstance(callback, pl.callbacks.EarlyStopping) and callback.monitor.startswith("val/")
 
 
 def _resume_point(run: Run) -> Path | None:

@@ -1,8 +1,9 @@
 """One table over the jobs of a sweep: a Hydra callback, for every sweep.
 
 Jobs that differ in ``seed`` alone are repetitions: the table gives their mean and standard deviation. Written into the
-sweep's directory after every job: ``sweep.json`` (every job) and ``sweep.csv`` (the table, all metrics); at the end also
-``sweep_<metric>.png``. Where one override is ``paired``, a second table gives what it changes job by job.
+sweep's directory after every job: ``sweep.json`` (every job), ``sweep.csv`` (the table, all metrics) and ``sweep.html``
+(tables, curves and differences, for a browser); at the end also ``sweep_<metric>.png``. Where one override is ``paired``,
+a second table gives what it changes job by job.
 """
 
 from __future__ import annotations
@@ -80,21 +81,30 @@ class SweepTable(Callback):
             if job_return.status != JobStatus.COMPLETED:
                 reason = str(job_return._return_value).strip().splitlines() or [type(job_return._return_value).__name__]
                 self.failed[" ".join(config.hydra.overrides.task)] = reason[0]  # .return_value would raise it
-            write(Path(config.hydra.sweep.dir), self.failed)
+            self._page(Path(config.hydra.sweep.dir))
+
+    def _page(self, folder: Path, paired: dict[str, Any] | None = None) -> None:
+        from experiments.sweeps.page import write_page
+
+        jobs, axes, metrics, rows = write(folder, self.failed)
+        write_page(folder, jobs, rows, axes, metrics, self.failed, paired)
 
     def _show(self, config: DictConfig) -> None:
         folder = Path(config.hydra.sweep.dir)
         optimized = OmegaConf.select(config, "optimize")
         metrics = self.metrics or ([optimized] if optimized else [])
         summarise(folder, metrics, self.x, self.failed)
+        paired = None
         if self.paired:
             params = OmegaConf.select(config, "hydra.sweeper.params") or {}
             first = str(params.get(self.paired, "")).split(",")[0].strip() or None
-            summarise_pairs(folder, metrics, self.paired, first)
+            rows = summarise_pairs(folder, metrics, self.paired, first)
+            paired = {"against": f"{self.paired}={first}" if first else f"the first {self.paired}", "rows": rows}
+        self._page(folder, paired)
         for overrides, reason in self.failed.items():
             print(f"failed: {overrides}\n        {reason}")
         if optimized and (job := best_job(read_jobs(folder), optimized, self.mode)):
-            print(f"best by {optimized} ({self.mode}, mean over seeds): {_label(job.settings) or 'the only one'}")
+            print(f"best by {optimized} ({self.mode}, mean over seeds): {label_of(job.settings) or 'the only one'}")
             print(f"  {command_of(job)}")
 
 
@@ -160,7 +170,7 @@ def summarise(
         :SHOWN
     ]
     _print(f"{folder.name}  (mean ± standard deviation over seeds)", rows, axes, metrics)
-    print(f"all {len(every)} metrics, plots and every job: {folder}")
+    print(f"all {len(every)} metrics, curves and every job: {folder / 'sweep.html'}")
     x = x if x in axes else _numeric_axis(jobs, axes)
     if x is not None:
         for metric in metrics:
@@ -188,7 +198,7 @@ def best_job(jobs: Sequence[Job], metric: str, mode: Literal["max", "min"]) -> J
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         if not math.isnan(job.metrics.get(metric, math.nan)):
-            groups.setdefault(_label({key: value for key, value in job.settings.items() if key != SEED}), []).append(job)
+            groups.setdefault(label_of({key: value for key, value in job.settings.items() if key != SEED}), []).append(job)
     if not groups:
         return None
     best = max(groups.values(), key=lambda group: sign * statistics.fmean(job.metrics[metric] for job in group))
@@ -208,7 +218,7 @@ def _settings(overrides: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _label(settings: dict[str, str]) -> str:
+def label_of(settings: dict[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in sorted(settings.items()))
 
 
@@ -260,13 +270,10 @@ def _print(title: str, rows: list[dict[str, Any]], axes: list[str], metrics: lis
     for column in (*axes, "jobs", *metrics):
         table.add_column(column, justify="left" if column in axes else "right", overflow="fold")
     for row in rows:
-        cells = [f"{row[f'{m} mean']:{sign}.2f}" + _spread(row[f"{m} std"]) for m in metrics]
+        spread = {m: "" if math.isnan(row[f"{m} std"]) else f" ± {row[f'{m} std']:.2f}" for m in metrics}
+        cells = [f"{row[f'{m} mean']:{sign}.2f}{spread[m]}" for m in metrics]
         table.add_row(*(row[axis] for axis in axes), str(row["jobs"]), *cells)
     console().print(table)
-
-
-def _spread(deviation: float) -> str:
-    return "" if math.isnan(deviation) else f" ± {deviation:.2f}"
 
 
 def _plot(rows: list[dict[str, Any]], axes: list[str], x: str, metric: str, path: Path) -> None:

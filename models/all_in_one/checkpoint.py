@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,13 @@ from torch import Tensor
 
 from models.all_in_one.model import AllInOne
 from models.encoders.weights import find_weights, tensor_file
-from models.io import CheckpointError, load_strictly, read_tensors
+from models.io import load_strictly, read_tensors
 
 HEADS = {  # first part of a parameter's name -> the task it belongs to; None: nothing of ours
     "itm_score": "match", "mlm_score": "mlm", "txt_proj": "contrastive", "vid_proj": "contrastive", "rank_output": "rank",
     "rank_output_2": "rank_reason", "vqa_classifier": "answer", "mc_vqa_classifier": "option",
     "vcop_classifier": None, "nlvr2_classifier": None, "mpp_score": None,
 }  # fmt: skip
-HEAD_WIDTH = 64  # of every released size: the number of attention heads cannot be read from the weights
 
 
 class Loaded(NamedTuple):
@@ -32,21 +31,6 @@ class Loaded(NamedTuple):
 
     fresh: list[str]
     unused: list[str]
-
-
-def model_from_official(weights: Mapping[str, Tensor], heads: int | None = None, **settings: Any) -> AllInOne:
-    """The model that ``weights`` (official names) belong to, loaded.
-
-    Args:
-        heads: of the attention; None: one per 64 channels, as in every released size.
-        settings: arguments of :class:`AllInOne` that weights do not tell, or ``frames`` and ``text_length`` to change.
-
-    Raises CheckpointError when the weights are of another architecture.
-    """
-    named = _named(weights)
-    model = AllInOne(**{**_sizes(named, heads), **settings})
-    load_official(model, named)
-    return model
 
 
 def load_official(model: AllInOne, weights: Mapping[str, Tensor], rank_from_match: bool = True) -> Loaded:
@@ -61,7 +45,7 @@ def load_official(model: AllInOne, weights: Mapping[str, Tensor], rank_from_matc
 
     Raises CheckpointError naming what is missing or of another shape.
     """
-    named = _named(weights)
+    named = named_tensors(weights)
     state = model.state_dict()
     _fit_tables(named, state, model)
     tasks = {HEADS[part] for name in named if (part := name.split(".")[0]) in HEADS}
@@ -100,7 +84,7 @@ def timm_weights(name: str, weights: str | None = None) -> dict[str, Tensor]:
     return read_tensors(tensor_file(path))
 
 
-def _named(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names of the released code; co-training's names and wrappers are translated."""
     named = {}
     for name, value in weights.items():
@@ -111,32 +95,6 @@ def _named(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name = re.sub(r"^vtm_score\.", "itm_score.", name)
         named[name] = value.float() if value.is_floating_point() else value
     return named
-
-
-def _sizes(named: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
-    try:
-        width, _, patch, _ = named["transformer.patch_embed.proj.weight"].shape
-        vocab = len(named["text_embeddings.word_embeddings.weight"])
-        length = len(named["text_embeddings.position_embeddings.weight"])
-        hidden = len(named["transformer.blocks.0.mlp.fc1.weight"])
-        positions = named["transformer.pos_embed"].shape[1]
-    except KeyError as error:
-        raise CheckpointError(f"the checkpoint lacks {error}: it is no All-in-One.") from None
-    distilled = "transformer.dist_token" in named
-    depth = 1 + max(int(m.group(1)) for name in named if (m := re.match(r"transformer\.blocks\.(\d+)\.", name)))
-    side = round((positions - (2 if distilled else 1)) ** 0.5)
-    temporal = named.get("transformer.temporal_embed")
-    sizes = {
-        "width": width, "depth": depth, "heads": heads or max(width // HEAD_WIDTH, 1), "mlp_ratio": hidden / width,
-        "patch_size": patch, "image_size": side * patch, "vocab_size": vocab, "text_length": length, "distilled": distilled,
-        "frames": 3 if temporal is None else temporal.shape[1],
-        "tasks": sorted({HEADS[p] for n in named if (p := n.split(".")[0]) in HEADS and HEADS[p]}),
-    }  # fmt: skip
-    if "vqa_classifier.4.weight" in named:
-        sizes["answers"] = len(named["vqa_classifier.4.weight"])
-    if "txt_proj.weight" in named:
-        sizes["embed_dim"] = len(named["txt_proj.weight"])
-    return sizes
 
 
 def _fit_tables(named: dict[str, Tensor], state: Mapping[str, Tensor], model: AllInOne) -> None:

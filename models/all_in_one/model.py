@@ -54,7 +54,7 @@ class AllInOne(nn.Module):
         tasks: which heads to build: ``match`` (video-text matching), ``mlm``, ``contrastive`` (projections of the dual
             encoder), ``rank`` (retrieval and multiple choice by matching), ``rank_reason`` (VCR's second step), ``answer``
             (open-ended questions and actions), ``option`` (multiple choice with its own classifier).
-        answers: classes of the head ``answer``.
+        num_answers: classes of the head ``answer``.
         embed_dim: of the contrastive space.
         drop_rate: dropout.
         drop_path_rate: stochastic depth, rising linearly to this rate in the last block.
@@ -82,7 +82,7 @@ class AllInOne(nn.Module):
         frames: int = 3,
         distilled: bool = False,
         tasks: Sequence[Head] = ("match", "mlm"),
-        answers: int | None = None,
+        num_answers: int | None = None,
         embed_dim: int = 512,
         drop_rate: float = 0.1,
         drop_path_rate: float = 0.1,
@@ -107,7 +107,7 @@ class AllInOne(nn.Module):
         self.transformer.norm = nn.LayerNorm(width, eps=1e-6)
         self.pooler = nn.Module()
         self.pooler.dense = nn.Linear(width, width)
-        self._build_heads(vocab_size, answers, embed_dim, answer_drop_rate)
+        self._build_heads(vocab_size, num_answers, embed_dim, answer_drop_rate)
         self._initialise(init_std)
 
     # ---- encoding -----------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class AllInOne(nn.Module):
                     getattr(self, name).weight.copy_(self.itm_score.fc.weight[1:])
                     getattr(self, name).bias.copy_(self.itm_score.fc.bias[1:])
 
-    def _build_heads(self, vocab_size: int, answers: int | None, embed_dim: int, answer_drop_rate: float) -> None:
+    def _build_heads(self, vocab_size: int, num_answers: int | None, embed_dim: int, answer_drop_rate: float) -> None:
         width = self.width
         if {"match", "rank", "rank_reason"} & set(self.tasks):
             self.itm_score = nn.Module()
@@ -238,9 +238,9 @@ class AllInOne(nn.Module):
         if "rank_reason" in self.tasks:
             self.rank_output_2 = nn.Linear(width, 1)
         if "answer" in self.tasks:
-            if answers is None:
+            if num_answers is None:
                 raise ValueError("the head 'answer' needs the number of answers")
-            self.vqa_classifier = _classifier(width, width // 2, answers, answer_drop_rate)
+            self.vqa_classifier = _classifier(width, width // 2, num_answers, answer_drop_rate)
         if "option" in self.tasks:
             self.mc_vqa_classifier = _classifier(width, 256, 1, 0.1)
 

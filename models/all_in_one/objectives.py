@@ -117,11 +117,6 @@ def candidate_scores(
     return getattr(model, head)(pooled).view(ids.shape[:2])
 
 
-def choice_loss(scores: Tensor, answer: Tensor) -> Tensor:
-    """Cross entropy over the candidates (B, C); ``answer`` (B,)."""
-    return F.cross_entropy(scores.float(), answer)
-
-
 def answer_logits(
     model: AllInOne, ids: Tensor, mask: Tensor, patches: Patches, order: Tensor | None = None
 ) -> tuple[Tensor, Encoded]:

@@ -36,24 +36,6 @@ class Tokens(NamedTuple):
     mask: Tensor | None
 
 
-def grids_from_pixels(frames: Tensor, patch: int) -> Tensor | None:
-    """Which patches of zero-padded frames are real, by the official rule: (N, 2) rows and columns, None if all are.
-
-    The rule (inherited from ViLT) looks at each patch's top-left pixel: padding where its channels sum to exactly 0. Rows
-    are counted in the first column and columns in the first row, so a normalised pixel that happens to be 0 there is
-    taken for padding, and a frame without any is an error.
-
-    Args:
-        frames: (N, 3, H, W).
-    """
-    corners = frames[:, :, ::patch, ::patch].sum(dim=1) != 0
-    grids = torch.stack([corners[:, :, 0].sum(dim=1), corners[:, 0, :].sum(dim=1)], dim=1)
-    if bool((grids == 0).any()):
-        raise ValueError("a frame is all padding: its top-left pixels are exactly 0")
-    full = torch.tensor(corners.shape[1:], device=grids.device)
-    return None if bool((grids == full).all()) else grids
-
-
 class VisualEmbedding(nn.Module):
     """Patch, position and temporal embeddings of ViT and DeiT backbones (parameter names are the official ones).
 

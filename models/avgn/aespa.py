@@ -33,19 +33,11 @@ class AESPA(PreNormBlock):
 
     def forward(self, maps: Tensor, audio: Tensor) -> Tensor:
         """Maps (N, Cv, n, n) and audio (N, Ca) to the enhanced coarse map (N, d, n, n)."""
-        tokens = self.norm(self.block(self._tokens(maps, audio))[:, 1:])
+        tokens = self.norm(self.block(self.tokens(maps, audio))[:, 1:])
         return tokens.transpose(1, 2).unflatten(2, maps.shape[2:])
 
-    def audio_attention(self, maps: Tensor, audio: Tensor) -> Tensor:
-        """(N, n, n): how much the audio token looks at each place, the mean over heads of its softmax over all tokens.
-
-        For figures; the place of the audio token itself is left out, so a map sums to less than one.
-        """
-        tokens = self.norm1(self._tokens(maps, audio))
-        weights = self.attn(tokens[:, :1], tokens, tokens)[1]  # (N, 1, 1 + n*n)
-        return weights[:, 0, 1:].unflatten(1, maps.shape[2:])
-
-    def _tokens(self, maps: Tensor, audio: Tensor) -> Tensor:
+    def tokens(self, maps: Tensor, audio: Tensor) -> Tensor:
+        """The audio token, then the positions of the map: (N, 1 + n*n, d)."""
         sound = self.a_proj(audio) + self.type_a
         places = self.v_proj(maps.flatten(2).transpose(1, 2)) + self.pos
         return torch.cat([sound[:, None], places], dim=1)

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 class StepHeads(nn.Module):
     """A linear layer per step as one tensor, so that all steps are one batched product."""
 
-    def __init__(self, steps: int, width: int, classes: int):
+    def __init__(self, steps: int, width: int, num_classes: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(steps, classes, width))
-        self.bias = nn.Parameter(torch.empty(steps, classes))
+        self.weight = nn.Parameter(torch.empty(steps, num_classes, width))
+        self.bias = nn.Parameter(torch.empty(steps, num_classes))
         bound = width**-0.5  # as nn.Linear
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, states: Tensor, first: int = 0) -> Tensor:
         """States (B, n, W) of the steps ``first`` ... to logits (B, n, C)."""
-        own = slice(first, first + states.shape[1])
-        return torch.einsum("bkw,kcw->bkc", states, self.weight[own]) + self.bias[own]
+        steps = slice(first, first + states.shape[1])
+        return torch.einsum("bkw,kcw->bkc", states, self.weight[steps]) + self.bias[steps]
 
     def macs(self, states: Tensor, first: int = 0) -> int:
         return states.shape[0] * states.shape[1] * self.weight[0].numel()
@@ -31,16 +31,16 @@ class CumulativeClassifier(nn.Module):
 
     Args:
         in_dim: width of a moment's features.
-        classes: C.
+        num_classes: C.
         steps: the largest K, one linear head each.
         width: of the MLP before the maximum.
         dropout: before each head.
     """
 
-    def __init__(self, in_dim: int, classes: int, steps: int, width: int = 4096, dropout: float = 0.2):
+    def __init__(self, in_dim: int, num_classes: int, steps: int, width: int = 4096, dropout: float = 0.2):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(in_dim, width), nn.BatchNorm1d(width), nn.ReLU())
-        self.heads = StepHeads(steps, width, classes)
+        self.heads = StepHeads(steps, width, num_classes)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -45,10 +45,10 @@ def exit_thresholds(confidence: Tensor, p: float) -> Tensor:
     staying = torch.ones(videos, dtype=torch.bool, device=confidence.device)
     thresholds = torch.full((steps,), NEVER, dtype=confidence.dtype)
     for step in range(steps):
-        wanted = int(torch.floor(videos * share[step]))
+        leaving = int(torch.floor(videos * share[step]))
         left = confidence[step][staying]
-        if 0 < wanted <= len(left):
-            thresholds[step] = left.topk(wanted).values[-1]
+        if 0 < leaving <= len(left):
+            thresholds[step] = left.topk(leaving).values[-1]
         staying &= confidence[step] < thresholds[step]
     thresholds[-1] = ALWAYS
     return thresholds

@@ -161,22 +161,20 @@ class AVGN(nn.Module):
         audio = self.audio_CNN(spectrograms.flatten(0, 1)[:, None]).mean(dim=(2, 3)).unflatten(0, batch)
         return torch.where(heard[:, None, None], audio, self.audio_missing)
 
-    def saliency(self, glance: Glance, padded: Tensor | None = None, select: Select = "saliency") -> Saliency:
-        """Scores of the snippets; ``padded`` (B, T) is True behind the end of a video."""
+    def saliency(self, glance: Glance, select: Select = "saliency") -> Saliency:
+        """Scores of the snippets."""
         visual, audio, heard = glance.visual, glance.audio, glance.heard
         if self.detach_inputs:
             visual, audio = visual.detach(), audio.detach()
         if select == "saliency_visual":
             heard = torch.zeros_like(heard)
         audio = torch.where(heard[:, None, None], audio, self.audio_missing)
-        blank = torch.zeros(visual.shape[:2], dtype=torch.bool, device=visual.device) if padded is None else padded
-        deaf = blank | ~heard[:, None]
+        deaf = ~heard[:, None].expand(visual.shape[:2])
+        blind = torch.zeros_like(deaf)
         if select == "saliency_audio":
-            visual = torch.zeros_like(visual)
-            ignore = torch.cat([blank | heard[:, None], deaf], dim=1)  # without sound the positions alone are left
-        else:
-            ignore = torch.cat([blank, deaf], dim=1)
-        return self.avtest(visual, audio, ignore if bool(ignore.any()) else None, padded)
+            visual, blind = torch.zeros_like(visual), ~deaf  # without sound the positions alone are left
+        ignore = torch.cat([blind, deaf], dim=1)
+        return self.avtest(visual, audio, ignore if bool(ignore.any()) else None)
 
     def look(self, glance: Glance, indices: Tensor) -> Tensor:
         """Actions (B, K, 2) of the policy for the chosen snippets (B, K), in their order."""
@@ -206,9 +204,7 @@ class AVGN(nn.Module):
 
     # ---- whole passes of evaluation ----------------------------------------------------------------------------------
 
-    def choose(
-        self, glance: Glance, count: int, select: Select, order: Order, padded: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def choose(self, glance: Glance, count: int, select: Select, order: Order) -> tuple[Tensor, Tensor | None]:
         """(indices (B, K), saliency (B, T) or None). Nothing is scored where all snippets are taken in temporal order."""
         batch, snippets = glance.visual.shape[:2]
         device = glance.visual.device
@@ -216,7 +212,7 @@ class AVGN(nn.Module):
             return uniform_snippets(batch, snippets, min(count, snippets), device), None
         if select == "random":
             return top_snippets(torch.rand(batch, snippets, device=device), count, order), None
-        logits = self.saliency(glance, padded, select).logits
+        logits = self.saliency(glance, select).logits
         return top_snippets(logits, count, order), logits
 
     def place(self, glance: Glance, indices: Tensor, patch_size: int) -> Tensor:
@@ -227,12 +223,12 @@ class AVGN(nn.Module):
             return torch.rand(*indices.shape, 2, device=indices.device)
         return self.look(glance, indices)
 
-    def forward(self, frames: Tensor, clips: Tensor, heard: Tensor, padded: Tensor | None = None) -> Prediction:
-        return self.decide(frames, self.glance(frames, clips, heard), padded)
+    def forward(self, frames: Tensor, clips: Tensor, heard: Tensor) -> Prediction:
+        return self.decide(frames, self.glance(frames, clips, heard))
 
-    def decide(self, frames: Tensor, glance: Glance, padded: Tensor | None = None) -> Prediction:
+    def decide(self, frames: Tensor, glance: Glance) -> Prediction:
         """Everything after the glance."""
-        indices, saliency = self.choose(glance, self.num_selected, self.select, self.order, padded)
+        indices, saliency = self.choose(glance, self.num_selected, self.select, self.order)
         actions = self.place(glance, indices, self.patch_size)
         local = self.local_CNN(self.patches(frames, indices, actions)).unflatten(0, indices.shape)
         return Prediction(self.classifier(self.fuse(glance, indices, local)), indices, actions, saliency)

@@ -18,7 +18,7 @@ Order = Literal["temporal", "saliency"]
 
 
 class Saliency(NamedTuple):
-    """``logits`` (B, T), -inf on padded snippets; ``tokens`` (B, 2T, d), the visual ones first."""
+    """``logits`` (B, T); ``tokens`` (B, 2T, d), the visual ones first."""
 
     logits: Tensor
     tokens: Tensor
@@ -57,17 +57,14 @@ class AVTeST(nn.Module):
         self.apply(init_linear_)
         nn.init.zeros_(self.head[2].weight)  # every snippet is equally salient at the start
 
-    def forward(self, visual: Tensor, audio: Tensor, ignore: Tensor | None = None, padded: Tensor | None = None) -> Saliency:
-        """``ignore`` (B, 2T): keys not to look at (padding, missing sound); ``padded`` (B, T): snippets never to choose."""
+    def forward(self, visual: Tensor, audio: Tensor, ignore: Tensor | None = None) -> Saliency:
+        """``ignore`` (B, 2T): keys not to look at, such as missing sound."""
         position = self._positions(visual.shape[1])
         tokens = torch.cat([self.v_proj(visual) + position + self.type_v, self.a_proj(audio) + position + self.type_a], dim=1)
         for layer in self.layers:
             tokens = layer(tokens, ignore)
         tokens = self.norm(tokens)
-        logits = self.head(torch.cat(tokens.chunk(2, dim=1), dim=-1)).squeeze(-1).float()
-        if padded is not None:
-            logits = logits.masked_fill(padded, -torch.inf)
-        return Saliency(logits, tokens)
+        return Saliency(self.head(torch.cat(tokens.chunk(2, dim=1), dim=-1)).squeeze(-1).float(), tokens)
 
     def _positions(self, snippets: int) -> Tensor:
         if snippets <= len(self.pos):

@@ -61,15 +61,15 @@ class Decoder(nn.Module):
     Args:
         in_channels: of the fused map.
         channels: C inside stage 1, half of it in stage 2.
-        classes: K, free space included.
+        num_classes: K, free space included.
     """
 
-    def __init__(self, in_channels: int, channels: int, classes: int):
+    def __init__(self, in_channels: int, channels: int, num_classes: int):
         super().__init__()
         self.stage1 = nn.Sequential(_block(in_channels, channels), _block(channels, channels))
         self.occ = nn.Conv2d(channels, 1, 1)
         self.stage2 = nn.Sequential(_block(channels, channels // 2), _block(channels // 2, channels // 2))
-        self.cls = nn.Conv2d(channels // 2, classes, 1)
+        self.cls = nn.Conv2d(channels // 2, num_classes, 1)
 
     def forward(self, fused: Tensor) -> Occupancy:
         x = self.stage1(fused)

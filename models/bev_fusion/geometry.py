@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from models.errors import UserError
 
@@ -88,13 +89,13 @@ class Camera:
             return [1, 2, 3, 4], list(self.k)
         return [1, 3, 5, 7, 9], [1.0, *self.k]
 
-    def radius(self, theta: Array) -> Array:
+    def radius(self, theta: Array) -> NDArray:
         """Distance from the principal point (pixels, or focal lengths for ``kannala_brandt``) of rays at ``theta``."""
-        return _horner(self._coefficients, theta)
+        return np.polyval(self._coefficients[::-1], theta)
 
-    def slope(self, theta: Array) -> Array:
+    def slope(self, theta: Array) -> NDArray:
         """Derivative of :meth:`radius`."""
-        return _horner(self._slope_coefficients, theta)
+        return np.polyval(self._slope_coefficients[::-1], theta)
 
     @cached_property
     def _coefficients(self) -> Array:
@@ -118,7 +119,7 @@ class Camera:
     @cached_property
     def rotation(self) -> Array:
         """(3, 3) camera to vehicle."""
-        return rotation_matrix(self.quaternion)
+        return Rotation.from_quat(self.quaternion).as_matrix()
 
     # ---- projection -----------------------------------------------------------------------------------------------
 
@@ -185,21 +186,18 @@ class Camera:
     def mirrored(self) -> Camera:
         """The camera that would see the mirrored world (y to -y) as this one's image flipped left to right."""
         x, y, z, w = self.quaternion
-        # R' = M R M' with M = diag(1, -1, 1), M' = diag(-1, 1, 1): with R = Q(x, y, z, w), -M' = diag(1, -1, -1) turns
-        # half around x and -M half around y, so R' = Q(y-axis) R Q(x-axis) as quaternions.
-        turned = _multiply((0.0, 1.0, 0.0, 0.0), _multiply((x, y, z, w), (1.0, 0.0, 0.0, 0.0)))
+        # R' = M R M' with M = diag(1, -1, 1), M' = diag(-1, 1, 1): -M' = diag(1, -1, -1) turns half around x and -M half around
+        # y, so that R' is the product of the quaternions of the y axis, of R and of the x axis.
+        turned = (-y, -x, -w, -z)
         centre = (self.width - 1 - self.centre[0], self.centre[1])
         tx, ty, tz = self.translation
         return replace(self, quaternion=turned, centre=centre, translation=(tx, -ty, tz))
 
     def shifted(self, rotation_vector: Array, offset: Array) -> Camera:
         """The camera turned by a rotation vector (3,) in radians about vehicle axes and moved by ``offset`` (3,) metres."""
-        angle = float(np.linalg.norm(rotation_vector))
-        axis = np.asarray(rotation_vector) / angle if angle else np.zeros(3)
-        turn = (*(math.sin(angle / 2) * axis), math.cos(angle / 2))
+        turned = Rotation.from_rotvec(rotation_vector) * Rotation.from_quat(self.quaternion)
         moved = tuple(float(a + b) for a, b in zip(self.translation, offset, strict=True))
-        quaternion = tuple(float(value) for value in _multiply(turn, self.quaternion))
-        return replace(self, quaternion=quaternion, translation=moved)
+        return replace(self, quaternion=tuple(turned.as_quat().tolist()), translation=moved)
 
 
 def camera_from_json(record: Mapping[str, Any], where: str = "the calibration") -> Camera:
@@ -248,37 +246,6 @@ def camera_to_json(camera: Camera, name: str = "RV") -> dict[str, Any]:
         inner |= {"fx": camera.scale[0], "fy": camera.scale[1], "cx": camera.centre[0], "cy": camera.centre[1]}
     extrinsic = {"quaternion": list(camera.quaternion), "translation": list(camera.translation)}
     return {"extrinsic": extrinsic, "intrinsic": inner, "name": name}
-
-
-def rotation_matrix(quaternion: tuple[float, ...]) -> Array:
-    """(3, 3) rotation of a quaternion (x, y, z, w) of any length but 0."""
-    x, y, z, w = np.asarray(quaternion, dtype=np.float64) / np.linalg.norm(quaternion)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-
-
-def _multiply(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
-    """The quaternion (x, y, z, w) of first turning by ``b``, then by ``a``."""
-    ax, ay, az, aw = a
-    bx, by, bz, bw = b
-    return (
-        aw * bx + ax * bw + ay * bz - az * by,
-        aw * by - ax * bz + ay * bw + az * bx,
-        aw * bz + ax * by - ay * bx + az * bw,
-        aw * bw - ax * bx - ay * by - az * bz,
-    )
-
-
-def _horner(coefficients: Array, x: Array) -> Array:
-    value = np.full_like(x, coefficients[-1], dtype=np.float64)
-    for coefficient in coefficients[-2::-1]:
-        value = value * x + coefficient
-    return value
 
 
 def sampling_grid(camera: Camera, grid: BevGrid, heights: tuple[float, ...]) -> tuple[NDArray, NDArray]:

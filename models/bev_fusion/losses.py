@@ -35,10 +35,10 @@ def class_loss(logits: Tensor, label: Tensor, class_weight: Tensor) -> Tensor:
 
 def dice_loss(logits: Tensor, label: Tensor) -> Tensor:
     """1 - soft Dice, smoothed by 1, mean over the classes from 1 on; sums run over all labelled cells of the batch."""
-    classes = logits.shape[1]
+    num_classes = logits.shape[1]
     known = (label != VOID_LABEL)[:, None]
     p = logits.float().softmax(1) * known
-    y = F.one_hot(label.masked_fill(~known[:, 0], 0), classes).movedim(-1, 1) * known
+    y = F.one_hot(label.masked_fill(~known[:, 0], 0), num_classes).movedim(-1, 1) * known
     both, either = (p * y).sum((0, 2, 3)), p.sum((0, 2, 3)) + y.sum((0, 2, 3))
     return (1 - (2 * both + 1) / (either + 1))[1:].mean()
 

@@ -19,19 +19,19 @@ EIGHT = np.ones((3, 3), dtype=bool)
 TABLE = ("image", "matched", "distance", "euclidean", "absolute", "normalized")
 
 
-def confusion(label: NDArray, predicted: NDArray, classes: int) -> NDArray[np.int64]:
+def confusion(label: NDArray, predicted: NDArray, num_classes: int) -> NDArray[np.int64]:
     """(K, K) counts over the cells whose label is not 255: rows are labels, columns predictions."""
     truth, choice = (torch.from_numpy(np.asarray(cells, dtype=np.int64)) for cells in (label, predicted))
-    return confusion_matrix(choice, truth, classes, VOID_LABEL).numpy()
+    return confusion_matrix(choice, truth, num_classes, VOID_LABEL).numpy()
 
 
 def cell_scores(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """IoU, precision, recall and F1 of each class (K,) in [0, 1]; 0 where there is nothing to divide by."""
     true = np.diag(matrix).astype(np.float64)
-    wanted, predicted = matrix.sum(1).astype(np.float64), matrix.sum(0).astype(np.float64)
-    precision, recall = _ratio(true, predicted), _ratio(true, wanted)
+    actual, predicted = matrix.sum(1).astype(np.float64), matrix.sum(0).astype(np.float64)
+    precision, recall = _ratio(true, predicted), _ratio(true, actual)
     return {
-        "iou": _ratio(true, wanted + predicted - true),
+        "iou": _ratio(true, actual + predicted - true),
         "precision": precision,
         "recall": recall,
         "f1": _ratio(2 * precision * recall, precision + recall),
@@ -78,7 +78,7 @@ def object_scores(
     num_predicted = right = 0
     for image, (truth, guess) in enumerate(zip(label, predicted, strict=True)):
         known = truth != VOID_LABEL
-        wanted, wanted_count = ndimage.label((truth > 0) & known, EIGHT)
+        objects, object_count = ndimage.label((truth > 0) & known, EIGHT)
         parts, part_count = ndimage.label((guess > 0) & known, EIGHT)
         sizes = np.bincount(parts.ravel(), minlength=part_count + 1)
         parts[sizes[parts] < min_cells] = 0
@@ -86,8 +86,8 @@ def object_scores(
         num_predicted += len(left)
         near_label = _within((truth > 0) & known, grid.cell, match_radius)
         right += sum(bool(near_label[parts == number].any()) for number in left)
-        for number in range(1, wanted_count + 1):
-            cells = wanted == number
+        for number in range(1, object_count + 1):
+            cells = objects == number
             nearest = _nearest(cells, ranges)
             candidates = (parts > 0) & _within(cells, grid.cell, match_radius)
             distance = ranges[nearest]

@@ -46,7 +46,7 @@ class BEVFusion(nn.Module):
     Args:
         camera_backbone, ultrasonic_backbone: factories ``(in_chans) -> timm model`` that gives the maps of its stages.
         channels: C of both branches.
-        classes: K, free space included.
+        num_classes: K, free space included.
         heights: Z of the sampling grid.
         modality: 'fusion', 'camera_only' or 'ultrasonic_only'.
         refinement: factory ``(channels) -> module`` of what the branch named by ``refine_at`` goes through (CaDConv); null:
@@ -65,7 +65,7 @@ class BEVFusion(nn.Module):
         camera_backbone: Callable[..., nn.Module],
         ultrasonic_backbone: Callable[..., nn.Module],
         channels: int = 128,
-        classes: int = 2,
+        num_classes: int = 2,
         heights: int = 4,
         modality: str = "fusion",
         refinement: Callable[[int], nn.Module] | None = None,
@@ -104,9 +104,9 @@ class BEVFusion(nn.Module):
         self.refine_at = refine_at if refinement is not None and there[refine_at] else None
         if self.refine_at:
             self.cadconv = refinement(width if refine_at == "fused" else channels)
-        self.decoder = Decoder(width, channels, classes)
+        self.decoder = Decoder(width, channels, num_classes)
         if self.place == "late":
-            self.camera_decoder = Decoder(channels, channels, classes)
+            self.camera_decoder = Decoder(channels, channels, num_classes)
         self.register_buffer("mean", torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_DEFAULT_STD).view(3, 1, 1), persistent=False)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from models.io import hash_tensors
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -33,6 +35,18 @@ class FrozenEncoder(nn.Module):
     token_dim: int
     identity: dict
     source: Path
+
+    def _identify(self, name: str, pooling: str, layers: bool, dtype: Dtype, preprocessing: dict, **settings: Any) -> None:
+        """Set ``identity``: the given settings and a hash of the network's weights."""
+        self.identity = {
+            "name": name,
+            "weights": hash_tensors(self.network.state_dict()),
+            "pooling": pooling,
+            "layers": layers,
+            "dtype": dtype,
+            "preprocessing": preprocessing,
+            **settings,
+        }
 
     def _freeze(self) -> None:
         self.requires_grad_(False)

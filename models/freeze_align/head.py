@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.alignment.head import Embedding
+from models.encoders.pooling import pool_text_tokens
 
 Projector = Callable[[int, int], nn.Module]
 
@@ -86,18 +86,17 @@ class TokenAlignmentHead(nn.Module):
         projected = self.image_tokens(tokens)
         vector = None if self.local_vision is None and self.cls_vision is not None else self._pool(projected[:, 1:])
         if self.cls_vision is not None:
-            own = self.cls_vision(tokens[:, 0])
-            vector = own if vector is None else vector + own
+            cls_vector = self.cls_vision(tokens[:, 0])
+            vector = cls_vector if vector is None else vector + cls_vector
         return Embedding(vector, projected)
 
     def embed_text(self, tokens: Tensor, mask: Tensor | None = None) -> Embedding:
-        """Frozen tokens (B, L, text_dim) with ``mask`` (B, L), True where real; or the pooled text (B, text_dim)."""
+        """Frozen tokens (B, L, text_dim) with ``mask`` (B, L), True where real, None: all; or the pooled text (B, text_dim)."""
         tokens = tokens.to(self.temperature.dtype)
         projected = tokens if self.local_text is None else self.local_text(tokens)
         vector = projected
         if self.text_pooling == "mean":
-            weight = mask.to(projected.dtype)[..., None]
-            vector = (projected * weight).sum(dim=1) / weight.sum(dim=1)
+            vector = projected.mean(dim=1) if mask is None else pool_text_tokens(projected, mask, "mean")
         return Embedding(vector if self.text is None else self.text(vector), projected)
 
     def encode_image(self, tokens: Tensor) -> Tensor:
@@ -115,10 +114,6 @@ class TokenAlignmentHead(nn.Module):
     def clamp_scale(self) -> None:
         """Keep the temperature in its range; the official code does so before each forward pass."""
         self.temperature.clamp_(*self.temperature_range)
-
-    def logits_per_image(self, image: Tensor, text: Tensor) -> Tensor:
-        """Cosines of embeddings (B, E) and (M, E) over the temperature: (B, M)."""
-        return F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T * self.scale()
 
     def _pool(self, tokens: Tensor) -> Tensor:
         return tokens.amax(dim=1) if self.vision_pooling == "max" else tokens.mean(dim=1)

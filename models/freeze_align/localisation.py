@@ -42,13 +42,13 @@ class LocalisationMeter:
         self._judge(labels, lambda label: predicted)
 
     def _judge(self, labels: Tensor, found_of: Callable[[int], Tensor]) -> None:
-        own = []
+        ious = []
         for label in classes_in(labels):
-            predicted, wanted = found_of(label), labels == label
-            own.append(100 * int((predicted & wanted).sum()) / int((predicted | wanted).sum()))
-            self.classes.setdefault(label, []).append(own[-1])
-        if own:
-            self.images.append(sum(own) / len(own))
+            predicted, actual = found_of(label), labels == label
+            ious.append(100 * int((predicted & actual).sum()) / int((predicted | actual).sum()))
+            self.classes.setdefault(label, []).append(ious[-1])
+        if ious:
+            self.images.append(sum(ious) / len(ious))
 
     def result(self) -> LocalisationIoU:
         """Over everything added. Raises ValueError when no image showed a class."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -27,40 +26,6 @@ NEW_IN_HAMMER = (  # absent from ALBEF: these keep their initial values
 )
 
 
-def sizes_from_official(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """Constructor arguments of :class:`Hammer` that the shapes of a HAMMER checkpoint tell; the numbers of heads are not
-    among them (officially 12 everywhere). Raises CheckpointError for other files."""
-    weights = _named(weights)
-    try:
-        patches, patch = weights["visual_encoder.pos_embed"], weights["visual_encoder.patch_embed.proj.weight"]
-        words = weights["text_encoder.bert.embeddings.word_embeddings.weight"]
-        layer = "text_encoder.bert.encoder.layer."
-        crossing = [_index(key, layer) for key in weights if key.startswith(layer) and ".crossattention." in key]
-        return {
-            "image_size": round((patches.shape[1] - 1) ** 0.5) * patch.shape[-1],
-            "patch_size": patch.shape[-1],
-            "width": patch.shape[0],
-            "vision_layers": _count(weights, "visual_encoder.blocks."),
-            "mlp_ratio": weights["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
-            "text_layers": _count(weights, layer),
-            "fusion_layer": min(crossing),
-            "text_intermediate": weights[f"{layer}0.intermediate.dense.weight"].shape[0],
-            "vocab_size": words.shape[0],
-            "max_positions": weights["text_encoder.bert.embeddings.position_embeddings.weight"].shape[0],
-            "embed_dim": weights["vision_proj.weight"].shape[0],
-            "queue_size": weights["image_queue"].shape[1] if "image_queue" in weights else 65536,
-        }
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"these are not the weights of HAMMER ({error}); first keys: {sorted(weights)[:5]}") from error
-
-
-def hammer_from_official(weights: dict[str, Tensor], **heads_and_more: Any) -> Hammer:
-    """A model of the sizes that ``weights`` (official names) show, with these weights."""
-    model = Hammer(**{**sizes_from_official(weights), **heads_and_more})
-    load_official(model, weights)
-    return model
-
-
 def load_official(model: Hammer, weights: dict[str, Tensor]) -> list[str]:
     """Load a HAMMER or ALBEF checkpoint into ``model``; returns what was not in it and therefore stays as it was.
 
@@ -71,7 +36,7 @@ def load_official(model: Hammer, weights: dict[str, Tensor]) -> list[str]:
     """
     if model.modality != "both":
         raise CheckpointError(f"official checkpoints are of the complete model, not of modality={model.modality}.")
-    named, state = _named(weights), model.state_dict()
+    named, state = named_tensors(weights), model.state_dict()
     albef = "bbox_head.0.weight" not in named
     if albef:
         named = {k: v for k, v in named.items() if not re.match(r"text_encoder(_m)?\.cls\.|itm_head\.", k)}
@@ -91,14 +56,6 @@ def load_official(model: Hammer, weights: dict[str, Tensor]) -> list[str]:
     return missing
 
 
-def _named(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def named_tensors(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
     return {key: value for key, value in weights.items() if not key.endswith("embeddings.position_ids")}
-
-
-def _index(key: str, prefix: str) -> int:
-    return int(key.removeprefix(prefix).split(".")[0])
-
-
-def _count(weights: dict[str, Tensor], prefix: str) -> int:
-    return 1 + max(_index(key, prefix) for key in weights if key.startswith(prefix))

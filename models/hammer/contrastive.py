@@ -57,8 +57,9 @@ def manipulation_contrastive(
         tile: columns looked at together; the result does not depend on it.
     """
     with torch.autocast(image.device.type, enabled=False):
-        features = [x.float() for x in (image, text, image_m.detach(), text_m.detach())]
-        terms = _Streamed.apply(*features, image_queue, text_queue, temperature.float(), real, alpha, tile)
+        image_m, text_m = image_m.detach().float(), text_m.detach().float()
+        candidates = (image_m, image_queue), (text_m, text_queue)
+        terms = _Streamed.apply(image.float(), text.float(), temperature.float(), candidates, real, alpha, tile)
     return ContrastiveTerms(*terms.unbind())
 
 
@@ -67,18 +68,9 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        image: Tensor,
-        text: Tensor,
-        image_m: Tensor,
-        text_m: Tensor,
-        image_queue: Tensor,
-        text_queue: Tensor,
-        temperature: Tensor,
-        real: Tensor,
-        alpha: float,
-        tile: int,
+        ctx: Any, image: Tensor, text: Tensor, temperature: Tensor, candidates: tuple, real: Tensor, alpha: float, tile: int
     ) -> Tensor:
+        (image_m, image_queue), (text_m, text_queue) = candidates
         size, inverse = len(image), 1 / temperature
         positive = (1 - alpha) * real.to(image.dtype)
         total = alpha + positive  # what the cross-modal target of each row sums to
@@ -93,10 +85,10 @@ class _Streamed(torch.autograd.Function):
             target = positive[:, None] * own_m
             if alpha:
                 target = target + alpha * mean[2 * size :]
-            for query, weight, wanted, row in ((other, total, target, 0), (own, torch.ones_like(total), own_m, 1)):
+            for query, weight, target_feature, row in ((other, total, target, 0), (own, torch.ones_like(total), own_m, 1)):
                 rows = slice(row * size, (row + 1) * size)
-                losses.append((weight * lse[rows] - inverse * (query * wanted).sum(1)).mean())
-                gradients.append(inverse / size * (weight[:, None] * mean[rows] - wanted))
+                losses.append((weight * lse[rows] - inverse * (query * target_feature).sum(1)).mean())
+                gradients.append(inverse / size * (weight[:, None] * mean[rows] - target_feature))
         i2t, t2t, t2i, i2i = range(4)  # the order in which they were made
         order = (i2t, t2i, i2i, t2t)
         # d logit / d temperature = -logit / temperature, and sum(logit * its gradient) = query . gradient of the query
@@ -111,7 +103,7 @@ class _Streamed(torch.autograd.Function):
         i2t, t2i, i2i, t2t, by_temperature = ctx.saved_tensors
         image, text = grad[0] * i2t + grad[2] * i2i, grad[1] * t2i + grad[3] * t2t
         temperature = (grad * by_temperature).sum()
-        return image, text, None, None, None, None, temperature, None, None, None
+        return image, text, temperature, None, None, None, None
 
 
 def _blocks(features: Tensor, queue: Tensor, tile: int) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from models.batch import IGNORE_INDEX
-from models.hammer.boxes import paired_iou
+from models.hammer.grounding import paired_iou
 
 EMPTY = 1e-4  # a predicted coordinate below this share of the image counts as collapsed
 

@@ -68,8 +68,8 @@ def _prepared(x: Tensor, centring: str, center_first: bool) -> Tensor:
 
 def _similarity(z: Tensor, distance: str, temperature: float, gamma: float) -> Tensor:
     if distance == "rbf":
-        own = z.square().sum(dim=1)
-        return torch.exp(-gamma * (own[:, None] + own[None, :] - 2 * z @ z.T).clamp(min=0))
+        squares = z.square().sum(dim=1)
+        return torch.exp(-gamma * (squares[:, None] + squares[None, :] - 2 * z @ z.T).clamp(min=0))
     if distance == "spearman":
         z = F.normalize(z.argsort(dim=1).argsort(dim=1).to(z.dtype), dim=-1)
     return (z / temperature) @ z.T
@@ -102,7 +102,8 @@ class _Walks(torch.autograd.Function):
                 q_powers = [q_powers[-1]]
         if wants_gradient:
             del p, p_power
-            ctx.save_for_backward(_through_softmax(q, _through_powers(q_powers, gradients)))
+            gradient = _through_powers(q_powers, gradients)
+            ctx.save_for_backward(gradient.sub_((gradient * q).sum(dim=1, keepdim=True)).mul_(q))  # through the softmax
         return value
 
     @staticmethod
@@ -120,10 +121,6 @@ def _through_powers(powers: list[Tensor], gradients: list[Tensor]) -> Tensor:
         total = power.T @ carried if total is None else total.addmm_(power.T, carried)
         carried = gradients.pop().addmm_(carried, q.T)
     return carried if total is None else total.add_(carried)
-
-
-def _through_softmax(q: Tensor, gradient: Tensor) -> Tensor:
-    return gradient.sub_((gradient * q).sum(dim=1, keepdim=True)).mul_(q)
 
 
 def _divergence(p: Tensor, q: Tensor, kind: Divergence, wants_gradient: bool) -> tuple[Tensor, Tensor | None]:

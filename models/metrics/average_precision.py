@@ -10,11 +10,11 @@ from torch import Tensor
 Absent = Literal["zero", "leave_out", "official"]
 
 
-def multi_hot(labels: Tensor, classes: int) -> Tensor:
+def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
     """(N, C) bool of labels (N, L) that are padded with -1."""
-    hot = torch.zeros(len(labels), classes + 1, dtype=torch.bool, device=labels.device)
-    hot.scatter_(1, torch.where(labels < 0, classes, labels), True)
-    return hot[:, :classes]
+    hot = torch.zeros(len(labels), num_classes + 1, dtype=torch.bool, device=labels.device)
+    hot.scatter_(1, torch.where(labels < 0, num_classes, labels), True)
+    return hot[:, :num_classes]
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> Tensor:
@@ -40,10 +40,10 @@ def mean_average_precision(scores: Tensor, labels: Tensor, absent: Absent = "lea
     treated as the "official" code of AdaFocusV2 does: it renumbers the labels by their rank among those present, so that
     labels and columns no longer match as soon as one class is absent, and the last columns count as zero.
     """
-    classes = scores.shape[1]
+    num_classes = scores.shape[1]
     if absent == "official":
         present = labels[labels >= 0].unique()
         labels = torch.where(labels >= 0, torch.searchsorted(present, labels.contiguous()), -1)
-    values = average_precision(scores, multi_hot(labels, classes))
+    values = average_precision(scores, multi_hot(labels, num_classes))
     mean = values.nanmean() if absent == "leave_out" else values.nan_to_num().mean()
     return float(mean.nan_to_num())

@@ -11,12 +11,12 @@ def knn_votes(
     train: Tensor,
     train_labels: Tensor,
     test: Tensor,
-    classes: int,
+    num_classes: int,
     k: int,
     temperature: float = 0.07,
     tile_entries: int = 2**24,
 ) -> Tensor:
-    """Votes (N, classes): each of the k nearest of ``train`` (M, D) adds exp(similarity / temperature) to its class.
+    """Votes (N, num_classes): each of the k nearest of ``train`` (M, D) adds exp(similarity / temperature) to its class.
 
     Features are taken as given, so normalise them for cosines. ``tile_entries`` similarities are held at once. With fewer
     than ``k`` training rows all of them vote.
@@ -24,6 +24,6 @@ def knn_votes(
     votes = []
     for block in test.split(max(1, tile_entries // len(train))):
         similarity, nearest = (block @ train.T).topk(min(k, len(train)), dim=1)
-        out = similarity.new_zeros(len(block), classes)
+        out = similarity.new_zeros(len(block), num_classes)
         votes.append(out.scatter_add_(1, train_labels[nearest], (similarity / temperature).exp()))
     return torch.cat(votes)

@@ -54,16 +54,16 @@ def mutual_knn(a: Tensor, b: Tensor) -> float:
 
 def cycle_knn(a: Tensor, b: Tensor) -> float:
     """Share of samples that are a neighbour in ``a`` (n, k) of one of their neighbours in ``b`` (n, k)."""
-    own = torch.arange(len(a), device=a.device)[:, None]
-    return (a[b].flatten(1) == own).any(dim=1).double().mean().item()
+    samples = torch.arange(len(a), device=a.device)[:, None]
+    return (a[b].flatten(1) == samples).any(dim=1).double().mean().item()
 
 
 def cknna(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> float:
     """CKA of features (n, D) restricted to mutual neighbours, of the lists ``a``, ``b`` (n, k >= 2) (arXiv 2405.07987)."""
     both = (a[:, :, None] == b[:, None, :]).any(dim=2)
     cross = _sparse_hsic(x, y, a, both)
-    own = [_sparse_hsic(f, f, lists, torch.ones_like(lists, dtype=torch.bool)) for f, lists in ((x, a), (y, b))]
-    return (cross / ((own[0] * own[1]).sqrt() + 1e-6)).item()
+    self_hsic = [_sparse_hsic(f, f, lists, torch.ones_like(lists, dtype=torch.bool)) for f, lists in ((x, a), (y, b))]
+    return (cross / ((self_hsic[0] * self_hsic[1]).sqrt() + 1e-6)).item()
 
 
 def lcs_knn(a: Tensor, b: Tensor) -> float:

@@ -69,13 +69,13 @@ def _ranks(queries: Tensor, pool: Tensor, right: Tensor, tile_entries: int) -> T
         scores = scores_tile[: len(block)]
         torch.mm(block, pool.T, out=scores)
         scores.mul_(lengths)
-        own = right[start : start + rows]
-        own_scores = scores.gather(1, own)
-        best = own_scores.amax(dim=1, keepdim=True)
+        matches = right[start : start + rows]
+        match_scores = scores.gather(1, matches)
+        best = match_scores.amax(dim=1, keepdim=True)
         higher, not_lower = count(torch.gt, scores, best), count(torch.ge, scores, best)
         # Ties are rare; the winner itself is one that is not lower.
         for row in torch.nonzero(not_lower - higher > 1).flatten().tolist():
-            first = own[row][own_scores[row] == best[row]].min()
+            first = matches[row][match_scores[row] == best[row]].min()
             higher[row] += torch.count_nonzero(scores[row, :first] == best[row])
         ranks[start : start + rows] = torch.where(best[:, 0].isnan(), len(pool) - 1, higher)
     return ranks
@@ -135,7 +135,7 @@ def grouped_retrieval(image: Tensor, text: Tensor, group: Tensor, ks: Sequence[i
     right one among the first k; P@k: right ones / k; MAP@k divides by the number of right ones, at most k.
     """
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    wanted = torch.bincount(group)[group].double()
+    num_relevant = torch.bincount(group)[group].double()
     metrics: dict[str, float] = {}
     for name, queries, pool in (("i2t", image, text), ("t2i", text, image)):
         hits = []
@@ -145,7 +145,7 @@ def grouped_retrieval(image: Tensor, text: Tensor, group: Tensor, ks: Sequence[i
         right = torch.cat(hits).double()
         precision = right.cumsum(dim=1) / torch.arange(1, right.shape[1] + 1, device=right.device)
         for k in ks:
-            average = (precision * right)[:, :k].sum(dim=1) / wanted.clamp(max=k)
+            average = (precision * right)[:, :k].sum(dim=1) / num_relevant.clamp(max=k)
             metrics[f"{name}.R@{k}"] = right[:, :k].amax(dim=1).mean().item() * 100
             metrics[f"{name}.P@{k}"] = (right[:, :k].sum(dim=1) / k).mean().item() * 100
             metrics[f"{name}.MAP@{k}"] = average.mean().item() * 100

@@ -17,9 +17,9 @@ def text_to_video_ranks(scores: Tensor, owner: Tensor) -> Tensor:
 
     A score that is not finite ranks last.
     """
-    own = scores.gather(1, owner[:, None])
-    ranks = (scores > own).sum(dim=1).double()
-    return torch.where(own[:, 0].isfinite(), ranks, float(scores.shape[1] - 1))
+    true_scores = scores.gather(1, owner[:, None])
+    ranks = (scores > true_scores).sum(dim=1).double()
+    return torch.where(true_scores[:, 0].isfinite(), ranks, float(scores.shape[1] - 1))
 
 
 def video_to_text_ranks(scores: Tensor, owner: Tensor) -> Tensor:
@@ -27,9 +27,9 @@ def video_to_text_ranks(scores: Tensor, owner: Tensor) -> Tensor:
     texts, videos = scores.shape
     best = torch.full((videos,), float(texts - 1), dtype=torch.float64, device=scores.device)
     for text in range(texts):  # a column is compared as a whole; texts x texts never are
-        own, column = scores[text, owner[text]], scores[:, owner[text]]
-        if own.isfinite():
-            rank = (column > own).sum() + ((column == own).sum() - 1) / 2
+        true_score, column = scores[text, owner[text]], scores[:, owner[text]]
+        if true_score.isfinite():
+            rank = (column > true_score).sum() + ((column == true_score).sum() - 1) / 2
             best[owner[text]] = torch.minimum(best[owner[text]], rank.double())
     return best
 

@@ -37,7 +37,8 @@ def head_from_official(weights: dict[str, Tensor]) -> AlignmentHead | ShareLockH
         head: AlignmentHead | ShareLockHead
         if "text_mapping_network.layers.0.weight" in weights:
             state = {_rename(k, _SHARELOCK_NAMES, back=True): v for k, v in weights.items()}
-            head = _sharelock(weights)
+            hidden, text_dim = weights["text_mapping_network.layers.0.weight"].shape
+            head = ShareLockHead(weights["text_mapping_network.layers.12.weight"].shape[0], text_dim, hidden)
         else:
             state, head = _from_official(weights), _aligned(weights)
     except KeyError as error:
@@ -57,12 +58,13 @@ def import_head(weights: dict[str, Tensor], head: AlignmentHead) -> AlignmentHea
 def _aligned(weights: dict[str, Tensor]) -> AlignmentHead:
     vision_dim = weights["vision_layer_norm.weight"].numel()
     has_text = any(key.startswith("text_") for key in weights)  # a head for a vision tower alone (LLaVA) has none
+    projector, embed_dim = _projector(weights, "vision")
     return AlignmentHead(
         vision_dim=vision_dim,
         text_dim=weights["text_layer_norm.weight"].numel() if has_text else None,
-        embed_dim=_out_dim(weights, "vision"),
-        projector=_projector(weights, "vision"),
-        text_projector=_projector(weights, "text") if has_text else None,
+        embed_dim=embed_dim,
+        projector=projector,
+        text_projector=_projector(weights, "text")[0] if has_text else None,
     )
 
 
@@ -93,29 +95,20 @@ def to_official(head: AlignmentHead | ShareLockHead) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in out.items()}
 
 
-def _kind(weights: dict[str, Tensor], modality: str) -> str:
+def _projector(weights: dict[str, Tensor], modality: str) -> tuple[Callable[..., nn.Module], int]:
+    """The kind of projector with its factor, and the width of its output."""
     prefix = f"{modality}_mapping_network."
-    for kind, probe in (("star", "g.weight"), ("mlp", "proj.2.weight"), ("linear", "weight")):
-        if prefix + probe in weights:
-            return kind
+    if prefix + "g.weight" in weights:
+        embed_dim, hidden = weights[prefix + "g.weight"].shape
+        return partial(GatedProjector, width_factor=hidden // weights[f"{modality}_layer_norm.weight"].numel()), embed_dim
+    if prefix + "proj.2.weight" in weights:
+        embed_dim, _ = weights[prefix + "proj.2.weight"].shape
+        hidden, width = weights[prefix + "proj.0.weight"].shape
+        return partial(MLPProjector, hidden_factor=hidden // width), embed_dim
+    if prefix + "weight" in weights:
+        return LinearProjector, weights[prefix + "weight"].shape[0]
     names = sorted(key for key in weights if key.startswith(prefix))
     raise CheckpointError(f"unknown {modality} projector in this SAIL head; it has {names or 'no such keys'}.")
-
-
-def _out_dim(weights: dict[str, Tensor], modality: str) -> int:
-    last = {"star": "g.weight", "mlp": "proj.2.weight", "linear": "weight"}[_kind(weights, modality)]
-    return weights[f"{modality}_mapping_network.{last}"].shape[0]
-
-
-def _projector(weights: dict[str, Tensor], modality: str) -> Callable[..., nn.Module]:
-    prefix, kind = f"{modality}_mapping_network.", _kind(weights, modality)
-    if kind == "star":
-        hidden, width = weights[prefix + "g.weight"].shape[1], weights[f"{modality}_layer_norm.weight"].numel()
-        return partial(GatedProjector, width_factor=hidden // width)
-    if kind == "mlp":
-        hidden, width = weights[prefix + "proj.0.weight"].shape
-        return partial(MLPProjector, hidden_factor=hidden // width)
-    return LinearProjector
 
 
 def _from_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -135,11 +128,6 @@ def _from_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             name, value = f"gate_and_value.{rest[3:]}", torch.cat(pair)
         out[f"{modality}_projector.{name}"] = value
     return out
-
-
-def _sharelock(weights: dict[str, Tensor]) -> ShareLockHead:
-    hidden, text_dim = weights["text_mapping_network.layers.0.weight"].shape
-    return ShareLockHead(weights["text_mapping_network.layers.12.weight"].shape[0], text_dim, hidden)
 
 
 def _rename(key: str, names: dict[str, str], back: bool = False) -> str:

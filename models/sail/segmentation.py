@@ -30,7 +30,8 @@ class SegmentationEncoder(nn.Module):
         """(B, 3, H, W), sides multiples of the patch size, to (B, P, 2D): [CLS; patch] of every patch."""
         x = self.backbone.embeddings(pixel_values)
         for block in self.backbone.encoder.layer[:-1]:
-            x = _first(block(x))
+            x = block(x)
+            x = x[0] if isinstance(x, tuple) else x  # transformers' blocks returned tuples before version 5
         block = self.backbone.encoder.layer[-1]
         normed = block.norm1(x)
         x = x + block.layer_scale1(self._attend(block.attention, normed))
@@ -52,10 +53,6 @@ class SegmentationEncoder(nn.Module):
         query, value = split(to_q(x)), split(to_v(x))
         key = query if self.attention == "qq" else split(to_k(x))
         return out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, length, width))
-
-
-def _first(output: Tensor | tuple) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output  # transformers' blocks returned tuples before version 5
 
 
 @torch.no_grad()
@@ -117,9 +114,9 @@ def predict_classes(scores: Tensor, query_class: Tensor, threshold: float = 0.0)
     ``query_class`` (Q,) maps queries to classes; pixels whose best probability is below ``threshold`` become class 0.
     """
     probability = scores.softmax(dim=1)
-    classes = int(query_class.max()) + 1
-    if classes != len(query_class):
-        best = probability.new_zeros(len(scores), classes, *scores.shape[2:])
+    num_classes = int(query_class.max()) + 1
+    if num_classes != len(query_class):
+        best = probability.new_zeros(len(scores), num_classes, *scores.shape[2:])
         of_query = query_class[None, :, None, None].expand_as(probability)
         probability = best.scatter_reduce_(1, of_query, probability, "amax")
     confidence, predicted = probability.max(dim=1)

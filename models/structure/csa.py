@@ -10,11 +10,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.errors import UserError
-from models.losses.structure import Divergence, structure_loss
 
 
 class Covariances(NamedTuple):
@@ -96,62 +94,9 @@ def csa(statistics: Covariances, dim: int = 512, tolerance: float = 1e-6) -> CSA
     return CSAMaps(*(value.float() for value in maps))
 
 
-def refine(
-    start: CSAMaps,
-    image: Tensor,
-    text: Tensor,
-    levels: int = 1,
-    temperature: float = 0.2,
-    structure_weight: float = 10.0,
-    correlation_weight: float = 0.01,
-    epochs: int = 10,
-    batch_size: int = 4096,
-    lr: float = 5e-4,
-    divergence: Divergence = "js",
-    whiten: bool = False,
-    generator: torch.Generator | None = None,
-) -> CSAMaps:
-    """Gradient steps from the closed form that trade correlation for STRUCTURE's regulariser. Library only: no recipe runs it.
-
-    Args:
-        start: maps in closed form.
-        image: training features (N, Dx).
-        text: training features (N, Dt).
-        divergence: see :func:`~models.losses.structure.structure_loss`.
-        whiten: multiply each map by the inverse root of its outputs' covariance afterwards, as the paper says; the
-            official code does not.
-        generator: draws the order of each epoch.
-    """
-    image, text = image - start.mean_image, text - start.mean_text
-    maps = [start.image_map.clone().requires_grad_(), start.text_map.clone().requires_grad_()]
-    optimizer = torch.optim.Adam(maps, lr=lr)
-    with torch.enable_grad():
-        for _ in range(epochs):
-            order = torch.randperm(len(image), generator=generator).to(image.device)
-            for rows in order.split(batch_size):
-                x, t = image[rows], text[rows]
-                a, b = F.normalize(x @ maps[0], dim=-1), F.normalize(t @ maps[1], dim=-1)
-                penalty = sum(structure_loss(raw, z, levels, temperature, "inverse", divergence) for raw, z in ((x, a), (t, b)))
-                loss = structure_weight * penalty / 2 - correlation_weight * (a * b).sum() / a.shape[1]
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-    maps = [mapping.detach() for mapping in maps]
-    if whiten:
-        maps = [_whiten_outputs(features, mapping) for features, mapping in ((image, maps[0]), (text, maps[1]))]
-    return start._replace(image_map=maps[0], text_map=maps[1])
-
-
 def _whitening(covariance: Tensor, tolerance: float) -> Tensor:
     """(D, r): columns V_i / s_i of the centred features' singular vectors and values, largest first."""
     values, vectors = torch.linalg.eigh(covariance)
     singular = values.clamp(min=0).sqrt().flip(0)
     used = singular > tolerance * singular[0]
     return vectors.flip(1)[:, used] / singular[used]
-
-
-def _whiten_outputs(features: Tensor, mapping: Tensor) -> Tensor:
-    """``W C^(-1/2)`` with ``C = Wᵀ Xᵀ X W / N``."""
-    projected = (features @ mapping).double()
-    values, vectors = torch.linalg.eigh(projected.T @ projected / len(features))
-    return (mapping.double() @ (vectors / values.sqrt()) @ vectors.T).float()

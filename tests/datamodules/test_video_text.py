@@ -76,7 +76,7 @@ def test_false_clips_of_the_batch_are_never_the_own_one(root):
 def test_splits_facts_and_held_out_clips(root):
     data = module(root, questions.msrvtt_qa, ["answer"], spare_answers=1)
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 30, "val": 6, "test": 12}
-    assert data.facts()["answers"] == 11
+    assert data.facts()["num_answers"] == 11
     held = module(root, captions.msrvtt_retrieval, ["contrastive"], val_fraction=0.4)
     train, val = ({s.key for s in held.splits[name].samples} for name in ("train", "val"))
     assert not train & val and len(train | val) == 24

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +16,15 @@ from datamodules.readers.base import BadSample
 from datamodules.transforms.frame_sampling import middle_frames, random_bounds
 from datamodules.transforms.video import HALF, ClipTransform, resize_image, to_tensor
 from models.all_in_one import objectives
-from models.all_in_one.checkpoint import model_from_official
+from models.all_in_one.checkpoint import HEADS, load_official, named_tensors
 from models.all_in_one.model import AllInOne
 from models.all_in_one.rolling import roll_tokens
-from models.all_in_one.visual import grids_from_pixels
 from models.batch import IGNORE_INDEX
+from models.io import CheckpointError
 from models.metrics.video_retrieval import any_hit_recall, rank_summary, text_to_video_ranks, video_to_text_ranks
 from tests.golden.harness import Case
+
+HEAD_WIDTH = 64  # of every released size: the number of attention heads cannot be read from the weights
 
 
 def token_roll(case: Case) -> dict[str, Tensor]:
@@ -101,7 +105,7 @@ def downstream_losses(case: Case) -> dict[str, Tensor]:
         candidates = texts(prefix, config[count] + (name == "rank"), own=name != "vcr_qar")
         scores = objectives.candidate_scores(model, head, *candidates, patches, inputs[f"patch_perm_{name}"])
         labels = torch.zeros(len(scores), dtype=torch.int64) if answer is None else inputs[answer]
-        out |= {f"{name}_scores": scores, f"{name}_loss": objectives.choice_loss(scores, labels)}
+        out |= {f"{name}_scores": scores, f"{name}_loss": F.cross_entropy(scores.float(), labels)}
     return out
 
 
@@ -251,6 +255,65 @@ def _pretraining(
         "visual_mask_mlm": masks[0],
         "visual_mask_vtm": masks[1],
     }
+
+
+def grids_from_pixels(frames: Tensor, patch: int) -> Tensor | None:
+    """Which patches of zero-padded frames are real, by the official rule: (N, 2) rows and columns, None if all are.
+
+    The rule (inherited from ViLT) looks at each patch's top-left pixel: padding where its channels sum to exactly 0. Rows
+    are counted in the first column and columns in the first row, so a normalised pixel that happens to be 0 there is
+    taken for padding, and a frame without any is an error.
+
+    Args:
+        frames: (N, 3, H, W).
+    """
+    corners = frames[:, :, ::patch, ::patch].sum(dim=1) != 0
+    grids = torch.stack([corners[:, :, 0].sum(dim=1), corners[:, 0, :].sum(dim=1)], dim=1)
+    if bool((grids == 0).any()):
+        raise ValueError("a frame is all padding: its top-left pixels are exactly 0")
+    full = torch.tensor(corners.shape[1:], device=grids.device)
+    return None if bool((grids == full).all()) else grids
+
+
+def model_from_official(weights: Mapping[str, Tensor], heads: int | None = None, **settings: Any) -> AllInOne:
+    """The model that ``weights`` (official names) belong to, loaded.
+
+    Args:
+        heads: of the attention; None: one per 64 channels, as in every released size.
+        settings: arguments of :class:`AllInOne` that weights do not tell, or ``frames`` and ``text_length`` to change.
+
+    Raises CheckpointError when the weights are of another architecture.
+    """
+    named = named_tensors(weights)
+    model = AllInOne(**{**_sizes(named, heads), **settings})
+    load_official(model, named)
+    return model
+
+
+def _sizes(named: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
+    try:
+        width, _, patch, _ = named["transformer.patch_embed.proj.weight"].shape
+        vocab = len(named["text_embeddings.word_embeddings.weight"])
+        length = len(named["text_embeddings.position_embeddings.weight"])
+        hidden = len(named["transformer.blocks.0.mlp.fc1.weight"])
+        positions = named["transformer.pos_embed"].shape[1]
+    except KeyError as error:
+        raise CheckpointError(f"the checkpoint lacks {error}: it is no All-in-One.") from None
+    distilled = "transformer.dist_token" in named
+    depth = 1 + max(int(m.group(1)) for name in named if (m := re.match(r"transformer\.blocks\.(\d+)\.", name)))
+    side = round((positions - (2 if distilled else 1)) ** 0.5)
+    temporal = named.get("transformer.temporal_embed")
+    sizes = {
+        "width": width, "depth": depth, "heads": heads or max(width // HEAD_WIDTH, 1), "mlp_ratio": hidden / width,
+        "patch_size": patch, "image_size": side * patch, "vocab_size": vocab, "text_length": length, "distilled": distilled,
+        "frames": 3 if temporal is None else temporal.shape[1],
+        "tasks": sorted({HEADS[p] for n in named if (p := n.split(".")[0]) in HEADS and HEADS[p]}),
+    }  # fmt: skip
+    if "vqa_classifier.4.weight" in named:
+        sizes["num_answers"] = len(named["vqa_classifier.4.weight"])
+    if "txt_proj.weight" in named:
+        sizes["embed_dim"] = len(named["txt_proj.weight"])
+    return sizes
 
 
 RUNNERS = {

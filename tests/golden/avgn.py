@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from datamodules.transforms.frame_sampling import sample_frames
 from datamodules.transforms.sound import cut_clip
 from models.avgn import losses
+from models.avgn.aespa import AESPA
 from models.avgn.audio import LogMel, LogSTFT, mel_filters
 from models.avgn.checkpoint import canonical, load_into
 from models.avgn.classifier import CumulativeClassifier
@@ -134,7 +135,7 @@ def glance_forward(case: Case) -> dict[str, Tensor]:
         "tokens": saliency.tokens,
         "indices": indices,
         "aespa_map": network.aespa(chosen_maps, chosen_audio),
-        "aespa_audio_attn": network.aespa.audio_attention(chosen_maps, chosen_audio),
+        "aespa_audio_attn": _audio_attention(network.aespa, chosen_maps, chosen_audio),
         "actions": actions,
         "patches": patches,
         "local_features": local,
@@ -196,6 +197,13 @@ def input_order(length: int) -> list[int]:
         seen = sorted(order)
         order += [(a + b) // 2 for a, b in zip(seen[:-1], seen[1:], strict=True) if b - a > 1]
     return order
+
+
+def _audio_attention(aespa: AESPA, maps: Tensor, audio: Tensor) -> Tensor:
+    """(N, n, n): how much the audio token looks at each place, the mean over heads of its softmax over all tokens."""
+    tokens = aespa.norm1(aespa.tokens(maps, audio))
+    weights = aespa.attn(tokens[:, :1], tokens, tokens)[1]  # (N, 1, 1 + n*n)
+    return weights[:, 0, 1:].unflatten(1, maps.shape[2:])
 
 
 RUNNERS = {

@@ -15,17 +15,16 @@ from datamodules.features.curation import (
     BestPerConcept,
     TopPerConcept,
     half_cosines,
-    quantise_scores,
     select_balanced,
 )
 from datamodules.transforms.augment import MAX_LEVEL, apply_operation
 from models.encoders.positions import use_scaled_positions
 from models.freeze_align.checkpoint import head_from_official, to_official
-from models.freeze_align.fine_grained import fine_grained_loss, words_that_count
+from models.freeze_align.fine_grained import fine_grained_loss
 from models.freeze_align.localisation import LocalisationMeter
 from models.losses.contrastive import info_nce
 from models.metrics.cka import linear_hsic
-from models.metrics.classification import descriptive_class_vectors, keep_top_scores, top_k_accuracy
+from models.metrics.classification import descriptive_class_vectors, top_k_accuracy
 from models.metrics.retrieval import recall_at, retrieval_ranks
 from models.optim.schedules import cosine_per_epoch
 from tests.golden.harness import Case
@@ -54,7 +53,7 @@ def projector(case: Case) -> dict[str, Tensor]:
         "text_features": F.normalize(text.vector, dim=-1),
         "image_tokens_projected": image.tokens,
         "text_tokens_projected": text.tokens,
-        "sim_i2t": head.logits_per_image(image.vector, text.vector),
+        "sim_i2t": F.normalize(image.vector, dim=-1) @ F.normalize(text.vector, dim=-1).T * head.scale(),
         "loss_ita": loss,
     }
     total = loss
@@ -181,6 +180,30 @@ def dinov2_embeddings(case: Case) -> dict[str, Tensor]:
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     """Linear CKA of (n, dx) and (n, dy), in [0, 1]; give float64 where many digits matter."""
     return linear_hsic(x, y) / (linear_hsic(x, x) * linear_hsic(y, y)).sqrt()
+
+
+def quantise_scores(scores: Tensor, low: float = -0.3, high: float = 0.4) -> Tensor:
+    """Cosines as int8, [low, high] to [-128, 127]; read back as ``q / 128``.
+
+    What lies outside is clipped value by value. The official code meant to do so, but there one score out of range
+    overwrites the whole batch. We keep half-precision scores and need this for official files.
+    """
+    return ((2 * (scores.half() - low) / (high - low) - 1) * 128).float().trunc().clamp(-128, 127).to(torch.int8)
+
+
+def keep_top_scores(scores: Tensor, k: int, rest: float = -100.0) -> Tensor:
+    """Scores (N, C) with all but the ``k`` highest of each row set to ``rest`` (freeze-align's evaluations)."""
+    best, place = scores.topk(min(k, scores.shape[1]), dim=1)
+    return torch.full_like(scores, rest).scatter_(1, place, best)
+
+
+def words_that_count(input_ids: Tensor, mask: Tensor, eos: int) -> Tensor:
+    """The attention mask (B, L) without the first position and the first end-of-sequence token of each text."""
+    is_eos = input_ids == eos
+    first_eos = is_eos & (is_eos.cumsum(dim=1) == 1)
+    counts = mask.bool() & ~first_eos
+    counts[:, 0] = False
+    return counts
 
 
 def rbf_kernel(x: Tensor, sigma: float | Tensor | None = None) -> Tensor:

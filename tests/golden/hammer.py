@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,9 @@ from experiments.benchmarks.reference.hammer import similarities
 from lightning_modules.hammer import HammerModule
 from models.batch import IGNORE_INDEX
 from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
-from models.hammer.boxes import box_losses, paired_iou
-from models.hammer.checkpoint import hammer_from_official
+from models.hammer.checkpoint import load_official, named_tensors
 from models.hammer.contrastive import manipulation_contrastive
+from models.hammer.grounding import box_losses, paired_iou
 from models.hammer.metrics import (
     binary_metrics,
     box_metrics,
@@ -34,6 +35,7 @@ from models.hammer.metrics import (
 )
 from models.hammer.model import Hammer
 from models.hammer.parameter_groups import hammer_groups
+from models.io import CheckpointError
 from models.layers.feature_queue import enqueue_
 from models.metrics.average_precision import average_precision
 from models.optim.schedules import cosine_per_epoch
@@ -49,6 +51,48 @@ def _model(case: Case) -> Hammer:
     config = case.config
     heads = {"vision_heads": config["vit_heads"], "text_heads": config["bert_heads"], "grounding_heads": config["lpaa_heads"]}
     return hammer_from_official(case.weights, momentum=config["momentum"], dropout=0.0, **heads)
+
+
+def hammer_from_official(weights: dict[str, Tensor], **heads_and_more: Any) -> Hammer:
+    """A model of the sizes that ``weights`` (official names) show, with these weights."""
+    model = Hammer(**{**sizes_from_official(weights), **heads_and_more})
+    load_official(model, weights)
+    return model
+
+
+def sizes_from_official(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Constructor arguments of :class:`Hammer` that the shapes of a HAMMER checkpoint tell; the numbers of heads are not
+    among them (officially 12 everywhere). Raises CheckpointError for other files."""
+    weights = named_tensors(weights)
+    try:
+        patches, patch = weights["visual_encoder.pos_embed"], weights["visual_encoder.patch_embed.proj.weight"]
+        words = weights["text_encoder.bert.embeddings.word_embeddings.weight"]
+        layer = "text_encoder.bert.encoder.layer."
+        crossing = [_index(key, layer) for key in weights if key.startswith(layer) and ".crossattention." in key]
+        return {
+            "image_size": round((patches.shape[1] - 1) ** 0.5) * patch.shape[-1],
+            "patch_size": patch.shape[-1],
+            "width": patch.shape[0],
+            "vision_layers": _count(weights, "visual_encoder.blocks."),
+            "mlp_ratio": weights["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0] / patch.shape[0],
+            "text_layers": _count(weights, layer),
+            "fusion_layer": min(crossing),
+            "text_intermediate": weights[f"{layer}0.intermediate.dense.weight"].shape[0],
+            "vocab_size": words.shape[0],
+            "max_positions": weights["text_encoder.bert.embeddings.position_embeddings.weight"].shape[0],
+            "embed_dim": weights["vision_proj.weight"].shape[0],
+            "queue_size": weights["image_queue"].shape[1] if "image_queue" in weights else 65536,
+        }
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"these are not the weights of HAMMER ({error}); first keys: {sorted(weights)[:5]}") from error
+
+
+def _index(key: str, prefix: str) -> int:
+    return int(key.removeprefix(prefix).split(".")[0])
+
+
+def _count(weights: dict[str, Tensor], prefix: str) -> int:
+    return 1 + max(_index(key, prefix) for key in weights if key.startswith(prefix))
 
 
 def _heads(output) -> dict[str, Tensor]:

@@ -11,10 +11,9 @@ from models.encoders.pooling import pool_tokens
 from models.losses.barlow import barlow_twins
 from models.losses.contrastive import SigmoidLoss, info_nce
 from models.metrics.classification import class_vectors, top_k_accuracy, zero_shot_logits
+from models.metrics.compositional import mmvp_accuracy, winoground_correct
 from models.metrics.knn import knn_votes
-from models.metrics.mmvp import mmvp_accuracy, mmvp_average
 from models.metrics.retrieval import recall_at, retrieval_ranks, validation_retrieval
-from models.metrics.winoground import winoground_correct
 from models.optim.parameter_groups import split_by_decay
 from models.optim.schedules import warmup_constant, warmup_constant_cooldown, warmup_cosine
 from models.sail.checkpoint import head_from_official, to_official
@@ -160,7 +159,7 @@ def metric_winoground(case: Case) -> dict[str, Tensor]:
 
 def metric_mmvp(case: Case) -> dict[str, Tensor]:
     accuracy = mmvp_accuracy(case.inputs["logits"], case.inputs["qid"], case.config["pairs_per_category"])
-    return {"category_accuracy": accuracy, "average": torch.tensor(mmvp_average(accuracy), dtype=torch.float64)}
+    return {"category_accuracy": accuracy, "average": accuracy.mean()}
 
 
 def metric_knn(case: Case) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from models.alignment.head import AlignmentHead
 from models.losses.contrastive import info_nce
-from models.losses.structure import StructureRegulariser, structure_loss
-from models.metrics.classification import balanced_top_k, class_vectors, top_k_accuracy, zero_shot_logits
+from models.losses.structure import Divergence, StructureRegulariser, structure_loss
+from models.metrics.classification import class_vectors, top_k_accuracy, zero_shot_logits
 from models.metrics.embedding_quality import trustworthiness
 from models.metrics.neighbourhoods import METRICS, LayerPairs, best_pair, hop_similarity
 from models.metrics.retrieval import grouped_retrieval
@@ -19,7 +19,7 @@ from models.optim.clipping import clip_each_
 from models.optim.lr_range import range_test
 from models.optim.schedules import repeating_cosine
 from models.structure.checkpoint import head_from_official, to_official
-from models.structure.csa import CSAMaps, covariances, csa, refine
+from models.structure.csa import CSAMaps, covariances, csa
 from tests.golden.harness import Case
 
 _OPTIONS = {"distance_type": "distance", "centering_type": "centring"}  # official argument -> ours
@@ -169,6 +169,12 @@ def _zero_shot(case: Case) -> dict[str, Tensor]:
     return out
 
 
+def balanced_top_k(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Mean over the classes that occur of their top-``k`` accuracy, in percent."""
+    per_class = [top_k_accuracy(logits[labels == c], labels[labels == c], k) for c in labels.unique()]
+    return sum(per_class) / len(per_class)
+
+
 def _lr_finder(case: Case) -> float:
     config = case.config["lr_finder"]
     head = _zero_shot_head(case)
@@ -216,6 +222,59 @@ def csa_maps(case: Case) -> dict[str, Tensor]:
     )
     out |= _csa_outputs("cca_rs", refined, case)
     return out | {"cca_rs.W_image": refined.image_map, "cca_rs.W_text": refined.text_map}
+
+
+def refine(
+    start: CSAMaps,
+    image: Tensor,
+    text: Tensor,
+    levels: int = 1,
+    temperature: float = 0.2,
+    structure_weight: float = 10.0,
+    correlation_weight: float = 0.01,
+    epochs: int = 10,
+    batch_size: int = 4096,
+    lr: float = 5e-4,
+    divergence: Divergence = "js",
+    whiten: bool = False,
+    generator: torch.Generator | None = None,
+) -> CSAMaps:
+    """Gradient steps from the closed form that trade correlation for STRUCTURE's regulariser. Library only: no recipe runs it.
+
+    Args:
+        start: maps in closed form.
+        image: training features (N, Dx).
+        text: training features (N, Dt).
+        divergence: see :func:`~models.losses.structure.structure_loss`.
+        whiten: multiply each map by the inverse root of its outputs' covariance afterwards, as the paper says; the
+            official code does not.
+        generator: draws the order of each epoch.
+    """
+    image, text = image - start.mean_image, text - start.mean_text
+    maps = [start.image_map.clone().requires_grad_(), start.text_map.clone().requires_grad_()]
+    optimizer = torch.optim.Adam(maps, lr=lr)
+    with torch.enable_grad():
+        for _ in range(epochs):
+            order = torch.randperm(len(image), generator=generator).to(image.device)
+            for rows in order.split(batch_size):
+                x, t = image[rows], text[rows]
+                a, b = F.normalize(x @ maps[0], dim=-1), F.normalize(t @ maps[1], dim=-1)
+                penalty = sum(structure_loss(raw, z, levels, temperature, "inverse", divergence) for raw, z in ((x, a), (t, b)))
+                loss = structure_weight * penalty / 2 - correlation_weight * (a * b).sum() / a.shape[1]
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+    maps = [mapping.detach() for mapping in maps]
+    if whiten:
+        maps = [_whiten_outputs(features, mapping) for features, mapping in ((image, maps[0]), (text, maps[1]))]
+    return start._replace(image_map=maps[0], text_map=maps[1])
+
+
+def _whiten_outputs(features: Tensor, mapping: Tensor) -> Tensor:
+    """``W C^(-1/2)`` with ``C = Wᵀ Xᵀ X W / N``."""
+    projected = (features @ mapping).double()
+    values, vectors = torch.linalg.eigh(projected.T @ projected / len(features))
+    return (mapping.double() @ (vectors / values.sqrt()) @ vectors.T).float()
 
 
 def similarity_weights(maps: CSAMaps, image: Tensor, text: Tensor) -> Tensor:

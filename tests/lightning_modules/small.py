@@ -89,7 +89,7 @@ def _all_in_one() -> AllInOneModule:
         AllInOne, width=32, depth=2, heads=2, patch_size=8, image_size=16, text_length=8, frames=3, init_std=0.2, embed_dim=8,
         train_order="seeded",
     )  # fmt: skip
-    return AllInOneModule(model, ("match", "mlm", "contrastive", "rank", "answer"), SGD, vocab_size=40, answers=6)
+    return AllInOneModule(model, ("match", "mlm", "contrastive", "rank", "answer"), SGD, vocab_size=40, num_answers=6)
 
 
 def _clips(count: int) -> dict[str, Tensor]:
@@ -142,7 +142,7 @@ def _bev_fusion() -> BevFusionModule:
     torch.manual_seed(0)
     backbone = partial(image_backbone, name="test_resnet", pretrained=False)
     model = partial(BEVFusion, backbone, backbone, channels=8, camera_stride=4)
-    return BevFusionModule(model, OccupancyLoss(), SGD, classes=2, heights=1, grid=GRID)
+    return BevFusionModule(model, OccupancyLoss(), SGD, num_classes=2, heights=1, grid=GRID)
 
 
 def _recordings(count: int) -> dict[str, Any]:

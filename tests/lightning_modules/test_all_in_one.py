@@ -33,7 +33,7 @@ TASKS = {
 
 def module(*tasks, **settings) -> AllInOneModule:
     torch.manual_seed(0)
-    return AllInOneModule(SMALL, tasks, vocab_size=40, answers=6 if "answer" in tasks else None, **settings)
+    return AllInOneModule(SMALL, tasks, vocab_size=40, num_answers=6 if "answer" in tasks else None, **settings)
 
 
 def batch(size=4, frames=3) -> dict:

@@ -25,7 +25,7 @@ def test_unknown_cells_stay_unknown_and_do_not_count():
 def test_a_camera_alone_needs_no_echoes():
     backbone = partial(image_backbone, name="test_resnet", pretrained=False)
     model = partial(BEVFusion, backbone, backbone, channels=8, camera_stride=4, modality="camera_only")
-    module = BevFusionModule(model, OccupancyLoss(), classes=2, heights=1, grid=GRID)
+    module = BevFusionModule(model, OccupancyLoss(), num_classes=2, heights=1, grid=GRID)
     assert TRACES not in module.needs and TRACES in built("bev_fusion").needs
     batch = {key: value for key, value in MODULES["bev_fusion"].rows(2).items() if key != TRACES}
     assert module.echoes(batch) is None

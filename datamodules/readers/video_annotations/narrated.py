@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 from pathlib import Path
 
 import numpy as np
 
 from datamodules.readers.base import BadSample, inside
 from datamodules.readers.clip import ClipSource
-from datamodules.readers.text import read_json, read_text
+from datamodules.readers.text import csv_rows, read_json
 from datamodules.readers.video_annotations.sample import (
     Annotations,
     Sample,
@@ -38,13 +36,12 @@ class HowToSample(Sample):
         Raises BadSample where there is no narration.
         """
         try:
-            table = csv.DictReader(io.StringIO(read_text(self.texts[0]), newline=""))
-            rows = [row for row in table if row.get("text")]
+            rows = [row for _, row in csv_rows(self.texts[0], ("start", "end", "text")) if row["text"]]
             row = rows[0 if rng is None else int(rng.integers(len(rows)))]
             start, end = float(row["start"]), float(row["end"])
             if not 0 <= start <= end < LONGEST:
                 raise ValueError(f"from {start} to {end} s")
-        except (UserError, ValueError, IndexError, KeyError, TypeError, csv.Error) as error:
+        except (UserError, ValueError, IndexError, KeyError, TypeError) as error:
             raise BadSample(f"no narration: {self.texts[0]} ({error})") from error
         if end - start < SHORTEST:
             start = max(0.0, (start + end - SHORTEST) / 2)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from datamodules.readers.base import BadSample, inside
-from datamodules.readers.clip import ClipSource
 from datamodules.readers.video_annotations.captions import lsmdc_clip
 from datamodules.readers.video_annotations.sample import (
     UNKNOWN,
@@ -32,14 +31,14 @@ def msrvtt_qa(root: str, split: str) -> Annotations:
     folder = metadata(root, "msrvtt")
     answers = answer_numbers(folder / "msrvtt_train_ans2label.json")
 
-    def sample_of(numbered: tuple[int, dict[str, Any]]) -> Sample:
-        number, record = numbered
+    def sample_of(record: dict[str, Any]) -> Sample:
         clip, question = record["video_id"], record["question"]
-        source = video(root, "msrvtt", "videos", "all", f"{_video_name(clip)}.mp4")
+        name = f"video{clip}" if str(clip).isdigit() else clip
+        source = video(root, "msrvtt", "videos", "all", f"{name}.mp4")
         answer = answers.get(record.get("answer"), UNKNOWN)
-        return Sample(f"{clip}#{number}", source, (question,), answer, group=record.get("type", _kind(question)))
+        return Sample(clip, source, (question,), answer, group=record.get("type", _kind(question)))
 
-    return collect(_numbered(json_records(folder / f"msrvtt_qa_{split}.jsonl")), sample_of, _by_number(answers))
+    return collect(json_records(folder / f"msrvtt_qa_{split}.jsonl"), sample_of, _by_number(answers), numbered=True)
 
 
 def msvd_qa(root: str, split: str) -> Annotations:
@@ -54,17 +53,16 @@ def msvd_qa(root: str, split: str) -> Annotations:
         youtube, clip = line.split()
         files[clip] = youtube
 
-    def sample_of(numbered: tuple[int, dict[str, Any]]) -> Sample:
-        number, record = numbered
+    def sample_of(record: dict[str, Any]) -> Sample:
         clip, question = str(record["video_id"]), record["question"]
         name = files.get(clip, files.get(f"vid{clip}"))
         if name is None:
             raise BadSample(f"missing video: msvd_youtube_mapping.txt does not know {clip}")
         answer = answers.get(record.get("answer"), UNKNOWN)
         source = video(root, "msvd", "YouTubeClips", f"{name}.avi")
-        return Sample(f"{clip}#{number}", source, (question,), answer, group=_kind(question))
+        return Sample(clip, source, (question,), answer, group=_kind(question))
 
-    return collect(_numbered(json_records(folder / f"msvd_{split}_qa_encode.json")), sample_of, tuple(answers))
+    return collect(json_records(folder / f"msvd_{split}_qa_encode.json"), sample_of, tuple(answers), numbered=True)
 
 
 def tgif_frameqa(root: str, split: str) -> Annotations:
@@ -73,13 +71,12 @@ def tgif_frameqa(root: str, split: str) -> Annotations:
     folder = metadata(root, "tgif")
     answers = answer_numbers(folder / "frameqa_trainval_ans2label.json")
 
-    def sample_of(numbered: tuple[int, dict[str, Any]]) -> Sample:
-        number, record = numbered
+    def sample_of(record: dict[str, Any]) -> Sample:
         clip, question = record["gif_name"], record["question"]
         answer = answers.get(record.get("answer"), UNKNOWN)
-        return Sample(f"{clip}#{number}", _gif(root, clip), (question,), answer, group=_kind(question))
+        return Sample(clip, video(root, "tgif", "gifs", f"{clip}.gif"), (question,), answer, group=_kind(question))
 
-    return collect(_numbered(json_records(folder / f"frameqa_{split}.jsonl")), sample_of, _by_number(answers))
+    return collect(json_records(folder / f"frameqa_{split}.jsonl"), sample_of, _by_number(answers), numbered=True)
 
 
 def tgif_action(root: str, split: str) -> Annotations:
@@ -95,29 +92,27 @@ def tgif_transition(root: str, split: str) -> Annotations:
 def _tgif_choice(root: str, split: str, task: str) -> Annotations:
     choose(split, {"train": (), "test": ()})
 
-    def sample_of(numbered: tuple[int, dict[str, Any]]) -> Sample:
-        number, record = numbered
+    def sample_of(record: dict[str, Any]) -> Sample:
         clip, texts = record["gif_name"], prompts(record["question"], record["options"])
-        return Sample(f"{clip}#{number}", _gif(root, clip), texts, int(record["answer"]))
+        return Sample(clip, video(root, "tgif", "gifs", f"{clip}.gif"), texts, int(record["answer"]))
 
-    return collect(_numbered(json_records(metadata(root, "tgif") / f"{task}_{split}.jsonl")), sample_of, choices=True)
+    return collect(json_records(metadata(root, "tgif") / f"{task}_{split}.jsonl"), sample_of, choices=True, numbered=True)
 
 
 def tvqa(root: str, split: str) -> Annotations:
     """TVQA: ``tvqa_{train,val,test_public}.jsonl``; frames of the localised span, 3 per second."""
 
-    def sample_of(numbered: tuple[int, dict[str, Any]]) -> Sample:
-        number, record = numbered
+    def sample_of(record: dict[str, Any]) -> Sample:
         clip = record["vid_name"]
         show = clip.split("_")[0] if clip.split("_")[0] in ("castle", "friends", "grey", "house", "met") else "bbt"
         begin, end = (float(part) for part in str(record["ts"]).split("-"))
         folder = ("tvqa", "frames", "raw_frames", "frames_hq", f"{show}_frames", clip)
         source = video(root, *folder, kind="frames", span=(begin, max(end, begin)), fps=3.0)
         texts = prompts(record["q"], [record[f"a{i}"] for i in range(5)])
-        return Sample(f"{clip}#{number}", source, texts, int(record.get("answer_idx", UNKNOWN)))
+        return Sample(clip, source, texts, int(record.get("answer_idx", UNKNOWN)))
 
     path = metadata(root, "tvqa") / f"tvqa_{'test_public' if split == 'test' else split}.jsonl"
-    return collect(_numbered(json_records(path)), sample_of, choices=True)
+    return collect(json_records(path), sample_of, choices=True, numbered=True)
 
 
 def prompts(question: str, options: Sequence[str]) -> tuple[str, ...]:
@@ -177,13 +172,11 @@ def vcr(root: str, split: str) -> Annotations:
 
     Objects are called by ``<class> <k>``, k their rank of first mention in the sample, and painted into the image.
     """
-    folder = metadata(root, "vcr1annots")
-    return collect(
-        _numbered(json_records(folder / f"{split}.jsonl")), lambda numbered: _vcr_sample(root, *numbered), choices=True
-    )
+    records = json_records(metadata(root, "vcr1annots") / f"{split}.jsonl")
+    return collect(records, lambda record: _vcr_sample(root, record), choices=True)
 
 
-def _vcr_sample(root: str, number: int, record: dict[str, Any]) -> Sample:
+def _vcr_sample(root: str, record: dict[str, Any]) -> Sample:
     objects = record["objects"]
     names: dict[int, str] = {}
 
@@ -210,7 +203,7 @@ def _vcr_sample(root: str, number: int, record: dict[str, Any]) -> Sample:
         raise BadSample(f"missing boxes: {error}") from error
     gold = answers[label] if label != UNKNOWN else ""
     return Sample(
-        key=f"{record.get('annot_id', number)}",
+        key=str(record["annot_id"]),
         # Boxes are in pixels of the stored image.
         source=video(root, "vcr", "vcr1images", record["img_fn"], kind="image", official=True),
         texts=tuple(f"{question}[SEP]{answer}" for answer in answers),
@@ -219,19 +212,6 @@ def _vcr_sample(root: str, number: int, record: dict[str, Any]) -> Sample:
         reason=reason,
         boxes=tuple((place, tuple(map(float, boxes[index][:4]))) for place, index in enumerate(names)),
     )
-
-
-def _numbered(records: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, tuple[int, Any]]]:
-    """Records with their numbers, which make the names of questions unique."""
-    yield from ((where, (number, record)) for number, (where, record) in enumerate(records))
-
-
-def _gif(root: str, name: str) -> ClipSource:
-    return video(root, "tgif", "gifs", f"{name}.gif")
-
-
-def _video_name(clip: int | str) -> str:
-    return f"video{clip}" if str(clip).isdigit() else str(clip)
 
 
 def _by_number(answers: dict[str, int]) -> tuple[str, ...]:

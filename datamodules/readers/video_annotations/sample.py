@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from datamodules.readers.base import BadSample, inside
 from datamodules.readers.clip import ClipSource
-from datamodules.readers.text import json_lines, read_json, read_text, split_lines
+from datamodules.readers.text import csv_rows, json_lines, read_json, read_text, split_lines
 from models.batch import Skipped
 from models.errors import UserError
 
@@ -72,6 +71,7 @@ def collect(
     sample_of: Callable[[Any], Sample],
     answers: tuple[str, ...] = (),
     choices: bool = False,
+    numbered: bool = False,
 ) -> Annotations:
     """The samples of all records; a record that cannot be used is skipped with its reason.
 
@@ -80,10 +80,11 @@ def collect(
         sample_of: makes the sample of one record; whatever it raises for a malformed one becomes the reason.
         answers: names of the classes that ``Sample.answer`` counts.
         choices: texts are candidates, as many in every sample as in the first, and ``Sample.answer`` is an index among them.
+        numbered: several records share a clip; the number of the record makes the key of each sample unique.
     """
     samples: list[Sample] = []
     skipped: list[Skipped] = []
-    for where, record in records:
+    for number, (where, record) in enumerate(records):
         try:
             sample = _checked(sample_of(record))
             options = len(sample.texts) if choices else len(answers)
@@ -91,7 +92,7 @@ def collect(
                 raise BadSample(f"bad record: {options} options instead of {len(samples[0].texts)}")
             if options and not (sample.answer == UNKNOWN or 0 <= sample.answer < options):
                 raise BadSample(f"bad record: answer {sample.answer} of {options}")
-            samples.append(sample)
+            samples.append(sample._replace(key=f"{sample.key}#{number}") if numbered else sample)
         except BadSample as error:
             skipped.append(Skipped(-1, where, str(error)))
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError, SyntaxError) as error:
@@ -169,6 +170,11 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
+def named_rows(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """(where, row by column) of a file with a header that has the ``columns``. Raises AnnotationError."""
+    return csv_rows(_existing(path), columns, AnnotationError, delimiter)
+
+
 def plain_pickle(path: Path) -> Any:
     """A pickle of dicts, lists, strings and numbers; anything that would run code is refused."""
     try:
@@ -185,27 +191,9 @@ def table(path: Path, columns: int, header: bool = False) -> Iterator[tuple[str,
 
     Raises AnnotationError.
     """
-    rows = csv.reader(io.StringIO(_text(path), newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
-    for number, row in _rows(rows, path):
-        if row and not (header and number == 1):
-            yield f"{path}, line {number}", row + [None] * (columns - len(row))
-
-
-def named_rows(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(where, row by column) of a file with a header that has the ``columns``. Raises AnnotationError."""
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter)
-    if missing := set(columns) - set(reader.fieldnames or []):
-        raise AnnotationError(f"{path} has no column {sorted(missing)}, but {reader.fieldnames}")
-    for _, row in _rows(reader, path):
-        yield f"{path}, line {reader.line_num}", row
-
-
-def _rows(reader: Any, path: Path) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    try:
-        yield from enumerate(reader, 1)
-    except csv.Error as error:
-        raise AnnotationError(f"{path}, line {reader.line_num}: {error}.") from None
+    for where, line in itertools.islice(lines(path), int(header), None):
+        row = line.split("\t")
+        yield where, row + [None] * (columns - len(row))
 
 
 def _text(path: Path) -> str:

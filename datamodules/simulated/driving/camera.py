@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from datamodules.simulated.driving.scene import Scene, blocked, cast
 from models.bev_fusion.geometry import Camera
@@ -54,7 +55,7 @@ def make_camera(width: int, height: int, pitch: float = math.radians(32), fov: f
         centre=((width - 1) / 2, (height - 1) / 2),
         width=width,
         height=height,
-        quaternion=_quaternion(axes.T),
+        quaternion=tuple(Rotation.from_matrix(axes.T).as_quat().tolist()),
         translation=(-0.85, 0.0, 0.9),
         fov=fov,
     )
@@ -197,21 +198,3 @@ def _soil(image: NDArray[np.float32], dirt: Array) -> None:
     for x, y, r in dirt:
         away = np.hypot(u - x * width, v - y * height) / (r * width)
         image *= (1 - 0.8 / (1 + np.exp(np.minimum(8 * (away - 1), 50))))[..., None]
-
-
-def _quaternion(rotation: Array) -> tuple[float, float, float, float]:
-    """(x, y, z, w) of a rotation matrix; the largest component first, so that nothing is divided by a small number."""
-    m = rotation
-    squares = np.array([
-        1 + m[0, 0] - m[1, 1] - m[2, 2], 1 - m[0, 0] + m[1, 1] - m[2, 2], 1 - m[0, 0] - m[1, 1] + m[2, 2], 1 + np.trace(m),
-    ])  # fmt: skip
-    largest = int(squares.argmax())
-    s = 2 * math.sqrt(squares[largest])
-    rows = {
-        0: (s * s / 4, m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[2, 1] - m[1, 2]),
-        1: (m[0, 1] + m[1, 0], s * s / 4, m[1, 2] + m[2, 1], m[0, 2] - m[2, 0]),
-        2: (m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], s * s / 4, m[1, 0] - m[0, 1]),
-        3: (m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], s * s / 4),
-    }
-    x, y, z, w = (float(value / s) for value in rows[largest])
-    return x, y, z, w

@@ -165,7 +165,7 @@ def _write(world: World, index: int, folder: str) -> dict[str, Any]:
         "weather": _plain(recording.weather._asdict()),
         "celsius": recording.celsius,
     }
-    (root / "scenes" / f"{key}.json").write_text(json.dumps({**scene, "celsius": recording.celsius}))
+    (root / "scenes" / f"{key}.json").write_text(json.dumps(scene))
     return {
         "id": key,
         "rig": "simulated",
@@ -180,14 +180,6 @@ def _write(world: World, index: int, folder: str) -> dict[str, Any]:
 @lru_cache(maxsize=2)
 def _lens(camera: Camera) -> Lens:
     return make_lens(camera)
-
-
-def scene_from_json(text: str) -> Scene:
-    """The scene of a file of ``scenes/``, to render it again."""
-    stored = json.loads(text)["scene"]
-    boxes, cylinders = np.array(stored["boxes"]).reshape(-1, 7), np.array(stored["cylinders"]).reshape(-1, 5)
-    colours = np.array(stored["colours"]).reshape(-1, 3)
-    return Scene(boxes, cylinders, np.array(stored["classes"], np.int64), np.array(stored["reflectivity"]), colours)
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from datamodules.features.curation import (
     best_captions,
     half_cosines,
     prototypes_from_images,
-    quantise_scores,
     select_balanced,
 )
 from models.errors import UserError
+from tests.golden.freeze_align import quantise_scores
 
 
 def test_running_best_is_the_stable_sort_with_ties(monkeypatch):

@@ -91,7 +91,7 @@ def test_classes_of_folders(tmp_path):
     test = ready("class_folders", tmp_path).splits["test"]
     assert test.class_names == ["Bird", "cat", "golden retriever"]  # in the order of the folders' names, as ImageFolder
     for i in range(len(test)):
-        assert test.key(i).split("/")[0].replace("_", " ") == test.class_names[test.label(i)]
+        assert test.key(i).split("/")[0].replace("_", " ") == test.class_names[test.labels[i]]
     (tmp_path / "classes.txt").write_text("bird, fowl\ncat\nretriever\n")
     test = ready("class_folders", tmp_path).splits["test"]
     assert test.class_names == ["bird", "cat", "retriever"] and test.captions(11) == ["a photo of a retriever"]

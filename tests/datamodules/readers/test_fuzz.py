@@ -91,7 +91,7 @@ def read_images(data):
     for i in range(len(data)):
         data.key(i).encode()
         "".join(data.captions(i)).encode()
-        data.label(i)
+        data.labels[i]
         try:
             data.image(i)
         except BadSample:

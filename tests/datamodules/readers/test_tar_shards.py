@@ -39,7 +39,7 @@ def test_reads_what_tarfile_reads(tmp_path, form):
 def test_a_row_has_key_label_captions_and_image(tmp_path):
     dataset = TarShards(str(write_shards(tmp_path)))
     assert len(dataset) == 12
-    assert dataset.key(7) == "000000007" and dataset.label(7) == 1 and len(dataset.captions(7)) == 3
+    assert dataset.key(7) == "000000007" and dataset.labels[7] == 1 and len(dataset.captions(7)) == 3
     assert dataset.image(7).mode == "RGB"
     assert dataset.labels.tolist() == [i % 3 for i in range(12)]
 
@@ -58,7 +58,7 @@ def test_class_names_and_labels(tmp_path):
     dataset = TarShards(str(tmp_path))
     assert dataset.class_names == ["red star", "blue ring"]
     assert dataset.labels.tolist() == [1, 0, -1]
-    assert dataset.label(2) is None
+    assert dataset.labels[2] == -1
     assert [entry.key for entry in dataset.skipped] == ["000000002", "000000003"]
 
 

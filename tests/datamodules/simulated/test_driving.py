@@ -9,7 +9,7 @@ import torch
 from datamodules.driving import BevDataModule
 from datamodules.order import BatchRequest
 from datamodules.simulated.driving.camera import make_camera, make_lens, make_weather, radiance, render
-from datamodules.simulated.driving.recordings import World, record, scene_from_json, write_recordings
+from datamodules.simulated.driving.recordings import World, record, write_recordings
 from datamodules.simulated.driving.scene import Scene, cast, make_scene, occupancy, visible_only
 from datamodules.simulated.driving.ultrasound import Acoustics, echoes, make_rig
 from datamodules.transforms.driving import Augmentation, mirrored
@@ -116,6 +116,14 @@ def test_what_is_hidden_becomes_unknown():
     assert (label[-1, :4] == 0).all()
 
 
+def scene_from_json(text: str) -> Scene:
+    """The scene of a file of ``scenes/``, to render it again."""
+    stored = json.loads(text)["scene"]
+    boxes, cylinders = np.array(stored["boxes"]).reshape(-1, 7), np.array(stored["cylinders"]).reshape(-1, 5)
+    colours = np.array(stored["colours"]).reshape(-1, 3)
+    return Scene(boxes, cylinders, np.array(stored["classes"], np.int64), np.array(stored["reflectivity"]), colours)
+
+
 def test_files_are_the_same_whoever_writes_them(folder, tmp_path):
     again = write_recordings(str(tmp_path), LAYOUT, train=6, val=4, test=0, width=64, height=48, samples=256, processes=2)
     for kind in ("images", "labels", "ultrasonic"):
@@ -134,7 +142,7 @@ def test_the_ordinary_reader_gives_batches(folder):
     assert batch["image"].shape == (2, 3, 48, 64) and batch["traces"].shape == (2, 10, 256)
     assert batch["view_grid"].shape == (2, 4, 16, 16, 2) and batch["bev_label"].max() <= 1
     assert batch["condition"] == ["day", "glare"]
-    assert datamodule(folder, classes=4).splits["train"][request(0)]["bev_label"].max() <= 3
+    assert datamodule(folder, num_classes=4).splits["train"][request(0)]["bev_label"].max() <= 3
 
 
 def test_mirroring_a_recording_mirrors_its_echo_map(folder):

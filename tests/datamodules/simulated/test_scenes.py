@@ -74,7 +74,7 @@ def test_writer_and_reader_agree(tmp_path):
     train = TarShards(str(folder), "train")
     assert len(train) == 7 and len(train.shards) == 2 and train.skipped == [] and train.class_names == CLASS_NAMES
     scene = make_scene(5, 4)
-    assert train.captions(4) == captions(scene) and train.label(4) == scene.label
+    assert train.captions(4) == captions(scene) and train.labels[4] == scene.label
     difference = np.asarray(train.image(4)).astype(int) - np.asarray(render(scene, 32))
     assert np.abs(difference).mean() < 12  # JPEG
     val = TarShards(str(folder), "val")

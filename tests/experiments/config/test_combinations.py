@@ -107,7 +107,7 @@ def test_every_refinement_trains(refinement):
     torch.manual_seed(0)
     backbone = partial(image_backbone, name="test_resnet", pretrained=False)
     model = partial(BEVFusion, backbone, backbone, channels=8, camera_stride=4, refinement=build(node))
-    module = BevFusionModule(model, OccupancyLoss(), classes=2, heights=1, grid=small.GRID)
+    module = BevFusionModule(model, OccupancyLoss(), num_classes=2, heights=1, grid=small.GRID)
     total = sum(module.shared_step(small.MODULES["bev_fusion"].rows(3), "train").losses.values())
     total.backward()
     assert torch.isfinite(total)

@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import MISSING
 from PIL import Image
 
@@ -55,7 +56,7 @@ def overrides_of(command: str) -> list[str]:
 def jobs_of(overrides: list[str]) -> list[list[str]]:
     """The first and the last job of a sweep; without a sweep the overrides themselves."""
     parsed = [
-        [*override.sweep_string_iterator()] if override.is_sweep_override() else None
+        _values_of(override) if override.is_sweep_override() else None
         for override in OverridesParser.create().parse_overrides(overrides)
     ]
     if not any(parsed):
@@ -65,6 +66,13 @@ def jobs_of(overrides: list[str]) -> list[list[str]]:
         [f"{key}={values[pick]}" if values else override for key, values, override in zip(keys, parsed, overrides, strict=True)]
         for pick in (0, -1)
     ]
+
+
+def _values_of(override: Override) -> list[str]:
+    """All values of a list, or both ends of an interval."""
+    if override.is_discrete_sweep():
+        return [*override.sweep_string_iterator()]
+    return [str(override.value().start), str(override.value().end)]
 
 
 @cache

@@ -14,6 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from experiments.sweeps.definition import check_definition, definition_of
 from experiments.sweeps.search import distribution_of, open_study
+from experiments.sweeps.wandb import definition
 from models.errors import UserError
 from tests.experiments.launch import ROOT, command, environment
 from tests.experiments.launch import launch_cold as launch
@@ -173,3 +174,19 @@ def test_a_folder_holds_one_sweep_to_which_values_may_be_added(tmp_path):
     for others in (["seed=1,2"], ["experiment=sail_dinov2", "seed=1,2", "debug=x"], ["experiment=sail_dinov2", "++a.b=1,2"]):
         with pytest.raises(UserError, match="holds another sweep"):
             check_definition(definition_config(tmp_path, *others))
+
+
+def test_a_wandb_sweep_calls_run_with_the_parameters_it_draws():
+    written = definition(
+        ["experiment=sail_dinov2", "projector=linear,mlp", "optimizer.lr=tag(log,interval(1e-5,1e-2))", "optimize=test/a"]
+    )
+    assert written["method"] == "bayes" and written["metric"] == {"name": "test/a", "goal": "maximize"}
+    assert written["parameters"] == {
+        "projector": {"values": ["linear", "mlp"]},
+        "optimizer.lr": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2},
+    }
+    assert written["command"][:3] == ["python", "run.py", "experiment=sail_dinov2"]
+    named = definition(["experiment=hammer_dgm4", "sweep=hammer/ablation"])
+    assert named["method"] == "grid" and "hammer/text_only" in named["parameters"]["module"]["values"]
+    with pytest.raises(UserError, match="nothing to sweep"):
+        definition(["experiment=sail_dinov2", "optimize=test/a"])

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from models.all_in_one.checkpoint import load_backbone, load_official, model_from_official
+from models.all_in_one.checkpoint import load_backbone, load_official
 from models.io import CheckpointError
+from tests.golden.all_in_one import model_from_official
 from tests.models.all_in_one.test_model import small
 
 
 def test_round_trip_through_official_names():
-    model = small(tasks=["match", "mlm", "answer", "contrastive"], answers=7)
+    model = small(tasks=["match", "mlm", "answer", "contrastive"], num_answers=7)
     weights = {f"module.{name}": value for name, value in model.state_dict().items()}
     again = model_from_official(weights, heads=2, drop_rate=0.0)
     assert set(again.tasks) == {"match", "mlm", "answer", "contrastive"}
@@ -39,7 +40,7 @@ def test_text_positions_keep_the_overlap():
 
 def test_new_head_stays_fresh_and_ranking_starts_from_matching():
     pretrained = small(tasks=["match", "mlm"]).state_dict()
-    model = small(tasks=["rank", "answer"], answers=5)
+    model = small(tasks=["rank", "answer"], num_answers=5)
     loaded = load_official(model, pretrained)
     assert {name.split(".")[0] for name in loaded.fresh} == {"rank_output", "vqa_classifier"}
     assert all(name.startswith("mlm_score") for name in loaded.unused)

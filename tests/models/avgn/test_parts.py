@@ -83,18 +83,18 @@ def test_gumbel_draws_from_the_softmax():
     torch.testing.assert_close(share, scores.softmax(0), rtol=0, atol=0.015)
 
 
-def test_avtest_starts_indifferent_and_handles_length_padding_and_silence():
+def test_avtest_starts_indifferent_and_handles_length_and_ignored_keys():
     torch.manual_seed(0)
     model = AVTeST(4, 3, dim=16, max_snippets=6).eval()
     visual, audio = torch.randn(2, 9, 4), torch.randn(2, 9, 3)
     assert bool((model(visual, audio).logits == 0).all())
     torch.nn.init.normal_(model.head[2].weight)
-    padded = torch.arange(9)[None] >= torch.tensor([[9], [5]])
-    ignore = torch.cat([padded, padded], dim=1)
-    found = model(visual, audio, ignore, padded).logits
-    assert bool(torch.isinf(found[1, 5:]).all()) and bool(torch.isfinite(found[0]).all())
-    other = torch.where(padded[..., None], 7.0, visual)
-    torch.testing.assert_close(model(other, audio, ignore, padded).logits[1, :5], found[1, :5])
+    ignored = torch.arange(9)[None] >= torch.tensor([[9], [5]])
+    ignore = torch.cat([ignored, ignored], dim=1)
+    logits = model(visual, audio, ignore).logits
+    assert bool(torch.isfinite(logits).all())
+    other = torch.where(ignored[..., None], 7.0, visual)
+    torch.testing.assert_close(model(other, audio, ignore).logits[1, :5], logits[1, :5])
 
 
 def test_saliency_losses_are_their_formulas():

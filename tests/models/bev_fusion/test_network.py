@@ -90,14 +90,14 @@ def test_what_no_height_shows_is_zero_before_mixing(pooling):
 @pytest.mark.parametrize(
     "settings",
     [{}, {"modality": "camera_only"}, {"modality": "ultrasonic_only"}, {"place": "late"}, {"refinement": None},
-     {"fuse": "gated", "refine_at": "fused"}, {"refine_at": "camera", "pooling": "softmax", "classes": 4}],
+     {"fuse": "gated", "refine_at": "fused"}, {"refine_at": "camera", "pooling": "softmax", "num_classes": 4}],
 )  # fmt: skip
 def test_every_switch_gives_maps_and_gradients_to_all_parameters(settings):
     model = build(**settings)
     image, grid, valid, echo = inputs()
     found = model(image, grid, valid, echo)
     assert found.coarse.shape == (2, 1, 8, 8)
-    assert found.classes.shape == (2, settings.get("classes", 2), 16, 16)
+    assert found.classes.shape == (2, settings.get("num_classes", 2), 16, 16)
     (found.coarse.square().sum() + found.classes.square().sum()).backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     assert not [name for name in missing if not name.startswith(("camera_encoder", "ultrasonic_encoder"))]

@@ -32,6 +32,12 @@ def test_padding_does_not_count():
     torch.testing.assert_close(head.encode_text(padded, mask), head.encode_text(words, torch.ones(1, 3)))
 
 
+def test_without_a_mask_all_tokens_count():
+    head = TokenAlignmentHead(7, 6, 5, LINEAR, None, TokenProjector, LINEAR).eval()
+    words = torch.randn(2, 3, 6)
+    torch.testing.assert_close(head.encode_text(words), head.encode_text(words, torch.ones(2, 3)))
+
+
 def test_what_does_not_fit_is_named():
     with pytest.raises(CheckpointError, match="'temp' is missing"):
         head_from_official({"logit_scale": torch.zeros(1)})

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from models.freeze_align.fine_grained import fine_grained_loss, inner_words, words_that_count
+from models.freeze_align.fine_grained import fine_grained_loss, inner_words
+from tests.golden.freeze_align import words_that_count
 
 
 @pytest.fixture

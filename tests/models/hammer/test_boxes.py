@@ -1,7 +1,7 @@
 import torch
 from torchvision.ops import box_convert, box_iou, generalized_box_iou_loss
 
-from models.hammer.boxes import box_losses, paired_iou
+from models.hammer.grounding import box_losses, paired_iou
 
 
 def to_centres(corners):

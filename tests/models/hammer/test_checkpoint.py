@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from models.hammer.checkpoint import hammer_from_official, load_official, sizes_from_official
+from models.hammer.checkpoint import load_official
 from models.io import CheckpointError
+from tests.golden.hammer import hammer_from_official, sizes_from_official
 from tests.models.hammer.stand_in import SIZES, small_batch, small_hammer
 
 HEADS = {"vision_heads": 2, "text_heads": 2, "grounding_heads": 2}

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from models.batch import IGNORE_INDEX
-from models.hammer.token_grounding import token_grounding
+from models.hammer.grounding import token_grounding
 
 
 def test_mixes_labels_and_teacher_over_real_tokens_only():

@@ -2,8 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from models.metrics.classification import confusion_matrix
-from models.metrics.segmentation import mean_iou
+from models.metrics.classification import confusion_matrix, mean_iou
 
 
 def test_mean_iou_equals_scikit_learn():

@@ -5,7 +5,8 @@ import torch
 
 from experiments.benchmarks.reference import structure as plain
 from models.errors import UserError
-from models.structure.csa import covariances, csa, refine
+from models.structure.csa import covariances, csa
+from tests.golden.structure import refine
 
 
 def pairs(count=300):

@@ -1,10 +1,13 @@
-"""Boxes as shares of the image: overlaps of pairs and the two grounding losses (GIoU: arXiv 1902.09630)."""
+"""The grounding losses of HAMMER (arXiv 2304.02556, section 3.3): boxes as shares of the image, and manipulated tokens."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_area, box_convert, generalized_box_iou_loss
+
+from models.batch import IGNORE_INDEX
 
 
 def paired_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,7 +22,7 @@ def paired_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def box_losses(predicted: Tensor, target: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """L1 and GIoU losses of centre boxes (N, 4): sums over rows and coordinates, divided by the number of rows.
+    """L1 and GIoU (arXiv 1902.09630) losses of centre boxes (N, 4): sums over rows and coordinates, over the number of rows.
 
     Rows without a manipulated face have the target (0, 0, 0, 0) and count: the box learns to vanish. As in the official
     code, one box whose corners are crossed makes the GIoU loss of the whole batch 0 (a sigmoid cannot make such a box).
@@ -39,3 +42,23 @@ def box_losses(predicted: Tensor, target: Tensor, keep: Tensor | None = None) ->
     unit = a.new_tensor([0.0, 0.0, 1.0, 1.0])
     a, b = (torch.where(counted[:, None], boxes, unit) for boxes in (a, b))
     return l1, (generalized_box_iou_loss(a, b, eps=0.0) * counted).sum() / rows
+
+
+def token_grounding(
+    logits: Tensor, labels: Tensor, teacher: Tensor | None = None, alpha: float = 0.0, label_smoothing: float = 0.0
+) -> Tensor:
+    """``(1 - alpha) CE + alpha KD``, both means over the tokens of the batch that are not padding; CE alone without teacher.
+
+    Args:
+        logits: (B, T, 2) of the online model.
+        teacher: (B, T, 2) of the momentum model: ``KD = -sum_c softmax(teacher)_c log p_c``.
+        labels: (B, T), 1 manipulated, 0 not, IGNORE_INDEX padding.
+        label_smoothing: of CE.
+    """
+    logits = logits.float()
+    ce = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, label_smoothing=label_smoothing)
+    if teacher is None:
+        return ce
+    labelled = labels != IGNORE_INDEX
+    kd = -(teacher.detach().float().softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    return (1 - alpha) * ce + alpha * torch.where(labelled, kd, 0.0).sum() / labelled.sum()

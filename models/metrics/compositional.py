@@ -1,15 +1,9 @@
-"""MMVP-VLM (arXiv 2401.06209): pairs of images that look alike to CLIP, in nine visual patterns."""
+"""Pairs of images and texts that are hard to tell apart: MMVP-VLM (arXiv 2401.06209), Winoground (arXiv 2204.03162)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-CATEGORIES = (
-    "orientation and direction", "presence of specific features", "state and condition", "quantity and count",
-    "positional and relational context", "color and appearance", "structural characteristics", "texts",
-    "viewpoint and perspective",
-)  # fmt: skip
 
 
 def mmvp_accuracy(logits: Tensor, question_ids: Tensor, pairs_per_category: int = 15) -> Tensor:
@@ -26,6 +20,9 @@ def mmvp_accuracy(logits: Tensor, question_ids: Tensor, pairs_per_category: int 
     return torch.stack([part.mean() for part in right.double().split(pairs_per_category)]) * 100
 
 
-def mmvp_average(per_category: Tensor) -> float:
-    """Mean over the categories, percent."""
-    return torch.as_tensor(per_category).mean().item()
+def winoground_correct(scores: Tensor) -> Tensor:
+    """(N, 2, 2) similarities of caption c and image i to (N, 3) booleans: text, image and group score. Ties are wrong."""
+    s = scores
+    text = (s[:, 0, 0] > s[:, 1, 0]) & (s[:, 1, 1] > s[:, 0, 1])
+    image = (s[:, 0, 0] > s[:, 0, 1]) & (s[:, 1, 1] > s[:, 1, 0])
+    return torch.stack([text, image, text & image], dim=1)
