@@ -95,9 +95,10 @@ class Soak:
         return process.exitcode
 
     def _damage(self, run: Path, counts: Counter) -> None:
-        """Now and then flip a byte of the newest checkpoint."""
+        """Now and then flip a byte of the newest checkpoint of a training that is not done."""
+        stages = json.loads((run / "run.json").read_text())["stages"] if (run / "run.json").is_file() else {}
         file = run / "checkpoints" / "last" / self.random.choice(("weights.safetensors", "trainer.pt"))
-        if self.random.random() < 0.25 and file.is_file():
+        if self.random.random() < 0.25 and file.is_file() and "fit" not in stages:
             content = bytearray(file.read_bytes())
             content[self.random.randrange(len(content))] ^= 0xFF
             file.write_bytes(content)
