@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -142,3 +144,40 @@ def hold_out(rows: ImageAnnotations, share: float) -> tuple[ImageAnnotations, Im
         digest = hashlib.sha256(name.encode("utf-8", "replace")).digest()
         parts[int.from_bytes(digest[:4], "big") < share * 2**32].append(sample)
     return rows._replace(samples=parts[0]), ImageAnnotations(parts[1], rows.answers)
+
+
+def check_copy(reader: str, root: str) -> list[str]:
+    """What is wrong with a data set at ``root``, a line each; empty when every annotation and image is there.
+
+    Args:
+        reader: module and name of a reader in ``datamodules.readers.image_annotations``, for example ``questions.vqa_v2``.
+        root: its folder.
+    """
+    module, _, name = reader.rpartition(".")
+    read = getattr(importlib.import_module(f"datamodules.readers.image_annotations.{module}"), name)
+    problems = []
+    for split in ("train", "val", "test"):
+        try:
+            rows = read(root, split)
+        except MissingSplit:
+            continue
+        except UserError as error:
+            problems.append(f"{split}: {error}")
+            continue
+        sources = {source for sample in rows.samples for source in (sample.image, sample.second) if source is not None}
+        missing = sorted(source.path for source in sources if not Path(source.path).is_file())
+        if missing:
+            problems.append(f"{split}: {len(missing)} of {len(sources)} images are missing, the first is {missing[0]}")
+        if not rows.samples:
+            problems.append(f"{split}: no sample can be used")
+        if rows.skipped:
+            problems.append(f"{split}: {len(rows.skipped)} records are unusable, the first: {rows.skipped[0].reason}")
+    return problems
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m datamodules.vision_language READER ROOT, for example questions.vqa_v2 /data/vqa")
+    problems = check_copy(*sys.argv[1:])
+    print("\n".join(problems) or "every image of every split is there")
+    sys.exit(bool(problems))

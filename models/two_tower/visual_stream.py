@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Kind = Literal["static", "adaptive", "adaptive_last", "adaptive_average", "adaptive_cross"]
-JITTER = 0.01  # in training weights are multiplied by a uniform factor in [1 - JITTER, 1 + JITTER]
 
 
 class StaticStreamManager(nn.Module):
@@ -27,10 +26,12 @@ class StaticStreamManager(nn.Module):
         width: D.
         experts: N.
         skip_last: leave the last expert out, as the official manager of the first decoder layer does.
+        jitter: in training, weights are multiplied by a uniform factor in [1 - jitter, 1 + jitter].
     """
 
-    def __init__(self, width: int, experts: int, skip_last: bool = False):
+    def __init__(self, width: int, experts: int, skip_last: bool = False, jitter: float = 0.01):
         super().__init__()
+        self.jitter = jitter
         self.layer_scores = nn.Parameter(torch.zeros(1, experts - skip_last, 1, width))
 
     def weights(self, uniform: Tensor | None = None) -> Tensor:
@@ -39,7 +40,7 @@ class StaticStreamManager(nn.Module):
         Args:
             uniform: (1, N, 1, D) in [0, 1] that decides on the jitter; drawn if None.
         """
-        return _jittered(self.layer_scores, self.training, uniform)[0, :, 0]
+        return _jittered(self.layer_scores, self.jitter if self.training else 0.0, uniform)[0, :, 0]
 
     def forward(self, experts: Tensor, hidden: Tensor, query: Tensor | None = None, uniform: Tensor | None = None) -> Tensor:
         """Experts (B, N, L, D) to what is added to the visual tokens ``hidden`` (B, L, D)."""
@@ -55,11 +56,12 @@ class AdaptiveStreamManager(nn.Module):
         experts: N.
         kind: what the scores are generated from: ``adaptive``: the token's state h; else [q ; h], where q is the last query
             token (``adaptive_last``), the mean of all (``adaptive_average``), or what h attends to (``adaptive_cross``).
+        jitter: see :class:`StaticStreamManager`.
     """
 
-    def __init__(self, width: int, experts: int, kind: Kind = "adaptive"):
+    def __init__(self, width: int, experts: int, kind: Kind = "adaptive", jitter: float = 0.01):
         super().__init__()
-        self.kind = kind
+        self.kind, self.jitter = kind, jitter
         self.linear_controller = nn.Linear(width if kind == "adaptive" else 2 * width, experts, bias=False)
         self.zero_gate = nn.Parameter(torch.zeros(1, experts, 1, width))
         if kind == "adaptive_cross":
@@ -78,7 +80,7 @@ class AdaptiveStreamManager(nn.Module):
         scores = self.linear_controller(self._source(hidden, hidden if query is None else query))
         scores = scores.transpose(1, 2)[..., None]  # (B, N, L, 1)
         if self.training:
-            scores = _jittered(scores.expand(experts.shape), True, uniform)
+            scores = _jittered(scores.expand(experts.shape), self.jitter, uniform)
         return (scores * self.zero_gate * experts).sum(dim=1)
 
     def _source(self, hidden: Tensor, query: Tensor) -> Tensor:
@@ -94,11 +96,11 @@ class AdaptiveStreamManager(nn.Module):
         return torch.cat([mixed, hidden], dim=-1)
 
 
-def _jittered(scores: Tensor, training: bool, uniform: Tensor | None) -> Tensor:
-    if not training:
+def _jittered(scores: Tensor, jitter: float, uniform: Tensor | None) -> Tensor:
+    if not jitter:
         return scores
     uniform = torch.rand_like(scores) if uniform is None else uniform
-    return scores * (1 - JITTER + 2 * JITTER * uniform)
+    return scores * (1 - jitter + 2 * jitter * uniform)
 
 
 class StreamManagers(nn.Module):

@@ -20,7 +20,7 @@ from models.two_tower.model import TwoTower
 from models.two_tower.parameter_groups import group_of
 from models.two_tower.port import model_from_port, port_contrast
 from models.two_tower.retrieval import recalls, rerank
-from models.two_tower.visual_stream import JITTER, AdaptiveStreamManager, StaticStreamManager, StreamManagers
+from models.two_tower.visual_stream import AdaptiveStreamManager, StaticStreamManager, StreamManagers
 from tests.golden.harness import Case
 
 CONNECTORS = {"METER": "NoConnector", "BT": "Bridge", "MT": "Managers"}
@@ -128,8 +128,8 @@ def retrieval_rerank(case: Case) -> dict[str, Tensor | float]:
 
 def hf_port(case: Case) -> dict[str, Tensor]:
     config, inputs = dict(case.config), case.inputs
-    heads = config.pop("vision_heads")
-    model = model_from_port(case.weights, BridgeTowerConfig(**config), image_heads=heads).eval()
+    heads = {"image_heads": config.pop("vision_heads")} if "vision_heads" in config else {}
+    model = model_from_port(case.weights, BridgeTowerConfig(**config), **heads).eval()
     fused = model(inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"])
     out = {"text_features": fused.text, "image_features": fused.image, "pooler_output": fused.pooled}
     if hasattr(model, "itc_cross_modal_head"):
@@ -216,7 +216,7 @@ def sam_reference(case: Case) -> dict[str, Tensor]:
 
 def ov_managers(case: Case) -> dict[str, Tensor]:
     config, inputs = case.config, case.inputs
-    assert config["jitter_eps"] == JITTER
+    jitter = config["jitter_eps"]
     experts, hidden, query = inputs["experts"], inputs["hidden"], inputs["query"]
     out = {}
     for name in sorted({key.split(".")[0] for key in case.weights}):
@@ -224,9 +224,9 @@ def ov_managers(case: Case) -> dict[str, Tensor]:
         count = config["num_experts"]
         if "layer_scores" in state:
             fewer = state["layer_scores"].shape[1] == count - 1
-            manager: nn.Module = StaticStreamManager(config["hidden_size"], count, skip_last=fewer)
+            manager: nn.Module = StaticStreamManager(config["hidden_size"], count, skip_last=fewer, jitter=jitter)
         else:
-            manager = AdaptiveStreamManager(config["hidden_size"], count, name)
+            manager = AdaptiveStreamManager(config["hidden_size"], count, name, jitter)
         manager.load_state_dict(state)
         out[name] = manager.eval()(experts, hidden, query)
         out[f"{name}_updated_hidden"] = hidden + out[name]
@@ -241,7 +241,7 @@ def ov_injection(case: Case) -> dict[str, Tensor]:
         part: {key.removeprefix(f"{part}."): value for key, value in case.weights.items() if key.startswith(f"{part}.")}
         for part in ("llm", "mm_projector")
     }
-    names = inspect.signature(Qwen2Config).parameters
+    names = {*inspect.signature(Qwen2Config).parameters, "rope_theta"}
     llm = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in config.items() if k in names}, tie_word_embeddings=False)).eval()
     assert not llm.load_state_dict(parts["llm"], strict=False).unexpected_keys
     width = config["hidden_size"]

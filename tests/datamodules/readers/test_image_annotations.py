@@ -12,6 +12,7 @@ from datamodules.readers.image_annotations.captions import arrow_captions, karpa
 from datamodules.readers.image_annotations.pairs import arrow_nlvr2, arrow_snli, nlvr2, snli_ve
 from datamodules.readers.image_annotations.questions import arrow_questions, vg_qa, vqa_v2
 from datamodules.readers.image_annotations.sample import UNKNOWN, MissingSplit
+from datamodules.vision_language import check_copy
 from models.errors import UserError
 
 
@@ -88,6 +89,16 @@ def test_vqa_v2_says_what_is_missing(vqa):
 
 def said(*texts):
     return [{"raw": text} for text in texts]
+
+
+def test_a_copy_is_checked(vqa):
+    complete = check_copy("questions.vqa_v2", str(vqa))
+    assert complete == ["train: no sample can be used"]  # no answer occurs nine times here
+    (vqa / "val2014" / "COCO_val2014_000000000003.jpg").unlink()
+    (problem,) = [line for line in check_copy("questions.vqa_v2", str(vqa)) if "missing" in line]
+    assert problem.startswith("test: 1 of 1 images are missing")
+    (vqa / "v2_mscoco_val2014_annotations.json").unlink()
+    assert any("v2_mscoco_val2014_annotations.json" in line for line in check_copy("questions.vqa_v2", str(vqa)))
 
 
 def karpathy_file(root, **more):
