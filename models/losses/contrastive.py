@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from models.layers.autocast import add_product, product_dtype
 from models.losses.gather import GradientScope, gather_texts, logsumexp_over_ranks
+from models.sizes import KEPT_LOGITS, LOGITS
 
-TILE_ENTRIES = 2**22  # of the logit matrix, 16 MB in float32: larger tiles are no faster
-KEPT_ENTRIES = 2**26  # of InfoNCE's matrix, kept for the backward pass: 256 MB that spare the product for these tiles
-KEPT_SHARE = 0.75  # of it at most: never the whole matrix
+KEPT_SHARE = 0.75  # of InfoNCE's matrix at most, on a CPU: never the whole matrix
 _CHUNK = 2048  # embeddings that pass through the normalisation at once
 
 
@@ -54,12 +53,12 @@ def sigmoid_terms(
     logit_scale: Tensor,
     logit_bias: Tensor,
     first_text: int = 0,
-    tile_entries: int = TILE_ENTRIES,
+    tile_entries: int | None = None,
 ) -> SigmoidTerms:
     """Sums of ``-log sigmoid(l_ij s_ij)`` over image-text matrices, ``s_ij = scale * cos(image_i, text_j) + bias``.
 
     ``l_ij`` is +1 for image i's own text, ``j = first_text + i``, and -1 elsewhere (SigLIP, arXiv 2303.15343, equation 1).
-    Exact, but only ``tile_entries`` of a matrix are in memory at once.
+    Exact, but only ``tile_entries`` of a matrix are in memory at once, by default as many as suit the device.
 
     Args:
         image: embeddings (B, D), not normalised.
@@ -68,6 +67,7 @@ def sigmoid_terms(
         logit_bias: (1,).
     """
     image, logit_scale, logit_bias, *texts = _constant_without_grad(image, logit_scale, logit_bias, *texts)
+    tile_entries = tile_entries or LOGITS.entries(image.device)
     return SigmoidTerms(*_TiledSigmoid.apply(image, logit_scale, logit_bias, first_text, tile_entries, *texts))
 
 
@@ -162,16 +162,18 @@ def info_nce(
     text: Tensor,
     logit_scale: Tensor,
     scope: GradientScope = GradientScope.RANK,
-    tile_entries: int = TILE_ENTRIES,
-    kept_entries: int = KEPT_ENTRIES,
+    tile_entries: int | None = None,
+    kept_entries: int = KEPT_LOGITS,
 ) -> Tensor:
     """Mean of the image-to-text and text-to-image cross-entropies (CLIP, arXiv 2103.00020). Embeddings (B, D).
 
-    Exact, with ``tile_entries`` of the matrix in memory at once and up to ``kept_entries`` between the two passes. With
-    ranks that share negatives (``scope``) each computes its images' rows; the mean over ranks is the loss of all.
+    Exact, with ``tile_entries`` of the matrix in memory at once (None: as suits the device) and up to ``kept_entries`` between
+    the two passes. With ranks that share negatives (``scope``) each computes its images' rows; the mean over ranks is the
+    loss of all.
     """
     text, first_text = gather_texts(text, scope)
     image, text, logit_scale = _constant_without_grad(image, text, logit_scale)
+    tile_entries = tile_entries or LOGITS.entries(image.device)
     return _TiledInfoNCE.apply(image, text, logit_scale, first_text, tile_entries, kept_entries)
 
 
@@ -189,13 +191,14 @@ class _TiledInfoNCE(torch.autograd.Function):
         row_lse, column_lse = y.new_empty(size, dtype=exact), y.new_full((columns,), -torch.inf, dtype=exact)
         positive, tiles = row_lse.new_zeros(()), []
         keeps = any(ctx.needs_input_grad[:3])
+        keepable = size if image.device.type == "cuda" else KEPT_SHARE * size
         with torch.autocast(image.device.type, enabled=False):
             for rows in _tiles(size, columns, tile_entries):
                 tile = torch.mm((_unit(image[rows])[0] * logit_scale).to(dtype), y.T).to(exact)
                 positive += _own(tile, first_text + rows.start).sum()
                 row_lse[rows] = tile.logsumexp(dim=1)
                 column_lse = torch.logaddexp(column_lse, tile.logsumexp(dim=0))
-                if keeps and rows.stop * columns <= kept_entries and rows.stop <= KEPT_SHARE * size:
+                if keeps and rows.stop * columns <= kept_entries and rows.stop <= keepable:
                     tiles.append(tile)
         if columns != size:  # other ranks have the other rows
             column_lse = logsumexp_over_ranks(column_lse)
