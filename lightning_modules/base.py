@@ -35,6 +35,15 @@ class LossNotFinite(UserError):
     """A loss term became NaN or infinite."""
 
 
+class _Losses(NamedTuple):
+    """The losses of a batch, on their device, and what a message about them must say."""
+
+    step: int
+    total: Tensor
+    terms: dict[str, Tensor]
+    index: Tensor
+
+
 class BaseModule(pl.LightningModule):
     """A method as a LightningModule. A family implements :meth:`shared_step`; the rest are hooks with sound defaults.
 
@@ -69,17 +78,25 @@ class BaseModule(pl.LightningModule):
         self.loss_weights = dict(loss_weights or {})
         self._step_begins = True
         self._held_out = HeldOut()
+        self._unread: list[_Losses] = []
 
     @classmethod
     def conflicts(cls, config: Mapping[str, Any]) -> list[str]:
         """Problems of a whole configuration that this method cannot be trained with."""
-        pieces = config["trainer"].get("accumulate_grad_batches") or 1
-        if not cls.needs_whole_batch or pieces == 1:
-            return []
-        return [
-            f"trainer.accumulate_grad_batches: {pieces} would shrink the negatives of a contrastive loss to one piece of the "
-            "batch, which is another objective. Raise the batch size instead, or use more devices."
-        ]
+        problems, trainer = [], config["trainer"]
+        pieces = trainer.get("accumulate_grad_batches") or 1
+        if cls.needs_whole_batch and pieces != 1:
+            problems.append(
+                f"trainer.accumulate_grad_batches: {pieces} would shrink the negatives of a contrastive loss to one piece of "
+                "the batch, which is another objective. Raise the batch size instead, or use more devices."
+            )
+        scaled = str(trainer.get("precision")) in ("16-mixed", "16")
+        if scaled and trainer.get("gradient_clip_val") and (config.get("optimizer") or {}).get("fused"):
+            problems.append(
+                "trainer.gradient_clip_val: a fused optimizer unscales float16 gradients after they are clipped. Set "
+                "optimizer.fused=false, or train in bf16-mixed."
+            )
+        return problems
 
     # ---- what a family implements -------------------------------------------------------------------------------
 
@@ -120,7 +137,8 @@ class BaseModule(pl.LightningModule):
             with torch.no_grad():
                 self.before_forward()
         step = self.shared_step(batch, "train")
-        total = self._total(step, batch)
+        total = self._weighted_total(step)
+        self._note_losses(_losses_of(self.global_step, total, step, batch))
         self.log_dict(self._mean_over_ranks(_named("train", step, total)), batch_size=len(batch[INDEX]))
         return total
 
@@ -131,10 +149,11 @@ class BaseModule(pl.LightningModule):
             UserError: the losses of the batch are not finite.
         """
         step = self.shared_step(batch, "test")
-        self._check_finite(self._weighted_sum(step), step, batch)
+        _check_finite([_losses_of(self.global_step, self._weighted_sum(step), step, batch)])
         return dict(step.outputs)
 
     def on_validation_epoch_start(self) -> None:
+        self.read_losses()
         check_weights(self)
         self._held_out = HeldOut()
 
@@ -157,31 +176,40 @@ class BaseModule(pl.LightningModule):
         joined = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         return dict(zip(values, self.trainer.strategy.reduce(joined, reduce_op="mean"), strict=True))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.read_losses()  # weights behind a loss that is not finite are not saved
+
+    def on_train_end(self) -> None:
+        self.read_losses()
+
     def batch_loss(self, batch: dict) -> Tensor:
         """The summed training loss of a batch, with nothing logged."""
-        return self._total(self.shared_step(batch, "train"), batch)
+        step = self.shared_step(batch, "train")
+        total = self._weighted_total(step)
+        _check_finite([_losses_of(self.global_step, total, step, batch)])
+        return total
 
-    def _total(self, step: StepOutput, batch: dict) -> Tensor:
+    def _weighted_total(self, step: StepOutput) -> Tensor:
         """The sum that is minimised."""
         unknown = self.loss_weights.keys() - step.losses.keys()  # held-out splits may lack terms that only training has
         if unknown:
             raise UserError(f"loss_weights names {sorted(unknown)}, but the loss has {sorted(step.losses)}.")
-        total = self._weighted_sum(step)
-        self._check_finite(total, step, batch)
-        return total
+        return self._weighted_sum(step)
 
     def _weighted_sum(self, step: StepOutput) -> Tensor:
         return reduce(torch.add, [self.loss_weights.get(name, 1.0) * value for name, value in step.losses.items()])
 
-    def _check_finite(self, total: Tensor, step: StepOutput, batch: dict) -> None:
-        if not torch.isfinite(total):
-            terms = ", ".join(f"{name}={float(value):g}" for name, value in step.losses.items())
-            ids = batch[INDEX].tolist()
-            raise LossNotFinite(
-                f"the loss is not finite at step {self.global_step}: {terms}. Samples (rows of the split): "
-                f"{ids[:16]}{' ...' if len(ids) > 16 else ''}. Look at these samples, lower optimizer.lr, or train in "
-                "trainer.precision=32-true. The last checkpoint is untouched."
-            )
+    def _note_losses(self, losses: _Losses) -> None:
+        """Check the losses of a training step: at once on a CPU. Another device would have to be waited for, so that the steps
+        since the last row of metrics are checked together, and before a validation or a checkpoint."""
+        self._unread.append(losses)
+        if losses.total.device.type == "cpu" or len(self._unread) >= self.trainer.log_every_n_steps:
+            self.read_losses()
+
+    def read_losses(self) -> None:
+        """Raise LossNotFinite for the first training step, of those not read yet, whose loss is not finite."""
+        unread, self._unread = self._unread, []
+        _check_finite(unread)
 
     def configure_optimizers(self) -> Any:
         if self.optimizer_factory is None:
@@ -209,6 +237,26 @@ class BaseModule(pl.LightningModule):
         self._step_begins = True
         with torch.no_grad():
             self.after_optimizer_step()
+
+
+def _losses_of(number: int, total: Tensor, step: StepOutput, batch: dict) -> _Losses:
+    return _Losses(number, total.detach(), {name: value.detach() for name, value in step.losses.items()}, batch[INDEX])
+
+
+def _check_finite(steps: list[_Losses]) -> None:
+    """Raise LossNotFinite for the first of the steps whose loss is not finite. Waits for the device once."""
+    if not steps:
+        return
+    finite = torch.isfinite(torch.stack([losses.total.reshape(()) for losses in steps])).tolist()
+    for losses, is_finite in zip(steps, finite, strict=True):
+        if not is_finite:
+            terms = ", ".join(f"{name}={float(value):g}" for name, value in losses.terms.items())
+            ids = losses.index.tolist()
+            raise LossNotFinite(
+                f"the loss is not finite at step {losses.step}: {terms}. Samples (rows of the split): "
+                f"{ids[:16]}{' ...' if len(ids) > 16 else ''}. Look at these samples, lower optimizer.lr, or train in "
+                "trainer.precision=32-true. The last checkpoint is untouched."
+            )
 
 
 def _named(split: str, step: StepOutput, total: Tensor) -> dict[str, Tensor]:
