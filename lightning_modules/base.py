@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from pytorch_lightning.plugins.precision import Precision
+from pytorch_lightning.utilities.enums import GradClipAlgorithmType
+from torch import Tensor, nn
 
 from lightning_modules.held_out import HeldOut, check_weights
 from models.batch import INDEX
@@ -41,7 +43,7 @@ class _Losses(NamedTuple):
     step: int
     total: Tensor
     terms: dict[str, Tensor]
-    index: Tensor
+    rows: Tensor
 
 
 class BaseModule(pl.LightningModule):
@@ -114,6 +116,10 @@ class BaseModule(pl.LightningModule):
         A group may hold ``lr_scale``, a factor of the optimiser's learning rate for its parameters.
         """
         return [p for p in self.parameters() if p.requires_grad]
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """Modules that ``compile=true`` compiles, each by itself: those that a step calls, and not through their methods."""
+        return [part for child in self.children() for part in outermost_called(child)]
 
     def before_forward(self) -> None:
         """Runs before the first forward pass of each optimiser step, outside autograd: momentum encoders that move first."""
@@ -203,7 +209,8 @@ class BaseModule(pl.LightningModule):
         """Check the losses of a training step: at once on a CPU. Another device would have to be waited for, so that the steps
         since the last row of metrics are checked together, and before a validation or a checkpoint."""
         self._unread.append(losses)
-        if losses.total.device.type == "cpu" or len(self._unread) >= self.trainer.log_every_n_steps:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by setattr
+        if losses.total.device.type == "cpu" or len(self._unread) >= every:
             self.read_losses()
 
     def read_losses(self) -> None:
@@ -232,11 +239,32 @@ class BaseModule(pl.LightningModule):
         self.trainer.fit_loop.setup_data()  # Lightning has not done so where ``max_steps`` alone limits the training
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Lightning refuses to clip beside a fused optimizer in every mixed precision. Only float16's gradients are scaled when
+        they are clipped; :meth:`conflicts` refuses those."""
+        precision = self.trainer.precision_plugin
+        if getattr(precision, "scaler", None) is None:
+            algorithm = gradient_clip_algorithm or GradClipAlgorithmType.NORM
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, GradClipAlgorithmType(algorithm))
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self._step_begins = True
         with torch.no_grad():
             self.after_optimizer_step()
+
+
+def outermost_called(module: nn.Module) -> list[nn.Module]:
+    """The module itself if it can be called, else those below it that can; without parameters there is nothing to compile."""
+    if next(module.parameters(), None) is None:
+        return []
+    if type(module).forward is not nn.Module.forward:
+        return [module]
+    return [part for child in module.children() for part in outermost_called(child)]
 
 
 def _losses_of(number: int, total: Tensor, step: StepOutput, batch: dict) -> _Losses:
@@ -251,7 +279,7 @@ def _check_finite(steps: list[_Losses]) -> None:
     for losses, is_finite in zip(steps, finite, strict=True):
         if not is_finite:
             terms = ", ".join(f"{name}={float(value):g}" for name, value in losses.terms.items())
-            ids = losses.index.tolist()
+            ids = losses.rows.tolist()
             raise LossNotFinite(
                 f"the loss is not finite at step {losses.step}: {terms}. Samples (rows of the split): "
                 f"{ids[:16]}{' ...' if len(ids) > 16 else ''}. Look at these samples, lower optimizer.lr, or train in "

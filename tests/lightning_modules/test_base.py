@@ -119,6 +119,14 @@ def test_a_validation_reads_losses_first(tmp_path):
     assert module.calls.count("train") == 2 and "val" not in module.calls
 
 
+def test_bf16_clips_beside_a_fused_optimizer(tmp_path):
+    module = Line(optimizer=partial(torch.optim.SGD, lr=1.0, fused=True))
+    begin = float(module.layer.weight.detach())
+    settings = {"precision": "bf16-mixed", "gradient_clip_val": 1e-3, "max_steps": 1}
+    trainer(default_root_dir=tmp_path, **settings).fit(module, batches())
+    assert abs(float(module.layer.weight.detach()) - begin) == pytest.approx(1e-3, rel=1e-2)
+
+
 def test_clipping_that_a_fused_optimizer_would_undo_is_refused():
     config = {"trainer": {"precision": "16-mixed", "gradient_clip_val": 1.0}, "module": {}, "optimizer": {"fused": True}}
     assert "gradient_clip_val" in Line.conflicts(config)[0]
