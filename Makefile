@@ -1,8 +1,10 @@
 # Everything runs in .venv, which is made once from requirements.txt and remade when that file changes.
 PYTHON ?= python3
 RUN = .venv/bin/python
+# Processes that run tests; each takes one core and up to 4 GB.
+WORKERS ?= 2
 
-.PHONY: setup demo demos test test-fast lint format typecheck docs bench list
+.PHONY: setup demo demos test test-fast lint format typecheck docs bench list soak
 
 setup: .venv/ready
 
@@ -19,10 +21,10 @@ demos: setup
 	for recipe in conf/experiment/*.yaml; do $(RUN) run.py experiment=$$(basename $$recipe .yaml) || exit 1; done
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: setup
-	$(RUN) -m pytest -m "not slow and not ddp"
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not ddp"
 
 lint: setup
 	.venv/bin/ruff check .
@@ -43,3 +45,7 @@ list: setup
 
 bench: setup
 	$(RUN) -m experiments.benchmarks $(ONLY)
+
+# Random kills and damaged checkpoints for 15 minutes: does every job end as an undisturbed one?
+soak: setup
+	$(RUN) -m tests.soak minutes=15

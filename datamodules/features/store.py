@@ -2,9 +2,9 @@
 
 A store is a directory: ``rows.bin`` (vectors x dim), ``state.bin`` (one byte per row: pending, written, skipped),
 ``extents.npy`` where rows hold different numbers of vectors (text tokens), ``offsets.npy`` where samples own several
-rows (captions), ``skipped.jsonl`` with the reason of every skip, and ``manifest.json``. Rows are written by position, so
-that a writer that was killed goes on exactly where it stopped, and several writers can share a store. Nothing needs it
-in RAM.
+rows (captions), ``skipped.jsonl`` with the reason of every skip, and ``manifest.json``, which holds checksums of the other
+files once the store is complete. Rows are written by position, so that a writer that was killed goes on exactly where it
+stopped, and several writers can share a store. Nothing needs it in RAM.
 
 A row holds one vector (pooled features), a fixed number of them (layers, the tokens of an image) or its own number (the
 tokens of a text):
@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.features.checksums import checksums, first_damage
 from models.batch import Skipped
 from models.errors import UserError
 from models.io import atomic_write
@@ -41,6 +42,7 @@ PENDING, WRITTEN, SKIPPED = 0, 1, 2
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.int16}  # NumPy lacks bfloat16: its bits
 AROUND = 64 * 2**10  # bytes that the kernel maps around a row that is touched (its fault-around)
 RESIDENT = 32 * 2**20  # bytes of a store that are mapped at a time, at most
+CHECKED = ("rows.bin", "state.bin", "offsets.npy", "extents.npy")  # files with checksums
 
 
 class StoreError(UserError):
@@ -209,7 +211,7 @@ class FeatureStore:
         return list(entries.values())
 
     def finish(self) -> None:
-        """Flush to disk and mark the store complete. Raises StoreError while rows are pending."""
+        """Flush to disk, add the checksums and mark the store complete. Raises StoreError while rows are pending."""
         if self.facts["complete"]:
             return
         if len(self.pending()):
@@ -217,8 +219,30 @@ class FeatureStore:
         with _disk_errors(self.path):
             os.fsync(self._rows_file)
             os.fsync(self._state_file)
-            self.facts = {**self.facts, "complete": True}
+            of_files = {name: checksums(self.path / name) for name in CHECKED if (self.path / name).is_file()}
+            self.facts = {**self.facts, "complete": True, "checksums": of_files}
             _write_facts(self.path, self.facts)
+
+    def verify(self) -> None:
+        """Read every file and compare it with the checksums of :meth:`finish`.
+
+        A store that was finished before there were checksums has none and passes.
+
+        Raises:
+            StoreError: bytes have changed since; names the file, the bytes and the rows.
+        """
+        for name, expected in self.facts.get("checksums", {}).items():
+            if (damage := first_damage(self.path / name, expected)) is None:
+                continue
+            first, last = damage
+            rows = ""
+            if name == "rows.bin":
+                ends = self._extent(np.arange(1, len(self) + 1)) * _vector_bytes(self.facts)
+                rows = " (rows {} to {})".format(*np.searchsorted(ends, [first, last - 1], side="right"))
+            raise StoreError(
+                f"{self.path / name} is damaged: bytes {first} to {last}{rows} are not what was written. Delete {self.path} "
+                "and run the stage encode."
+            )
 
     def read(self, rows: np.ndarray, dtype: torch.dtype | None = torch.float32, layer: int | None = None) -> Tensor:
         """Rows (n,) as a tensor, see the table above, in ``dtype`` (None: as stored).

@@ -23,6 +23,7 @@ def write_scene_shards(
     image_size: int = 128,
     per_shard: int = 1000,
     seed: int = 0,
+    longer_captions: int = 2,
 ) -> Path:
     """The folder with the simulated set of these arguments, written unless it is there already.
 
@@ -34,9 +35,10 @@ def write_scene_shards(
         image_size: side of the square JPEGs in pixels.
         per_shard: scenes in one tar.
         seed: of the world.
+        longer_captions: 1 or 2 long captions of each scene, beside its short one.
     """
     sizes = {"train": train, "val": val, "test": test}
-    folder = Path(root, f"scenes_{stable_hash([WORLD, sizes, image_size, per_shard, seed])}")
+    folder = Path(root, f"scenes_{stable_hash([WORLD, sizes, image_size, per_shard, seed, longer_captions])}")
     if folder.is_dir():
         return folder
     with atomic_directory(folder) as temporary:
@@ -46,14 +48,15 @@ def write_scene_shards(
                 path = temporary / split / f"{shard:05d}.tar"
                 path.parent.mkdir(exist_ok=True)
                 numbers = range(first, min(first + per_shard, count))
-                write_tar(path, (scene_files(seed, SPLIT_STARTS[split] + n, image_size) for n in numbers))
+                indices = (SPLIT_STARTS[split] + number for number in numbers)
+                write_tar(path, (scene_files(seed, index, image_size, longer_captions) for index in indices))
     return folder
 
 
-def scene_files(seed: int, index: int, image_size: int) -> dict[str, bytes]:
+def scene_files(seed: int, index: int, image_size: int, longer_captions: int) -> dict[str, bytes]:
     """KEY.jpg, KEY.txt and KEY.json of one scene."""
     scene = make_scene(seed, index)
-    raw, *longer = captions(scene)
+    raw, *longer = captions(scene)[: 1 + longer_captions]
     image = io.BytesIO()
     render(scene, image_size).save(image, "JPEG", quality=92)
     record = {"caption": raw, "captions": longer, "label": scene.label, "class": CLASS_NAMES[scene.label]}

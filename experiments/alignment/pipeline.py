@@ -141,8 +141,17 @@ def all_features(run: Run, split: str) -> PairedFeatures:
         stores = {}
         for kind, manifest in manifests_of(run, split, modality).items():
             stores[kind] = FeatureStore.open(store_path(run, split, manifest), expect=manifest)
+            verify_once(run, stores[kind])
         sides.append(stores)
     return PairedFeatures(sides[0], sides[1])
+
+
+def verify_once(run: Run, store: FeatureStore) -> None:
+    """Compare a store with its checksums, the first time that the run or one of its variants opens it."""
+    verified = run.shared.setdefault("verified stores", set())
+    if store.path not in verified:
+        store.verify()
+        verified.add(store.path)
 
 
 def layer_pair(run: Run) -> tuple[int, int] | None:

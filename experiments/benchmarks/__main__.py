@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 HELPERS = ("__init__", "__main__", "measure")
@@ -116,7 +118,9 @@ class _Side:
     def __init__(self, name: str, side: str):
         self.side = side
         command = [sys.executable, "-m", "experiments.benchmarks", name, "--side", side]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in training
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
     def turn(self) -> dict[str, float]:
         try:
@@ -143,8 +147,7 @@ def serve(name: str, side: str) -> None:
 
     from run import keep_freed_memory
 
-    # As in training; it also makes peak memory be measured from the same baseline in every step.
-    keep_freed_memory()
+    keep_freed_memory()  # as in training
     torch.manual_seed(0)
     file, _, case = name.partition("/")
     module = importlib.import_module(f"experiments.benchmarks.{file}")
@@ -171,8 +174,15 @@ def reset_peak() -> float:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
     if os.path.exists("/proc/self/clear_refs"):
+        give_back_freed_memory()
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
+
+
+def give_back_freed_memory() -> None:
+    """Without it what was freed while the step was prepared counts as in use, and the step takes it again at no cost."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def peak() -> float:

@@ -1,4 +1,5 @@
-"""Contrastive losses, forward and backward, against the dense forms of ``tests/reference``.
+"""Contrastive losses, forward and backward, against dense forms: SAIL's sigmoid loss in its official order of operations, and
+for InfoNCE the ``ClipLoss`` of open_clip and, in the cases named ``lean``, a dense form with one matrix in place of its two.
 
 Memory is that above the embeddings and their gradients. The table goes to 65,536 pairs at width 128, in minutes.
 """
@@ -31,8 +32,10 @@ def _step(loss: str, pairs: int, width: int, side: str) -> Callable[[], Tensor]:
             value = ours(image, texts, scale, bias).losses["contrastive"]
         elif loss == "sigmoid":
             value = dense.sigmoid_loss(image, texts, scale, bias)
-        else:
+        elif loss == "lean_info_nce":
             value = dense.info_nce(image, texts[0], scale)
+        else:
+            value = dense.open_clip_info_nce(image, texts[0], scale)
         value.backward()
         return torch.stack([value.detach().reshape(()), *(tensor.grad.norm() for tensor in (image, *texts))])
 
@@ -46,6 +49,7 @@ def _dense(loss: str, pairs: int, width: int, _side: str) -> Callable[[], Tensor
 CASES = {
     "sigmoid_4096x512": partial(_step, "sigmoid", 4096, 512),
     "info_nce_4096x512": partial(_step, "info_nce", 4096, 512),
+    "lean_info_nce_4096x512": partial(_step, "lean_info_nce", 4096, 512),
     "sigmoid_16384x1024": partial(_step, "sigmoid", 16384, 1024),
     "info_nce_8192x1024": partial(_step, "info_nce", 8192, 1024),
 }

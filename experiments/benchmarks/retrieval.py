@@ -1,17 +1,48 @@
-"""Retrieval of 5,000 images and 25,000 captions, both ways, against its bare matrix products."""
+"""Retrieval of 5,000 images and 25,000 captions, both ways, against its bare matrix products and against CLIP_benchmark."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from experiments.benchmarks.__main__ import peak, reset_peak
 from experiments.benchmarks.measure import seconds
-from models.metrics.retrieval import retrieval_ranks
+from models.metrics.retrieval import retrieval_metrics, retrieval_ranks
 from run import keep_freed_memory
 
-ROUNDS = 5
+ROUNDS, RECALLS, CLIP_BENCHMARK_BATCH = 5, (1, 5, 10), 64
+
+
+def _recalls(side: str) -> Callable[[], Tensor]:
+    """Six recalls from embeddings, at the size of Flickr30k's test split. The plain side is what CLIP_benchmark's ``evaluate``
+    does once its model has embedded everything."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    owner = torch.arange(5000, device=device) // 5
+    image = torch.randn(1000, 512, device=device)
+    text = image[owner] + 4 * torch.randn(5000, 512, device=device)
+
+    def ours() -> Tensor:
+        metrics = retrieval_metrics(image, text, owner, RECALLS)
+        return torch.tensor([metrics[f"{way}_recall@{k}"] for k in RECALLS for way in ("t2i", "i2t")])
+
+    def clip_benchmark() -> Tensor:
+        from clip_benchmark.metrics.zeroshot_retrieval import batchify, recall_at_k
+
+        scores = F.normalize(text, dim=-1) @ F.normalize(image, dim=-1).T
+        right = torch.zeros_like(scores, dtype=torch.bool)
+        right[torch.arange(len(scores)), owner] = True
+        recalls = []
+        for k in RECALLS:
+            for queries, truth in ((scores, right), (scores.T, right.T)):
+                recall = batchify(recall_at_k, queries, truth, CLIP_BENCHMARK_BATCH, device, k=k)
+                recalls.append(100 * (recall > 0).float().mean())
+        return torch.stack(recalls)
+
+    return ours if side == "ours" else clip_benchmark
 
 
 def ranks_5000x25000x512() -> dict[str, float]:
@@ -42,4 +73,5 @@ def ranks_5000x25000x512() -> dict[str, float]:
     return {"time_ratio_to_product": ratio, "seconds": ours, "product_seconds": bare, "megabytes": megabytes}
 
 
+CASES = {"recalls_1000x5000x512": _recalls}
 MEASURES = {"ranks_5000x25000x512": ranks_5000x25000x512}

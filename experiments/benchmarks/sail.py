@@ -18,7 +18,7 @@ from models.alignment.projectors import GatedProjector
 from models.losses.contrastive import SigmoidLoss
 
 
-def _step(pairs: int, vision_dim: int, text_dim: int, embed_dim: int, side: str) -> Callable[[], Tensor]:
+def training_step(pairs: int, vision_dim: int, text_dim: int, embed_dim: int, side: str) -> Callable[[], Tensor]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     image = torch.randn(pairs, vision_dim, device=device)
     texts = [torch.randn(pairs, text_dim, device=device) for _ in range(2)]
@@ -43,4 +43,4 @@ def _step(pairs: int, vision_dim: int, text_dim: int, embed_dim: int, side: str)
     return step
 
 
-CASES = {"step_4096": partial(_step, 4096, 1536, 1024, 1024)}
+CASES = {f"step_{pairs}": partial(training_step, pairs, 1536, 1024, 1024) for pairs in (1024, 4096)}

@@ -8,11 +8,13 @@ import netrc
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from experiments.run.directory import Run
 
 log = logging.getLogger("run")
+_WANDB_ARTIFACTS: dict[str, Path | None] = {}  # the checkpoint that is to be stored, by run_id
 _WANDB_RUNS: dict[str, Any] = {}  # that are open, by run_id: one for this job and one for each variant it is compared with
 
 
@@ -103,9 +106,14 @@ def wandb_logger(
     name: str,
     config: dict,
     run_id: str,
+    tags: Sequence[str] = (),
     project: str = "multimodal",
     entity: str | None = None,
     group: str | None = None,
+    job_type: str | None = None,
+    monitor: str | None = None,
+    monitor_mode: Literal["min", "max"] = "max",
+    checkpoints: bool = False,
     mode: Literal["auto", "online", "offline"] = "auto",
 ) -> Logger | None:
     """A W&B run of this job; offline without key or network, and None (with a warning) when W&B fails: a run never does.
@@ -113,30 +121,63 @@ def wandb_logger(
     Args:
         run_id: of the W&B run; a run of ours that is resumed goes on with it.
         folder: run directory; offline data lies in ``<folder>/wandb`` for ``wandb sync``.
+        tags: of the run: its recipe, family and kind of data.
+        group: joins the jobs of a sweep; null: the run and the variants that it is compared with.
+        job_type: the first stage that the run was asked for.
+        monitor: the held-out metric whose best value the summary shows.
+        monitor_mode: whether that is the largest or the smallest one.
+        checkpoints: whether the best checkpoint becomes an artifact at the end.
         mode: 'auto' is online where a key and the network are at hand, offline elsewhere.
     """
     if not is_main_process():
         return None
     if mode == "auto":
         mode = "online" if _wandb_reachable() else "offline"
+    group = group or (folder.parents[1] if folder.parent.name == "compare" else folder).name
     try:
         import wandb
 
         run = wandb.init(
             project=project, entity=entity, group=group, name=name, id=run_id, resume="allow", dir=str(folder), config=config,
-            mode=mode, reinit="create_new", settings=wandb.Settings(init_timeout=30),
+            tags=list(tags), job_type=job_type, mode=mode, reinit="create_new", settings=wandb.Settings(init_timeout=30),
         )  # fmt: skip
+        if monitor:
+            run.define_metric(monitor, summary=monitor_mode, step_metric="trainer/global_step")
+        if mode == "offline":
+            log.info("W&B is offline; send this run later with: wandb sync %s", Path(run.dir).parent)
         _WANDB_RUNS[run_id] = run
+        _WANDB_ARTIFACTS[run_id] = Path(folder) / "checkpoints" / "best" if checkpoints else None
         return WandbLogger(experiment=run)
     except Exception as error:  # W&B is a convenience; its failures must not cost a run
         log.warning("W&B logging is off: %s", error)
         return None
 
 
+def tensorboard_logger(folder: Path, **facts: Any) -> Logger | None:
+    """Event files in ``<folder>/tensorboard`` for TensorBoard; None (with a warning) where its package is missing.
+
+    Args:
+        folder: run directory.
+        facts: what other loggers are told; the directory says it here.
+    """
+    if not is_main_process():
+        return None
+    try:
+        return TensorBoardLogger(save_dir=folder, name="tensorboard", version="", log_graph=False)
+    except ImportError as error:
+        log.warning("TensorBoard logging is off: pip install tensorboard==2.21.0 (%s)", str(error).splitlines()[0])
+        return None
+
+
 def finish_wandb(succeeded: bool) -> None:
     """Close the W&B runs of this job and its variants with the right exit state, so that each job of a sweep has its own."""
-    for run in _WANDB_RUNS.values():
+    for run_id, run in _WANDB_RUNS.items():
         try:
+            best = _WANDB_ARTIFACTS.get(run_id)
+            if not succeeded:
+                run.alert(title="run did not finish", text=f"{run.name}: see run.log and error.log in its directory.")
+            elif best and best.is_dir():
+                run.log_artifact(str(best), name=f"checkpoint-{run_id}", type="model")
             run.finish(exit_code=0 if succeeded else 1)
         except Exception as error:
             log.warning("W&B did not close its run: %s", error)
@@ -158,11 +199,20 @@ def log_wandb_figures(run: Run, figures: dict[str, Path], metrics: dict[str, flo
 
 
 def configured(run: Run) -> list[Logger]:
-    """The loggers that the group ``logger`` names, each a factory ``(folder, name, config, run_id) -> logger or None``."""
+    """What the group ``logger`` names, each a factory ``(folder, name, config, run_id, tags) -> logger or None``."""
     name, config = f"{run.record['experiment']}/{run.dir.name}", OmegaConf.to_container(run.cfg, resolve=True)
     factories = [build(node) for node in (run.cfg.logger or {}).values() if node]
-    made = (factory(folder=run.dir, name=name, config=config, run_id=run.record["id"]) for factory in factories)
+    made = (factory(folder=run.dir, name=name, config=config, run_id=run.record["id"], tags=_tags()) for factory in factories)
     return [logger for logger in made if logger is not None]
+
+
+def _tags() -> list[str]:
+    """The recipe, the family and the kind of data of the command, for filters of a dashboard."""
+    if not HydraConfig.initialized():
+        return []
+    choices = HydraConfig.get().runtime.choices
+    names = [choices.get("experiment"), *(str(choices.get(group)).split("/")[0] for group in ("module", "datamodule"))]
+    return list(dict.fromkeys(str(name) for name in names if name not in (None, "None")))
 
 
 def _wandb_reachable() -> bool:

@@ -14,6 +14,8 @@ from timm.data import resolve_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+LONGEST = 32  # longer side of a resized image, in sides of its crop, up to which the whole image is resized
+
 
 @dataclass(frozen=True)
 class ImagePreprocess:
@@ -38,10 +40,21 @@ class ImagePreprocess:
             width, height = self.shortest, int(self.shortest * height / width)
         else:
             width, height = int(self.shortest * width / height), self.shortest
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling[self.interpolation])
+        return self.normalised(np.array(self._resized_crop(image, width, height)))
+
+    def _resized_crop(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """The centre, of ``self.size``, of the image resized to ``width`` x ``height``."""
         top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
-        return self.normalised(np.array(image)[top : top + self.size[0], left : left + self.size[1]])
+        resample = Image.Resampling[self.interpolation]
+        if max(width, height) <= LONGEST * max(self.size):
+            if image.size != (width, height):
+                image = image.resize((width, height), resample)
+            return image.crop((left, top, left + self.size[1], top + self.size[0]))
+        # A banner: resized whole, a file of a few KB can take gigabytes. Pillow rounds the corners of a box: a few values
+        # differ by 1 or 2 of 255 from those of the whole image.
+        across, down = image.width / width, image.height / height  # pixels of the image for one of the result
+        box = (left * across, top * down, (left + self.size[1]) * across, (top + self.size[0]) * down)
+        return image.resize((self.size[1], self.size[0]), resample, box=box)
 
     def normalised(self, pixels: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 to (3, H, W) float32, less the mean, over the deviation."""

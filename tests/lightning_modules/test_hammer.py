@@ -1,5 +1,6 @@
 """HAMMER's training step: what happens once per optimiser step, and what each variant trains."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from experiments.benchmarks.reference import hammer as plain
 from lightning_modules.hammer import TERMS, HammerModule
 from models.errors import UserError
 from models.optim.schedules import warmup_constant
@@ -145,3 +147,16 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path):
     fit(second, tmp_path, epochs=2, ckpt_path=tmp_path / "half.ckpt")
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_losses_are_those_of_the_official_order_of_operations():
+    built = module(partial(small_hammer, queue_size=24, dropout=0.0))
+    model, batch = built.model, small_batch(4)
+    official = plain.training_losses(copy.deepcopy(model), batch, 0.4)
+    captions = batch["image"], batch["token_ids"], batch["token_mask"]
+    model.clamp_temperature()
+    model.update_momentum()
+    losses = built.losses(batch, model(*captions), model.momentum_forward(*captions, tokens=True), 0.4)
+    assert losses.keys() == official.keys()
+    for name, value in losses.items():
+        torch.testing.assert_close(value, official[name], rtol=1e-4, atol=1e-5, msg=name)

@@ -12,15 +12,24 @@ def sigmoid_loss(
 ) -> Tensor:
     """Minus the mean (or, by 'batch', the sum over B) of log sigmoid(l s) over the concatenation of all text matrices."""
     matrices = []
+    image = F.normalize(image, dim=-1)
+    labels = 2 * torch.eye(len(image), dtype=image.dtype, device=image.device) - 1
     for text in texts:
-        logits = logit_scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T + logit_bias
-        labels = 2 * torch.eye(len(image), dtype=logits.dtype, device=logits.device) - 1
+        logits = logit_scale * image @ F.normalize(text, dim=-1).T + logit_bias
         matrices.append(F.logsigmoid(labels * logits))
     everything = torch.cat(matrices, dim=1)
     return -everything.mean() * (1 if reduction == "pairs" else len(image))
 
 
+def open_clip_info_nce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """As in open_clip: its ``ClipLoss``, which computes the matrix twice, on normalised embeddings."""
+    from open_clip.loss import ClipLoss
+
+    return ClipLoss()(F.normalize(image, dim=-1), F.normalize(text, dim=-1), logit_scale)
+
+
 def info_nce(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """The leanest dense form: one matrix, read along rows and along columns."""
     logits = logit_scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
     labels = torch.arange(len(image), device=image.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

@@ -66,7 +66,7 @@ def vit(tower: Any, image: Tensor) -> Tensor:
     x = tower.patch_embed.proj(image).flatten(2).transpose(1, 2)
     x = torch.cat([tower.cls_token.expand(len(image), -1, -1), x], dim=1) + tower.pos_embed
     for block in tower.blocks:
-        qkv = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.attn.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
         x = x + block.attn.proj(attend(*qkv).transpose(1, 2).flatten(2))
         x = x + block.mlp(block.norm2(x))
     return tower.norm(x)

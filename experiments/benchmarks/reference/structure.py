@@ -18,15 +18,16 @@ def structure_loss(
 ) -> Tensor:
     """The regulariser with torch's own gradients, in the official order of operations."""
 
-    def walk(x: Tensor) -> Tensor:
+    def similarity(x: Tensor) -> Tensor:
         z = F.normalize(x, dim=-1)
         z = z - z.mean(dim=0)
-        return (z @ z.T / temperature).softmax(dim=1)
+        return z @ z.T / temperature
 
+    of_original, of_aligned = similarity(original), similarity(aligned)
     total = original.new_zeros(())
     for level in range(1, levels + 1):
-        p = torch.linalg.matrix_power(walk(original), level)
-        q = torch.linalg.matrix_power(walk(aligned), level)
+        p = torch.linalg.matrix_power(of_original.softmax(dim=1), level)
+        q = torch.linalg.matrix_power(of_aligned.softmax(dim=1), level)
         middle = (p + q) / 2 + 1e-12
         if divergence == "reversed":
             of_q = F.kl_div((q + 1e-12).log(), middle, reduction="batchmean")

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.features import checksums
 from datamodules.features.store import PENDING, SKIPPED, WRITTEN, FeatureStore, StoreError
 
 MANIFEST = {"kind": "image", "dataset": "d1", "encoder": {"name": "tiny", "sha256": "abc", "size": [224, 224]}}
@@ -284,3 +286,37 @@ def test_a_reason_that_was_cut_while_it_was_written_is_left_out(tmp_path):
     with (tmp_path / "s" / "skipped.jsonl").open("a") as file:
         file.write('[2, "ke')
     assert [entry.index for entry in store.skipped()] == [1]
+
+
+@pytest.mark.parametrize("per_row", [None, np.tile([3, 2, 5, 1], 5)], ids=["vectors", "tokens"])
+@pytest.mark.parametrize("name", ["rows.bin", "state.bin", "offsets.npy", "extents.npy"])
+def test_a_flipped_byte_is_found_and_named(tmp_path, monkeypatch, name, per_row):
+    monkeypatch.setattr(checksums, "CHUNK", 64)
+    rows, dim, offsets = 20, 6, np.array([0, 2, 2, 5, 20])
+    store = FeatureStore.create_or_resume(tmp_path, MANIFEST, rows, dim, "float32", offsets, per_row)
+    for row in range(rows):
+        count = 1 if per_row is None else per_row[row]
+        values = torch.randn(1, count, dim)
+        if per_row is None:
+            store.write(np.array([row]), values[0])
+        else:
+            store.write(np.array([row]), values, torch.ones(1, count, dtype=torch.bool))
+    store.finish()
+    FeatureStore.open(tmp_path, expect=MANIFEST).verify()
+    if not (tmp_path / name).is_file():
+        assert (name, per_row) == ("extents.npy", None)
+        return
+    data = bytearray((tmp_path / name).read_bytes())
+    lengths = np.ones(rows, int) if per_row is None else per_row
+    place = 10 * 64 // 24 if name != "rows.bin" else int(lengths[:7].sum()) * dim * 4 + 3  # row 7's first vector
+    place = min(place, len(data) - 1)
+    data[place] ^= 1
+    (tmp_path / name).write_bytes(data)
+    damaged = FeatureStore.open(tmp_path, expect=MANIFEST) if name in ("rows.bin", "state.bin") else store
+    with pytest.raises(StoreError, match=rf"{name} is damaged: bytes .*Delete {tmp_path} and run the stage encode") as error:
+        damaged.verify()
+    first, last = map(int, re.search(r"bytes (\d+) to (\d+)", str(error.value)).groups())
+    assert first <= place < last
+    if name == "rows.bin":
+        first, last = map(int, re.search(r"rows (\d+) to (\d+)", str(error.value)).groups())
+        assert first <= 7 <= last < rows

@@ -81,6 +81,14 @@ def test_writer_and_reader_agree(tmp_path):
     assert not {val.key(i) for i in range(3)} & {train.key(i) for i in range(7)}
 
 
+def test_scenes_with_one_long_caption_hold_the_short_and_the_first_long_one(tmp_path):
+    arguments = dict(train=2, val=0, test=0, image_size=16)
+    train = TarShards(str(write_scene_shards(str(tmp_path), **arguments, longer_captions=1)), "train")
+    both = TarShards(str(write_scene_shards(str(tmp_path), **arguments)), "train")
+    assert [train.captions(row) for row in range(2)] == [both.captions(row)[:2] for row in range(2)]
+    assert len(both.captions(0)) == 3
+
+
 def test_a_second_run_reuses_and_other_arguments_do_not(tmp_path, monkeypatch):
     arguments = dict(train=3, val=1, test=1, image_size=16)
     folder = write_scene_shards(str(tmp_path), **arguments)

@@ -2,8 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
 
+from datamodules.features.store import FeatureStore, StoreError
+from experiments.alignment.pipeline import verify_once
+from experiments.run.directory import Run
 from tests.datamodules.readers.layouts import sail_chunks
 from tests.experiments.launch import launch, result, runs
 
@@ -48,3 +54,17 @@ def test_pre_encoded_chunks_are_trained_on_as_they_are(tmp_path):
     found = result(run)
     assert "test/retrieval/t2i_recall@1" in found["metrics"]
     assert "FALLBACK" not in " ".join(found["notes"])  # no encoder was asked for
+
+
+def test_a_run_verifies_a_store_once_and_stops_at_a_damaged_one(tmp_path, monkeypatch):
+    store = FeatureStore.create_or_resume(tmp_path / "store", {}, rows=4, dim=3)
+    store.write(np.arange(4), torch.ones(4, 3))
+    store.finish()
+    run = Run(OmegaConf.create({}), tmp_path, [])
+    verify_once(run, store)
+    rows = bytearray((tmp_path / "store/rows.bin").read_bytes())
+    rows[7] ^= 4
+    (tmp_path / "store/rows.bin").write_bytes(rows)
+    verify_once(run, store)
+    with pytest.raises(StoreError, match=r"rows.bin is damaged: bytes 0 to 24 \(rows 0 to 3\)"):
+        verify_once(Run(OmegaConf.create({}), tmp_path, []), store)

@@ -35,7 +35,7 @@ def test_a_run_is_exported_and_evaluated_by_every_suite(tmp_path):
 @pytest.mark.parametrize("recipe", ["structure_dinov2", "freeze_align_dinov2"])
 def test_other_heads_are_exported_from_a_checkpoint(tmp_path, recipe):
     debug = {"structure_dinov2": "structure_dinov2", "freeze_align_dinov2": "freeze_align"}[recipe]
-    tiny = (f"experiment={recipe}", f"debug=tiny/alignment/{debug}", "compare={}")
+    tiny = (f"experiment={recipe}", f"debug=tiny/alignment/{debug}", "compare=null")
     done = launch(tmp_path, *tiny, "stages=[prepare,encode,fit]")
     assert done.returncode == 0, done.stderr
     (run,) = runs(tmp_path, recipe)

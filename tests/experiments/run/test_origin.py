@@ -86,7 +86,7 @@ def test_facts_are_compared_where_they_are_known(tmp_path):
 
 
 def test_another_image_size_gives_no_silent_numbers(tmp_path):
-    tiny = ("experiment=sail_dinov2", "debug=tiny/alignment/default", "compare={}")
+    tiny = ("experiment=sail_dinov2", "debug=tiny/alignment/default", "compare=null")
     assert launch(tmp_path, *tiny, "stages=[prepare,encode,fit]").returncode == 0
     (run,) = runs(tmp_path, "sail_dinov2")
     other = (*tiny, f"checkpoint={run}", "encoder.vision.image_size=96")

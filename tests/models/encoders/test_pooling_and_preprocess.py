@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, ViTImageProcessorPil
 
 from models.encoders.pooling import pool_text_tokens, pool_tokens
-from models.encoders.preprocess import from_processor_config, from_timm_config
+from models.encoders.preprocess import ImagePreprocess, from_processor_config, from_timm_config
 
 
 def _photo(width: int, height: int) -> Image.Image:
@@ -88,3 +88,25 @@ def test_preprocess_overrides_and_modes():
     copy = pickle.loads(pickle.dumps(whole))
     for mode in ("L", "RGBA", "P"):
         assert copy(_photo(200, 160).convert(mode)).shape == (3, 160, 160)
+
+
+@pytest.mark.parametrize("interpolation", ["BICUBIC", "BILINEAR", "LANCZOS"])
+@pytest.mark.parametrize("shape", [(400, 20), (33, 700), (300, 290)])
+def test_a_banner_gives_the_centre_of_the_whole_resized_image(monkeypatch, shape, interpolation):
+    values = ImagePreprocess((96, 80), 110, interpolation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    whole = values(_photo(*shape))
+    monkeypatch.setattr("models.encoders.preprocess.LONGEST", 0)
+    assert (values(_photo(*shape)) - whole).abs().max() < 2.5 / 255
+
+
+@pytest.mark.parametrize("shape", [(60_000, 1), (1, 60_000)])
+def test_a_banner_is_never_resized_whole(monkeypatch, shape):
+    sizes, resize = [], Image.Image.resize
+
+    def recorded(image, size, *rest, **box):
+        sizes.append(size)
+        return resize(image, size, *rest, **box)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    assert ImagePreprocess((224, 224), 224)(Image.new("RGB", shape, (255, 0, 0))).shape == (3, 224, 224)
+    assert sizes == [(224, 224)]
