@@ -265,7 +265,7 @@ class Data(BaseDataModule):
     """``train`` and ``val`` of a module, in memory."""
 
     def __init__(self, name: str, batch_size: int, train: int, val: int):
-        super().__init__()
+        super().__init__(num_workers=0)
         small = MODULES[name]
         self.batch_size, self.together = batch_size, small.together
         self.splits = {"train": Rows(small.rows(train)), "val": Rows(small.rows(val))}
