@@ -44,7 +44,7 @@ list: setup
 	$(RUN) -m experiments.config.listing
 
 bench: setup
-	$(RUN) -m experiments.benchmarks $(ONLY)
+	$(RUN) -m experiments.benchmarks $(ONLY) $(if $(DEVICE),--device $(DEVICE)) $(if $(DTYPE),--dtype $(DTYPE))
 
 # Random kills and damaged checkpoints for 15 minutes: does every job end as an undisturbed one?
 soak: setup

@@ -4,7 +4,7 @@ The two sides of a case run in processes of their own, turn by turn, so that bot
 peak memory. Time is the median of the ratios of neighbouring turns (``cpu_time_ratio`` counts the time of all threads and
 suffers less from what else runs on the machine); memory is the growth of the resident set over what
 was there before the step (on a GPU, of the allocator). A step returns its result, and results that differ are an error.
-Ratios are ours / plain. Everything is written to ``outputs/bench.json``.
+Ratios are ours / plain. Everything is written to ``outputs/bench_<device>_<dtype>.json``.
 """
 
 from __future__ import annotations
@@ -30,19 +30,25 @@ ROOT = Path(__file__).resolve().parents[2]
 HELPERS = ("__init__", "__main__", "measure")
 FILES = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in HELPERS)
 ROUNDS = 5
-SAME = 1e-3  # relative difference of the results' norms above which the two sides do not compute the same
+# Relative difference of the results' norms above which the two sides do not compute the same.
+SAME = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(FILES)}, or one case: file/case; default: all")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each side after the first (default %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--dtype", choices=tuple(SAME), default="fp32", help="of autocast around a step (default %(default)s)")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    if chosen.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported, here and in the processes of the sides
     if chosen.side:
-        serve(chosen.names[0], chosen.side)
+        serve(chosen.names[0], chosen.side, chosen.dtype)
         return
-    path = ROOT / "outputs" / "bench.json"
+    device, dtype = _device(chosen.device), chosen.dtype
+    path = ROOT / "outputs" / f"bench_{device}_{dtype}.json"
     path.parent.mkdir(exist_ok=True)
     found = json.loads(path.read_text()) if path.is_file() else {}
     found["machine"] = _machine()
@@ -50,8 +56,10 @@ def main() -> None:
     for name in chosen.names or FILES:
         file, _, case = name.partition("/")
         module = importlib.import_module(f"experiments.benchmarks.{file}")
-        measures = {wanted: partial(compare, f"{file}/{wanted}", chosen.rounds) for wanted in getattr(module, "CASES", {})}
-        measures |= {wanted: partial(alone, f"{file}/{wanted}") for wanted in getattr(module, "ALONE", {})}
+        measures = {
+            wanted: partial(compare, f"{file}/{wanted}", chosen.rounds, chosen.dtype) for wanted in getattr(module, "CASES", {})
+        }
+        measures |= {wanted: partial(alone, f"{file}/{wanted}", dtype) for wanted in getattr(module, "ALONE", {})}
         measures |= getattr(module, "MEASURES", {})
         for wanted, measure in measures.items():
             if case in ("", wanted):
@@ -72,9 +80,9 @@ class SideFailed(Exception):
     """A side died, or the two do not compute the same."""
 
 
-def compare(name: str, rounds: int = ROUNDS) -> dict[str, float]:
+def compare(name: str, rounds: int = ROUNDS, dtype: str = "fp32") -> dict[str, float]:
     """Time and memory of one case: ours, plain and their ratios."""
-    sides = {side: _Side(name, side) for side in ("ours", "plain")}
+    sides = {side: _Side(name, side, dtype) for side in ("ours", "plain")}
     turns: dict[str, list[dict]] = {side: [] for side in sides}
     try:
         for _ in range(rounds + 1):
@@ -84,7 +92,7 @@ def compare(name: str, rounds: int = ROUNDS) -> dict[str, float]:
         for process in sides.values():
             process.close()
     norms = [turns[side][-1]["norm"] for side in sides]
-    if abs(norms[0] - norms[1]) > SAME * max(abs(norms[1]), 1e-12):
+    if abs(norms[0] - norms[1]) > SAME[dtype] * max(abs(norms[1]), 1e-12):
         raise SideFailed(f"the two sides compute different results ({norms[0]} and {norms[1]})")
     timed, spent = (
         [(a[clock], b[clock]) for a, b in zip(turns["ours"][1:], turns["plain"][1:], strict=True)]
@@ -102,9 +110,9 @@ def compare(name: str, rounds: int = ROUNDS) -> dict[str, float]:
     }
 
 
-def alone(name: str) -> dict[str, float]:
+def alone(name: str, dtype: str = "fp32") -> dict[str, float]:
     """Time and memory of ours by itself; a short step is taken twice, the first time to warm up."""
-    process = _Side(name, "ours")
+    process = _Side(name, "ours", dtype)
     turn = process.turn()
     if turn["seconds"] < 10:
         turn = process.turn()
@@ -115,9 +123,9 @@ def alone(name: str) -> dict[str, float]:
 class _Side:
     """A process that takes a step for each line it is sent."""
 
-    def __init__(self, name: str, side: str):
+    def __init__(self, name: str, side: str, dtype: str):
         self.side = side
-        command = [sys.executable, "-m", "experiments.benchmarks", name, "--side", side]
+        command = [sys.executable, "-m", "experiments.benchmarks", name, "--side", side, "--dtype", dtype]
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in training
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -141,7 +149,7 @@ class _Side:
         self.process.wait(timeout=60)
 
 
-def serve(name: str, side: str) -> None:
+def serve(name: str, side: str, dtype: str) -> None:
     """The other end of :class:`_Side`."""
     import torch
 
@@ -149,6 +157,7 @@ def serve(name: str, side: str) -> None:
 
     keep_freed_memory()  # as in training
     torch.manual_seed(0)
+    types = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     file, _, case = name.partition("/")
     module = importlib.import_module(f"experiments.benchmarks.{file}")
     step: Callable[[], torch.Tensor] = {**getattr(module, "CASES", {}), **getattr(module, "ALONE", {})}[case](side)
@@ -157,7 +166,8 @@ def serve(name: str, side: str) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         began, spent = time.perf_counter(), time.process_time()
-        result = step()
+        with torch.autocast(_device(None), dtype=types[dtype], enabled=dtype != "fp32"):
+            result = step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds, spent = time.perf_counter() - began, time.process_time() - spent
@@ -194,6 +204,15 @@ def peak() -> float:
 def _status(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def _device(wanted: str | None) -> str:
+    """The kind of device that everything runs on."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: torch sees no GPU here.")
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _machine() -> dict:
