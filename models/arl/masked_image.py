@@ -16,8 +16,8 @@ _EPS = 1e-6  # added to the variance of a patch
 
 
 class Patches(NamedTuple):
-    """``left`` (B, n): the patches that the encoder sees; ``removed`` (B, P) float32: 1 at the others; ``restore`` (B, P): place
-    of each patch in the shuffled order."""
+    """``left`` (B, n): the patches that the encoder sees; ``removed`` (B, P) float32: 1 at the others; ``restore`` (B, P):
+    place of each patch in the shuffled order."""
 
     left: Tensor
     removed: Tensor
@@ -50,8 +50,8 @@ def patch_pixels(image: Tensor, size: int, normalise: bool = True) -> Tensor:
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
-    """(1 + grid², width) fixed positions, zeros for the class token: the first half of the channels tells the column, the second
-    the row."""
+    """(1 + grid², width) fixed positions, zeros for the class token: the first half of the channels tells the column,
+    the second the row."""
     omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     angles = torch.arange(grid, dtype=torch.float64)[:, None] * omega
     of_axis = torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -19,6 +19,8 @@ from models.layers.heads import mlp_head
 from models.two_tower.connectors import Connector, NoConnector
 from models.two_tower.model import Encoded, Fused, TwoTower, init_linear
 
+Task = Literal["mlm", "mim", "match", "align", "answer", "classify", "rank"]
+
 
 class ARL(TwoTower):
     """The model with the heads of its tasks; the defaults are the released size.
@@ -48,7 +50,7 @@ class ARL(TwoTower):
         self,
         entities: int,
         triples: int,
-        tasks: Sequence[str] = ("mlm", "mim", "match", "align"),
+        tasks: Sequence[Task] = ("mlm", "mim", "match", "align"),
         connector: Callable[..., Connector] = NoConnector,
         image_layers: int = 11,
         classes: int | None = None,
@@ -70,7 +72,8 @@ class ARL(TwoTower):
             knowledge_heads=knowledge_heads,
             knowledge_intermediate=knowledge_intermediate,
         )
-        super().__init__(connector, tasks=tasks, image_layers=image_layers, text_layer=layer, **two_tower)
+        # TwoTower builds the heads that it knows.
+        super().__init__(connector, tasks=tasks, image_layers=image_layers, text_layer=layer, **two_tower)  # type: ignore[arg-type]
         self.entity_source = entity_source
         init = partial(init_linear, std=two_tower.get("init_std", 0.02))
         self.align_head = KnowledgeGraph(
