@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,7 @@ def mask_words(
     share: float = 0.15,
     mask_padding: bool = False,
     continues: NDArray[np.bool_] | None = None,
+    count_padding: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Mask one text (L,), whole words at a time: its masked ids and its labels (L,), IGNORE_INDEX where nothing is masked.
 
@@ -31,27 +34,47 @@ def mask_words(
             about 6 of 38 real tokens are chosen whatever the length, and short texts may get none). Else only words count.
         continues: (L,) positions that belong to the group of the position before, where groups are not the tokenizer's words
             (named entities).
+        count_padding: padding counts in the budget without competing for it (official in ARL: a short text may be masked almost
+            as a whole).
     """
     tokenizer = words.tokenizer
     pad = tokenizer.pad_token_id
-    specials = {tokenizer.cls_token_id, tokenizer.sep_token_id} | (set() if mask_padding else {pad})
-    continues = words.continues[ids] if continues is None else continues
+    specials = [tokenizer.cls_token_id, tokenizer.sep_token_id] + ([] if mask_padding else [pad])
+    groups = mask_groups(~np.isin(ids, specials), words.continues[ids] if continues is None else continues)
+    tokens = len(ids) if mask_padding or count_padding else int((ids != pad).sum())
+    chosen = take_groups([groups[group] for group in rng.permutation(len(groups))], mask_budget(tokens, share))
+    places = np.array([place for place in chosen if ids[place] != pad], dtype=np.int64)
+    return _masked(ids, places, words, rng)
+
+
+def mask_groups(candidates: NDArray[np.bool_], continues: NDArray[np.bool_]) -> list[list[int]]:
+    """Places that are masked together.
+
+    Args:
+        candidates: (L,) places that may be masked.
+        continues: (L,) places that belong to the group of the candidate before.
+    """
     groups: list[list[int]] = []
-    for place, token in enumerate(ids.tolist()):
-        if token in specials:
-            continue
+    for place in np.flatnonzero(candidates).tolist():
         if groups and continues[place]:
             groups[-1].append(place)
         else:
             groups.append([place])
-    tokens = len(ids) if mask_padding else int((ids != pad).sum())
-    budget = max(1, round(share * tokens))
+    return groups
+
+
+def mask_budget(tokens: int, share: float = 0.15) -> int:
+    """How many of ``tokens`` are masked."""
+    return max(1, round(share * tokens))
+
+
+def take_groups(groups: Iterable[list[int]], budget: int) -> list[int]:
+    """The places of the groups that fit into the budget, in their order."""
     chosen: list[int] = []
-    for group in rng.permutation(len(groups)):
-        if len(chosen) + len(groups[group]) <= budget:
-            chosen += groups[group]
-    places = np.array([place for place in chosen if ids[place] != pad], dtype=np.int64)
-    return _masked(ids, places, words, rng)
+    for group in groups:
+        if len(chosen) + len(group) <= budget:
+            chosen += group
+    return chosen
 
 
 def mask_tokens(

@@ -76,6 +76,16 @@ class BertAttention(nn.Module):
         self.self.query, self.self.key, self.self.value = (nn.Linear(width, width) for _ in range(3))
         self.output = BertOutput(width, width, dropout, eps)
 
+    def weights(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, heads, L, S) attention probabilities of :meth:`forward` without dropout."""
+        query, key = (
+            layer(source).unflatten(-1, (self.heads, -1)) for layer, source in ((self.self.query, x), (self.self.key, context))
+        )
+        scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :].bool(), -torch.inf)
+        return scores.softmax(dim=-1)
+
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, D) and context (B, S, D) to (B, L, D).
 

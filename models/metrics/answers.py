@@ -41,6 +41,8 @@ def answer_metrics(rows: Mapping[str, Tensor]) -> dict[str, float]:
 
     Args:
         rows: ``answer_predicted`` and ``answer_labels`` (N,), or ``answer_predicted`` and ``answer_score`` (N,) in [0, 1].
+            With ``answer_open`` (N,), 1 at open questions and 0 at closed ones, ``answer/open_score`` and
+            ``answer/closed_score`` stand beside ``answer/score`` (medical VQA).
     """
     metrics: dict[str, float] = {}
     if "answer_labels" in rows:
@@ -48,6 +50,10 @@ def answer_metrics(rows: Mapping[str, Tensor]) -> dict[str, float]:
         metrics["answer/filtered_accuracy"] = percent(hits(rows, "answer"))
     if "answer_score" in rows:
         metrics["answer/score"] = percent(rows["answer_score"])
+        if "answer_open" in rows:
+            is_open = rows["answer_open"].bool()
+            metrics["answer/open_score"] = percent(rows["answer_score"][is_open])
+            metrics["answer/closed_score"] = percent(rows["answer_score"][~is_open])
     return metrics
 
 

@@ -21,10 +21,8 @@ def image_attention(model: TwoTower, text: Encoded, image: Encoded) -> Tensor:
     finally:
         hook.remove()
     x, context = seen[0]
-    query, key = (part.unflatten(-1, (layer.heads, -1)) for part in (layer.self.query(x[:, :1]), layer.self.key(context)))
-    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
     grid = model.vit_model.visual.grid
-    return scores.softmax(dim=-1).mean(dim=1)[:, 0, 1:].unflatten(-1, (grid, grid)).float()
+    return layer.weights(x[:, :1], context).mean(dim=1)[:, 0, 1:].unflatten(-1, (grid, grid)).float()
 
 
 @torch.no_grad()

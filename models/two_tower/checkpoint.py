@@ -27,6 +27,7 @@ POSITIONS = "vit_model.visual.positional_embedding"
 TYPES = "token_type_embeddings.weight"
 # RoBERTa's pooler and CLIP's text half, which no loss reaches.
 _UNUSED = re.compile(r"text_transformer\.pooler\.|.*\.position_ids$|vit_model\.(positional_embedding|ln_final\.)")
+_BLOCKS = "transformer.resblocks."
 _CONNECTOR = re.compile(
     r"layer_embeddings_(text|image)\.|cross_modal_(text|image)_(layernorm|link_tower|manager_tower)\.|connector\."
 )
@@ -156,7 +157,21 @@ def load_official(model: TwoTower, weights: Mapping[str, Tensor]) -> Loaded:
 
     Raises CheckpointError naming what is missing or of another shape.
     """
-    named, state = own_names(weights), model.state_dict()
+    return load_named(model, own_names(weights))
+
+
+def load_named(
+    model: TwoTower, named: dict[str, Tensor], more_heads: tuple[str, ...] = (), optional: tuple[str, ...] = ()
+) -> Loaded:
+    """As :func:`load_official`, of weights under the model's own names.
+
+    Args:
+        model: the model.
+        named: of the file; changed here.
+        more_heads: first parts of the names of heads beside those of the two-tower models.
+        optional: beginnings of names that the file may lack.
+    """
+    state, heads = model.state_dict(), (*HEADS, *more_heads)
     if POSITIONS in named:
         named[POSITIONS] = resize_positions(named[POSITIONS], model.vit_model.visual.grid)
     if TYPES in named:
@@ -165,16 +180,16 @@ def load_official(model: TwoTower, weights: Mapping[str, Tensor]) -> Loaded:
     for name in state:
         if name.endswith("softmax_temperature_cross") and name not in named:
             named[name] = state[name]
-    used = {name: value for name, value in named.items() if name in state or name.split(".")[0] not in HEADS}
-    absent = tuple(part for part in HEADS if not any(name.split(".")[0] == part for name in named))
+    used = {name: value for name, value in named.items() if name in state or name.split(".")[0] not in heads}
+    absent = tuple(part for part in heads if not any(name.split(".")[0] == part for name in named))
     other_answers = _other_vocabulary(used, state)
-    load_strictly(model, used, (*absent, *other_answers))
+    load_strictly(model, used, (*absent, *optional, *other_answers))
     return Loaded(sorted(state.keys() - used.keys()), sorted(named.keys() - used.keys()))
 
 
 def _other_vocabulary(used: dict[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Drop classifiers of another number of classes or hidden width from ``used``; the beginnings of their names."""
-    heads = ("vqa_classifier.", "snli_classifier.", "nlvr2_classifier.")
+    heads = ("vqa_classifier.", "snli_classifier.", "nlvr2_classifier.", "cls_classifier.")
     different = tuple(h for h in heads if any(n.startswith(h) and used[n].shape != state[n].shape for n in used if n in state))
     for name in [name for name in used if name.startswith(different)]:
         del used[name]
@@ -209,6 +224,9 @@ def load_towers(model: TwoTower, text: Mapping[str, Tensor] | None, image: Mappi
         prefixed = any(name.startswith("visual.") for name in image)
         named = {n.removeprefix("visual."): v.float() for n, v in image.items() if n.startswith("visual.") or not prefixed}
         named.pop("proj", None)
+        # METER's and ARL's towers leave CLIP's last block out.
+        blocks = len(model.vit_model.visual.transformer.resblocks)
+        named = {n: v for n, v in named.items() if not n.startswith(_BLOCKS) or int(n.split(".")[2]) < blocks}
         if "positional_embedding" in named:
             named["positional_embedding"] = resize_positions(named["positional_embedding"], model.vit_model.visual.grid)
         load_strictly(model.vit_model.visual, named, source="CLIP")

@@ -20,7 +20,7 @@ from models.two_tower.connectors import SIDES, Connector, Side
 from models.two_tower.towers import ClipVision, RobertaText
 
 Task = Literal["mlm", "match", "contrastive", "contrastive_cross", "rank", "answer", "entail", "reason"]
-Read = Literal["all", "text", "first"]
+Read = Literal["all", "text", "image", "first"]
 TEMPERATURE_RANGE = (0.001, 0.5)
 CLASSES = {"entail": 3, "reason": 2}
 
@@ -31,7 +31,8 @@ class Encoded(NamedTuple):
     ``experts``: what the connector prepared, (B, L, D) each. ``mask`` (B, L), None where all tokens count. ``feature``
     (B, W): token 0 of the last unimodal layer. ``bias`` (B, L): what an adaptive manager adds to its scores of these tokens,
     None for 0. ``entered``, ``attended`` (B, L, D): input and self-attention of the first cross-modal layer, where they are
-    cached for many pairs.
+    cached for many pairs. ``entities`` (B, M, K), ``entity_mask`` (B, M) bool and ``cover`` (B, M, L): vectors of what the text
+    names, which of them count, and which tokens each of them covers (ARL alone).
     """
 
     experts: list[Tensor]
@@ -40,6 +41,9 @@ class Encoded(NamedTuple):
     bias: Tensor | None = None
     entered: Tensor | None = None
     attended: Tensor | None = None
+    entities: Tensor | None = None
+    entity_mask: Tensor | None = None
+    cover: Tensor | None = None
 
     def rows(self, index: Tensor) -> Encoded:
         """Of the samples ``index`` (n,), repeats allowed."""
@@ -52,9 +56,10 @@ class Encoded(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """``text`` (B, L, D) and ``image`` (B, T, D), or their first token where only that is read; ``pooled`` (B, 2D) or None."""
+    """``text`` (B, L, D) and ``image`` (B, T, D), or their first token where only that is read, or None where one is not read;
+    ``pooled`` (B, 2D) or None."""
 
-    text: Tensor
+    text: Tensor | None
     image: Tensor | None
     pooled: Tensor | None
 
@@ -99,6 +104,7 @@ class TwoTower(nn.Module):
         mlm_eps: of the head of ``mlm``, likewise.
         init_std: of the initial linear weights outside the image tower; the official 0.02 suits wide models, narrow ones hardly
             learn from it.
+        text_layer: factory ``(width, heads, intermediate, dropout, cross, eps) -> BertLayer`` of the text's cross-modal layers.
     """
 
     def __init__(
@@ -136,6 +142,7 @@ class TwoTower(nn.Module):
         cross_eps: float = 1e-12,
         mlm_eps: float = 1e-12,
         init_std: float = 0.02,
+        text_layer: Callable[..., BertLayer] = BertLayer,
     ):
         super().__init__()
         self.width, self.levels, self.tasks = width, levels, tuple(tasks)
@@ -150,7 +157,8 @@ class TwoTower(nn.Module):
             self.add_module(
                 f"cross_modal_{side}_transform", projections[0] if shared_projections else nn.ModuleList(projections)
             )
-            layers = (BertLayer(width, heads, int(width * mlp_ratio), dropout, True, cross_eps) for _ in range(levels))
+            make = text_layer if side == "text" else BertLayer
+            layers = (make(width, heads, int(width * mlp_ratio), dropout, True, cross_eps) for _ in range(levels))
             self.add_module(f"cross_modal_{side}_layers", nn.ModuleList(layers))
             pooler = nn.Module()
             pooler.dense = nn.Linear(width, width)
@@ -159,7 +167,7 @@ class TwoTower(nn.Module):
         nn.init.normal_(self.token_type_embeddings.weight, std=0.02)
         self._build_heads(vocab_size, text_width, image_width, embed_dim, temperature, mlm_eps)
         self._build_classifiers(answers, head_scale, head_layers, pair_dropout)
-        self.apply(partial(_init, std=init_std))
+        self.apply(partial(init_linear, std=init_std))
         self.vit_model = nn.Module()  # has initial weights of its own
         self.vit_model.visual = ClipVision(image_size, patch_size, image_width, image_layers, image_heads, image_eps)
 
@@ -210,15 +218,16 @@ class TwoTower(nn.Module):
         bias = self._padding_bias(mask, full)
         return Encoded(self.connector.prepare("text", projected), mask, states[-1][:, 0], bias)
 
-    def encode_image(self, image: Tensor, kind: int = 1) -> Encoded:
+    def encode_image(self, image: Tensor, kind: int = 1, patches: Tensor | None = None) -> Encoded:
         """Images (B, 3, H, W).
 
         Args:
             image: normalised pixels.
             kind: row of the type table: 2 is the second image of a pair.
+            patches: (B, n) the patches that the tower sees; None: all.
         """
         read = self.connector.read["image"]
-        states = self.vit_model.visual(image, read)
+        states = self.vit_model.visual(image, read, patches)
         projected = self._project("image", states, kind)
         feature = projected[-1][:, 0] if self.contrastive_source == "projected" else states[-1][:, 0]
         return Encoded(self.connector.prepare("image", projected), None, feature)
@@ -251,48 +260,53 @@ class TwoTower(nn.Module):
         attended = self._layers(side)[0].attention(entered, entered, encoded.mask)
         return encoded._replace(entered=entered, attended=attended)
 
-    def fuse(self, text: Encoded, image: Encoded, read: Read = "all") -> Fused:
+    def fuse(self, text: Encoded, image: Encoded, read: Read = "all", levels: int | None = None) -> Fused:
         """Join B texts with B images.
 
         Args:
             text: see :meth:`encode_text`.
             image: see :meth:`encode_image`.
-            read: what is read of the last layer: ``text`` leaves the image's last layer out, ``first`` computes token 0 alone
-                of both.
+            read: what is read of the last layer: ``text`` and ``image`` leave the other modality's last layer out, ``first``
+                computes token 0 alone of both.
+            levels: number of layers to run, at least 1; None: all.
         """
         texts: list[Tensor] = []
         images: list[Tensor] = []
-        for level in range(self.levels):
+        last = (self.levels if levels is None else levels) - 1
+        entities = text.entities
+        for level in range(last + 1):
             x, y = text.entered, image.entered
             if level or x is None or y is None:
                 # At level 0 neither modality has an output yet.
                 other_text, other_image = (texts[-1], images[-1]) if level else (None, None)
                 x = self.connector("text", level, text.experts, texts, other_image)
                 y = self.connector("image", level, image.experts, images, other_text, text.bias)
-            rows = 1 if level == self.levels - 1 and read == "first" else None
+            rows = 1 if level == last and read == "first" else None
             done = (text.attended, image.attended) if level == 0 else (None, None)
-            texts.append(self._layer("text", level, x, text.mask, y, None, rows, done[0]))
-            if level < self.levels - 1 or read != "text":
-                images.append(self._layer("image", level, y, None, x, text.mask, rows, done[1]))
+            if level < last or read != "image":
+                attended = self._attend("text", level, x, text.mask, rows, done[0])
+                out, entities = self._join_text(level, attended, y, text, entities)
+                texts.append(out)
+            if level < last or read != "text":
+                attended = self._attend("image", level, y, None, rows, done[1])
+                images.append(self._layers("image")[level].join(attended, x, text.mask))
         if read == "text":
             return Fused(texts[-1], None, None)
+        if read == "image":
+            return Fused(None, images[-1], None)
         return Fused(texts[-1], images[-1], self.pool(texts[-1], images[-1]))
 
-    def _layer(
-        self,
-        side: Side,
-        level: int,
-        x: Tensor,
-        mask: Tensor | None,
-        other: Tensor,
-        other_mask: Tensor | None,
-        rows: int | None,
-        attended: Tensor | None,
+    def _attend(
+        self, side: Side, level: int, x: Tensor, mask: Tensor | None, rows: int | None, attended: Tensor | None
     ) -> Tensor:
-        layer = self._layers(side)[level]
-        if attended is not None:
-            return layer.join(attended[:, :rows], other, other_mask)
-        return layer(x, mask, other, other_mask, rows)
+        """Self-attention of a cross-modal layer for the first ``rows`` tokens, unless it is there already."""
+        return self._layers(side)[level].attention(x[:, :rows], x, mask) if attended is None else attended[:, :rows]
+
+    def _join_text(
+        self, level: int, attended: Tensor, image: Tensor, text: Encoded, entities: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """A text layer behind its self-attention: its output, and the entities (B, M, K) that enter the next layer."""
+        return self._layers("text")[level].join(attended, image), entities
 
     def _layers(self, side: Side) -> nn.ModuleList:
         return getattr(self, f"cross_modal_{side}_layers")
@@ -347,7 +361,7 @@ def _head(width: int, out: int) -> nn.Module:
     return head
 
 
-def _init(module: nn.Module, std: float) -> None:
+def init_linear(module: nn.Module, std: float) -> None:
     """Linear weights normal with deviation ``std``, biases 0."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=std)

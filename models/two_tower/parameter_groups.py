@@ -16,17 +16,20 @@ CONTRASTIVE = ("itc_text_head", "itc_image_head")  # heads in BridgeTower, of th
 CROSS = "cross_modal"
 
 
-def group_of(name: str, contrastive_heads: Literal["head", "cross"] = "head") -> tuple[Literal["base", "head", "cross"], bool]:
+def group_of(
+    name: str, contrastive_heads: Literal["head", "cross"] = "head", more_heads: tuple[str, ...] = ()
+) -> tuple[Literal["base", "head", "cross"], bool]:
     """Which learning rate a parameter has, and whether it decays.
 
     CLIP's LayerNorms, those of the classifiers and those of the managers' experts decay, as their names hold none of the words.
+    ``more_heads``: parts of the names of heads beside those of the two-tower models.
     """
     decays = not any(word in name for word in NOT_DECAYED)
     cross = CROSS in name or (contrastive_heads == "cross" and any(word in name for word in CONTRASTIVE))
     if cross:
         return "cross", decays
     heads = HEADS if contrastive_heads == "cross" else HEADS + CONTRASTIVE
-    return ("head" if any(word in name for word in heads) else "base"), decays
+    return ("head" if any(word in name for word in heads + more_heads) else "base"), decays
 
 
 def two_tower_groups(
@@ -34,12 +37,13 @@ def two_tower_groups(
     head_lr_scale: float,
     cross_lr_scale: float,
     contrastive_heads: Literal["head", "cross"] = "head",
+    more_heads: tuple[str, ...] = (),
 ) -> list[dict]:
     """Optimiser groups of the trainable parameters: three rates, each with and without decay."""
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            groups.setdefault(group_of(name, contrastive_heads), []).append(parameter)
+            groups.setdefault(group_of(name, contrastive_heads, more_heads), []).append(parameter)
     scales = {"base": 1.0, "head": head_lr_scale, "cross": cross_lr_scale}
     return [
         {"params": parameters, "lr_scale": scales[part]} | ({} if decays else {"weight_decay": 0.0})

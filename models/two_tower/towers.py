@@ -65,10 +65,18 @@ class ClipVision(nn.Module):
         self.ln_post = nn.LayerNorm(width, eps=eps)
         self._initialise(width, layers)
 
-    def forward(self, image: Tensor, wanted: range) -> list[Tensor]:
-        """Images (B, 3, H, W) to the outputs of the ``wanted`` blocks (0-based), each normed by ``ln_post``: (B, L, W)."""
+    def forward(self, image: Tensor, wanted: range, patches: Tensor | None = None) -> list[Tensor]:
+        """Images (B, 3, H, W) to the outputs of the ``wanted`` blocks (0-based), each normed by ``ln_post``: (B, L, W).
+
+        Args:
+            image: normalised pixels.
+            wanted: blocks whose outputs are returned.
+            patches: (B, n) the patches (0-based, row by row) that the blocks see beside the class token; None: all.
+        """
         x = self.conv1(image).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1) + self.positional_embedding
+        if patches is not None:
+            x = torch.cat([x[:, :1], x.take_along_dim(1 + patches[..., None], dim=1)], dim=1)
         x = self.ln_pre(x)
         states = []
         for i, block in enumerate(self.transformer.resblocks):

@@ -101,6 +101,15 @@ def test_groups_of_pieces_can_be_given(byte_pairs):
         assert len(set((labels[1:4] != IGNORE_INDEX).tolist())) == 1
 
 
+def test_padding_may_count_without_being_masked(byte_pairs):
+    words = TextTokenizer(str(byte_pairs), length=20)
+    ids = words(["cat a cat"])[0][0].numpy()
+    real = int((ids != words.tokenizer.pad_token_id).sum()) - 2
+    for count, expected in ((False, 1), (True, min(3, real))):
+        labels = mask_words(ids, words, np.random.default_rng(0), count_padding=count)[1]
+        assert (labels != IGNORE_INDEX).sum() == expected and (labels[real + 1 :] == IGNORE_INDEX).all()
+
+
 def test_a_file_that_is_no_vocabulary(tmp_path):
     (tmp_path / "vocab.txt").write_text("cat\ndog\n")
     with pytest.raises(UserError, match="lacks .PAD."):
