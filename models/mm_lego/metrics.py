@@ -12,7 +12,7 @@ ROWS = 1024  # patients that are compared with all others together
 
 
 class Concordance(NamedTuple):
-    """``c_index`` is NaN without a comparable pair; ``tied_time`` counts pairs of an event and a censored patient of one time."""
+    """``c_index`` is NaN without a comparable pair; ``tied_time`` counts pairs of equal times, one of them censored."""
 
     c_index: float
     concordant: int

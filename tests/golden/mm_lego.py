@@ -44,8 +44,9 @@ def block(case: Case) -> dict[str, Tensor]:
         latent = model.encode(inputs["x"])
         out |= {f"{name}.logits": model.head(latent), f"{name}.latent": latent.real}
         out[f"{name}.latent_complex"] = as_stored(latent)
-    model = block_from_official(weights, dim_head=config["dim_head"]).eval()
-    out["override.latent"] = model.encode(inputs["x"], model.transform(inputs["latent_override"])).real
+    if "latent_override" in inputs:
+        model = block_from_official(weights, dim_head=config["dim_head"]).eval()
+        out["override.latent"] = model.encode(inputs["x"], model.transform(inputs["latent_override"])).real
     for name, kind in config.items():
         if name.startswith("enc_") and kind is not None:
             model, x = behind_encoder(case, name, kind["kind"]), inputs[f"{name}.x"]
@@ -131,7 +132,8 @@ def survival(case: Case) -> dict[str, Tensor | float]:
     logits, bins, censored = inputs["logits"], inputs["y_disc"], inputs["censorship"]
     out: dict[str, Tensor | float] = {"hazards": logits.sigmoid(), "survival": survival_curve(logits), "risk": risk(logits)}
     weights = inputs["class_weights"]
-    torch.testing.assert_close(class_weights(bins, config["num_classes"], config["class_weights"]), weights)
+    if config["class_weights"] is not None:
+        torch.testing.assert_close(class_weights(bins, config["num_classes"], config["class_weights"]), weights)
     for name in sorted({match[1] for name in case.wanted if (match := re.match(r"nll\.(.+)\.value", name))}):
         alpha = {"alpha": float(match[1])} if (match := re.search(r"alpha([\d.]+)", name)) else {}
         leaf = logits.clone().requires_grad_()
