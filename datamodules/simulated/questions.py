@@ -74,7 +74,7 @@ def captions(scene: Scene) -> list[str]:
 
 
 def write_question_scenes(
-    root: str, train: int = 3000, val: int = 150, test: int = 400, image_size: int = 32, seed: int = 0
+    root: str, train: int = 2300, val: int = 150, test: int = 400, image_size: int = 32, seed: int = 0
 ) -> Path:
     """The folder with the simulated set of these arguments, written unless it is there already.
 

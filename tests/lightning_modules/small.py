@@ -206,8 +206,8 @@ def _images_with_texts(count: int) -> dict[str, Tensor]:
         MEDIUM: torch.arange(count) // 2,
         QUESTION_IDS: ids.flip(0),
         QUESTION_MASK: mask.flip(0),
-        keys.CANDIDATE_IDS: ids[:, None].expand(-1, 3, -1),
-        keys.CANDIDATE_MASK: mask[:, None].expand(-1, 3, -1),
+        keys.CANDIDATE_IDS: torch.stack([ids.roll(i, 0) for i in range(3)], dim=1),
+        keys.CANDIDATE_MASK: torch.stack([mask.roll(i, 0) for i in range(3)], dim=1),
         keys.ANSWER: answers,
         ANSWER_SCORES: torch.eye(5)[answers],
         keys.MATCHED: torch.ones(count, dtype=torch.int64),
@@ -265,7 +265,7 @@ class Data(BaseDataModule):
     """``train`` and ``val`` of a module, in memory."""
 
     def __init__(self, name: str, batch_size: int, train: int, val: int):
-        super().__init__()
+        super().__init__(num_workers=0)
         small = MODULES[name]
         self.batch_size, self.together = batch_size, small.together
         self.splits = {"train": Rows(small.rows(train)), "val": Rows(small.rows(val))}
