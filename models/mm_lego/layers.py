@@ -1,0 +1,61 @@
+"""Attention and feed-forward layers of a block (MM-Lego, arXiv 2405.19950, section 3), each behind its LayerNorm."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention of normalised queries to a normalised context: ``LeakyReLU(W softmax(q k / (sqrt(d) T)) v)``.
+
+    Args:
+        query_dim: width of the queries and of the output.
+        context_dim: width of the context; None attends to the queries themselves.
+        heads: number of heads.
+        dim_head: width d of a head.
+        temperature: T. The official code divides the scores by 0.5 after the usual scale.
+        dropout: on the attention weights.
+    """
+
+    def __init__(
+        self,
+        query_dim: int,
+        context_dim: int | None = None,
+        heads: int = 8,
+        dim_head: int = 64,
+        temperature: float = 0.5,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.heads, self.dropout, self.scale = heads, dropout, dim_head**-0.5 / temperature
+        self.norm = nn.LayerNorm(query_dim)
+        self.norm_context = nn.LayerNorm(context_dim) if context_dim is not None else None
+        self.to_q = nn.Linear(query_dim, heads * dim_head, bias=False)
+        self.to_kv = nn.Linear(context_dim or query_dim, 2 * heads * dim_head, bias=False)
+        self.to_out = nn.Linear(heads * dim_head, query_dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``x`` (B, n, query_dim) and ``context`` (B, m, context_dim) to (B, n, query_dim)."""
+        x = self.norm(x)
+        context = x if context is None or self.norm_context is None else self.norm_context(context)
+        projections = (self.to_q(x), *self.to_kv(context).chunk(2, dim=-1))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projections)
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+        return F.leaky_relu(self.to_out(out.transpose(1, 2).flatten(2)), 0.01)
+
+
+class FeedForward(nn.Module):
+    """``W2 (a * selu(g))`` with (a, g) the halves of ``W1 LayerNorm(x)``; the hidden width is ``mult`` times the input's."""
+
+    def __init__(self, dim: int, mult: int = 4, dropout: float = 0.0):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.expand = nn.Linear(dim, 2 * mult * dim)
+        self.reduce = nn.Linear(mult * dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, g = self.expand(self.norm(x)).chunk(2, dim=-1)
+        return self.dropout(self.reduce(a * F.selu(g)))

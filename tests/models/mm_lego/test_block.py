@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+from models.mm_lego.block import real_spectrum
+from models.mm_lego.encoders import SNN, GatedAttentionPooling
+from tests.models.mm_lego.stand_in import small_block
+
+
+def with_round_trips(block, x):
+    """The forward pass as the paper states it: transform back behind each step, normalise and transform again."""
+    latent, dim = block.latent.expand(len(x), -1, -1), block.fourier_dim
+    for i in range(block.depth):
+        step = block.steps[min(i, len(block.steps) - 1)]
+        if block.normalise:
+            latent = latent / latent.norm(dim=dim, keepdim=True)
+        spectrum = torch.fft.fft(latent, dim=dim)
+        read = torch.fft.fft(step.read(x, attend=block.modality_attention == "applied"), dim=dim).real
+        out = step.update(spectrum.real, read)
+        kept = torch.complex(out, spectrum.imag)
+        latent = torch.fft.ifft(kept if block.track_imaginary else out, dim=dim)
+    return kept
+
+
+@pytest.mark.parametrize("fourier_dim", [1, 2])
+@pytest.mark.parametrize("track_imaginary", [True, False])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_staying_in_the_frequency_domain_is_exact(fourier_dim, track_imaginary, normalise):
+    torch.manual_seed(0)
+    options = {"fourier_dim": fourier_dim, "track_imaginary": track_imaginary, "normalise": normalise}
+    block = small_block(depth=3, modality_attention="applied", **options).double()
+    x = torch.randn(3, 4, 6)
+    block.float()
+    torch.testing.assert_close(block.encode(x), with_round_trips(block, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 8])
+def test_half_of_the_spectrum_is_enough(length):
+    x = torch.randn(3, length, 4)
+    torch.testing.assert_close(real_spectrum(x, 1), torch.fft.fft(x, dim=1).real)
+
+
+def test_sharing_counts_the_steps():
+    assert [len(small_block(depth=4, share=share).steps) for share in ("none", "after_first", "all")] == [4, 2, 1]
+
+
+def test_unused_attention_has_no_effect_and_applied_attention_does():
+    torch.manual_seed(0)
+    x, blocks = torch.randn(2, 4, 6), {}
+    for kind in ("unused", "applied"):
+        blocks[kind] = small_block(modality_attention=kind)
+        blocks[kind].load_state_dict(blocks["unused"].state_dict())
+    plain = small_block()
+    plain.load_state_dict(blocks["unused"].state_dict(), strict=False)
+    assert torch.equal(plain(x), blocks["unused"](x))
+    assert not torch.allclose(blocks["applied"](x), blocks["unused"](x))
+    blocks["unused"](x).sum().backward()
+    assert all(p.grad is None for p in blocks["unused"].steps[0].modality_attention.parameters())
+
+
+def test_a_column_of_zeros_stays_finite():
+    block = small_block()
+    block.latent.data[:, 0] = 0
+    block(torch.randn(2, 4, 6)).sum().backward()
+    assert block.latent.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "encoder, x, width",
+    [
+        (SNN(7, (12, 10)), torch.randn(3, 7), 10),
+        (GatedAttentionPooling(7, 12, 6, 10), torch.randn(3, 5, 7), 10),
+        (nn.Conv1d(7, 10, 1), torch.randn(3, 7, 5), 5),
+    ],
+    ids=["table", "bag", "tokens"],
+)
+def test_any_encoder_is_trained_through(encoder, x, width):
+    block = small_block(width, encoder=encoder)
+    assert block(x).shape == (3, 4)
+    block(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in block.parameters())
+
+
+def test_a_bag_does_not_depend_on_its_neighbours_unless_officially():
+    bags = torch.randn(3, 5, 7)
+    for kind, depends in (("patches", False), ("batch", True)):
+        pool = GatedAttentionPooling(7, 12, 6, 10, softmax_over=kind).eval()
+        assert torch.allclose(pool(bags)[:1], pool(bags[:1]), atol=1e-6) is not depends
