@@ -1,0 +1,126 @@
+"""DINOv2's objectives: teacher targets by Sinkhorn-Knopp or centring, DINO and iBOT cross-entropies, KoLeo (arXiv 2304.07193).
+
+Shapes: n rows (class tokens or masked patches) of this process, K prototypes, B images per process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.losses.gather import world_size
+
+STUDENT_TEMPERATURE = 0.1
+ITERATIONS = 3  # of Sinkhorn-Knopp
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = ITERATIONS) -> Tensor:
+    """Targets (n, K) float32 whose rows sum to 1 and whose columns are balanced over the rows of all processes.
+
+    The official code divides a K x n matrix by its row and column sums in turn. Here the matrix stays as it is and the
+    factors of rows and columns are iterated instead, which reads it half as often and holds it once. The divisions by
+    K and by the number of rows cancel in the result. The largest logit is
+    subtracted first, which the divisions cancel: at low temperatures the exponential would overflow.
+
+    Args:
+        logits: (n, K) of the teacher; processes may have different numbers of rows, also none.
+        temperature: of the teacher.
+        iterations: of the alternation; official: 3.
+    """
+    scaled = logits.float() / temperature
+    largest = _over_processes(scaled.amax() if len(scaled) else scaled.new_tensor(-torch.inf), dist.ReduceOp.MAX)
+    q = scaled.sub_(largest).exp_()
+    of_row, of_prototype = q.new_ones(len(q)), q.new_ones(q.shape[1])
+    for _ in range(iterations):
+        of_prototype = _inverse(_over_processes(of_row @ q))
+        of_row = _inverse(q @ of_prototype)
+    return q.mul_(of_prototype).mul_(of_row[:, None])
+
+
+class CentredTargets(nn.Module):
+    """Softmax of logits less a centre, which is an average of the batches before (DINO, arXiv 2104.14294).
+
+    The official code holds the mean of a step back and adds it at the next call. Here it is added at once, after the targets
+    were computed: the targets are the same, and a checkpoint holds the mean of its last step. Processes count alike in the
+    mean, whatever their numbers of rows.
+
+    Args:
+        shape: of the centre; officially (1, K) for class tokens and (1, 1, K) for patches.
+        momentum: factor of the old centre.
+    """
+
+    center: Tensor
+
+    def __init__(self, shape: tuple[int, ...], momentum: float = 0.9):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("center", torch.zeros(shape))
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
+        """Logits (n, K) to targets (n, K) float32, then move the centre by the mean over the rows."""
+        targets = ((logits.float() - self.center.reshape(1, -1)) / temperature).softmax(dim=-1)
+        mean = logits.float().mean(dim=0) if len(logits) else self.center.reshape(-1).clone()
+        self.center.lerp_((_over_processes(mean) / world_size()).reshape(self.center.shape), 1 - self.momentum)
+        return targets
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, temperature: float = STUDENT_TEMPERATURE) -> Tensor:
+    """(n,) ``-sum_k targets_k log_softmax(logits / temperature)_k`` of logits and targets (n, K)."""
+    return -(targets * (logits.float() / temperature).log_softmax(dim=-1)).sum(dim=-1)
+
+
+def dino_local(local: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Sum over local crops and target views of the mean cross-entropy.
+
+    The cross-entropy is linear in the targets: one pass per crop over the sum of both views.
+
+    Args:
+        local: (B, K) student logits of each crop.
+        targets: (B, K) of each view.
+    """
+    both = torch.stack(list(targets)).sum(dim=0)
+    return torch.stack([cross_entropy(crop, both).mean() for crop in local]).sum()
+
+
+def ibot(entropies: Tensor, mask_weights: Tensor, crops: int) -> Tensor:
+    """Masked-patch loss: mean over the crops of the mean over each one's masked patches.
+
+    Args:
+        entropies: (n,) cross-entropies of the masked patches.
+        mask_weights: (n,) one over the number of masked patches of the patch's crop.
+        crops: number of global crops, with those that have no mask.
+    """
+    return (entropies * mask_weights).sum() / crops
+
+
+def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
+    """Kozachenko-Leonenko regulariser: minus the mean log distance of unit vectors to their nearest neighbour.
+
+    Args:
+        features: (B, D) class tokens of one view, of this process alone; at least two.
+        eps: added to each component of the difference and to the distance, as officially.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        x = F.normalize(features.float(), dim=-1, eps=eps)
+        with torch.no_grad():
+            similarity = x @ x.T
+            nearest = similarity.fill_diagonal_(-1).argmax(dim=1)
+        distance = (x - x[nearest] + eps).norm(dim=-1)
+        return -(distance + eps).log().mean()
+
+
+def _inverse(sums: Tensor) -> Tensor:
+    """One over the sums; a prototype or a row of which nothing is left after the exponential stays without mass."""
+    return 1 / sums.clamp_min(torch.finfo(sums.dtype).tiny)
+
+
+def _over_processes(value: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    if world_size() > 1:
+        dist.all_reduce(value, op=operation)
+    return value
