@@ -245,15 +245,28 @@ class DinoViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (image_size // patch_size) ** 2, dim))
         if registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim))
-            nn.init.normal_(self.register_tokens, std=1e-6)
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
         self.patch_embed = PatchEmbed(patch_size, dim)
         block = (dim, heads, mlp_ratio, init_values, ffn, drop_path)
         self.blocks = nn.ModuleList(Block(*block) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.init_values = init_values
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Give every weight a fresh first value."""
+        for module in self.modules():
+            if isinstance(module, LayerScale):
+                module.gamma.fill_(self.init_values)
+            elif isinstance(module, (nn.LayerNorm, nn.Conv2d)):
+                module.reset_parameters()
         self.apply(init_linear_)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
+        nn.init.zeros_(self.mask_token)
+        if self.registers:
+            nn.init.normal_(self.register_tokens, std=1e-6)
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> BackboneOutput:
         """Images (B, 3, H, W), sides multiples of the patch; see :meth:`forward_crops` for ``masks``."""

@@ -62,9 +62,11 @@ class CentredTargets(nn.Module):
         self.register_buffer("center", torch.zeros(shape))
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Logits (n, K) to targets (n, K) float32, then move the centre by the mean over the rows."""
+    def forward(self, logits: Tensor, temperature: float, move: bool = True) -> Tensor:
+        """Logits (n, K) to targets (n, K) float32, then, with ``move``, shift the centre towards the rows' mean."""
         targets = ((logits.float() - self.center.reshape(1, -1)) / temperature).softmax(dim=-1)
+        if not move:
+            return targets
         mean = logits.float().mean(dim=0) if len(logits) else self.center.reshape(-1).clone()
         self.center.lerp_((_over_processes(mean) / world_size()).reshape(self.center.shape), 1 - self.momentum)
         return targets

@@ -67,6 +67,7 @@ class StudentAndTeacher(nn.Module):
         mask_indices: Tensor,
         mask_weights: Tensor,
         temperature: float,
+        targets_move: bool = True,
     ) -> dict[str, Tensor]:
         """The terms of one step, unweighted: ``dino_local``, ``dino_global``, ``koleo`` (summed over both views) and ``ibot``.
 
@@ -77,9 +78,10 @@ class StudentAndTeacher(nn.Module):
             mask_indices: (n,) the masked places of the flattened ``masks``.
             mask_weights: (n,) one over the number of masked patches of the place's crop.
             temperature: of the teacher.
+            targets_move: whether the rows move the centres; not on held-out splits.
         """
         images = len(global_crops) // VIEWS
-        class_targets, patch_targets = self._targets(global_crops, mask_indices, temperature)
+        class_targets, patch_targets = self._targets(global_crops, mask_indices, temperature, targets_move)
         crops, crop_masks = [global_crops], [masks]
         if local_crops is not None:
             crops, crop_masks = [*crops, local_crops], [*crop_masks, None]
@@ -100,7 +102,7 @@ class StudentAndTeacher(nn.Module):
         return losses
 
     @torch.no_grad()
-    def _targets(self, crops: Tensor, mask_indices: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+    def _targets(self, crops: Tensor, mask_indices: Tensor, temperature: float, move: bool) -> tuple[Tensor, Tensor | None]:
         """Targets of the class tokens, views swapped so that each row stands at the view that learns from it, and of the masked
         patches."""
         output = self.teacher["backbone"](crops)
@@ -112,8 +114,8 @@ class StudentAndTeacher(nn.Module):
         if self.centring == "sinkhorn_knopp":
             targets = sinkhorn_knopp(logits, temperature)
             return targets, None if patch_logits is None else sinkhorn_knopp(patch_logits, temperature)
-        targets = self.dino_loss(logits, temperature)
-        return targets, None if patch_logits is None else self.ibot_patch_loss(patch_logits, temperature)
+        targets = self.dino_loss(logits, temperature, move)
+        return targets, None if patch_logits is None else self.ibot_patch_loss(patch_logits, temperature, move)
 
     def update_teacher(self, momentum: float) -> None:
         """Move the teacher's backbone and heads towards the student's."""
