@@ -26,7 +26,8 @@ log = logging.getLogger("run")
 # Of Lightning and torch, about themselves: nothing in them is for the user of a recipe.
 CHATTER = (
     ".*LeafSpec.*", "Total length of .* across ranks is zero.*", "The number of training batches .* smaller than the logging.*",
-    "The '.*_dataloader' does not have many workers.*", "`isinstance.*", "Found .* in eval mode at the start of training.*", "Found .* in eval mode at the start of training.*",
+    "The '.*_dataloader' does not have many workers.*", "`isinstance.*",
+    "Found .* in eval mode at the start of training.*",
 )  # fmt: skip
 
 
