@@ -81,7 +81,7 @@ def nih_cxr14(root: Path) -> RadiographTable:
             raise BadSample(f"missing image: no images*/**/{image}")
         return where[image], row["Patient ID"], [int(name in named) for name in NIH_FINDINGS], split_of.get(image, "")
 
-    return _table(read_rows(table), entry, NIH_FINDINGS, "Image Index")
+    return table_of(read_rows(table), entry, NIH_FINDINGS, "Image Index")
 
 
 def one_file(root: Path, pattern: str) -> Path:
@@ -97,7 +97,7 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
     return csv.DictReader(io.StringIO(raw.decode("utf-8-sig", "replace"), newline=""))
 
 
-def _table(
+def table_of(
     rows: Iterable[dict[str, str]], read: Callable[[dict[str, str]], Entry], names: Sequence[str], key: str
 ) -> RadiographTable:
     """The rows that ``read`` understands; the others are skipped with their reason, by the column ``key``."""
