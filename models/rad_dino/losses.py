@@ -5,17 +5,20 @@ Shapes: n rows (class tokens or masked patches) of this process, K prototypes, B
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from models.layers.autocast import add_product, product_dtype
 from models.losses.gather import world_size
 
 STUDENT_TEMPERATURE = 0.1
 ITERATIONS = 3  # of Sinkhorn-Knopp
+CPU_ENTRIES, GPU_ENTRIES = 2**22, 2**26  # student logits that exist at once
 
 
 @torch.no_grad()
@@ -72,33 +75,58 @@ class CentredTargets(nn.Module):
         return targets
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, temperature: float = STUDENT_TEMPERATURE) -> Tensor:
-    """(n,) ``-sum_k targets_k log_softmax(logits / temperature)_k`` of logits and targets (n, K)."""
-    return -(targets * (logits.float() / temperature).log_softmax(dim=-1)).sum(dim=-1)
+class _PrototypeLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, unit: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, temperature: float, entries: int
+    ) -> Tensor:
+        dtype = product_dtype(unit.device, unit.dtype)
+        x, prototypes = unit.to(dtype), weight.to(dtype)
+        total = unit.new_zeros((), dtype=torch.float32)
+        of_unit, of_weight = torch.empty_like(unit), torch.zeros_like(weight, dtype=torch.float32)
+        step = max(1, entries // len(prototypes))
+        with torch.autocast(unit.device.type, enabled=False):
+            for first in range(0, len(x), step):
+                rows = slice(first, first + step)
+                logits, target, row_weight = (
+                    (x[rows] @ prototypes.T).float().div_(temperature),
+                    targets[rows],
+                    row_weights[rows],
+                )
+                mass = target.sum(dim=1)
+                log_sum = logits.logsumexp(dim=1)
+                total += (row_weight * (log_sum * mass - torch.linalg.vecdot(target, logits))).sum()
+                slope = logits.sub_(log_sum[:, None]).exp_().mul_(mass[:, None]).sub_(target)
+                slope = slope.mul_((row_weight / temperature)[:, None]).to(dtype)
+                of_unit[rows] = (slope @ prototypes).to(of_unit.dtype)
+                add_product(of_weight, slope.T, x[rows])
+        ctx.save_for_backward(of_unit, of_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        of_unit, of_weight = ctx.saved_tensors
+        return of_unit * gradient.to(of_unit.dtype), of_weight * gradient.to(of_weight.dtype), None, None, None, None
 
 
-def dino_local(local: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Sum over local crops and target views of the mean cross-entropy.
+def prototype_loss(
+    unit: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, temperature: float = STUDENT_TEMPERATURE
+) -> Tensor:
+    """``sum_n row_weights_n H(targets_n, softmax(unit_n weight^T / temperature))``, the cross-entropy of DINO and iBOT.
 
-    The cross-entropy is linear in the targets: one pass per crop over the sum of both views.
+    The student's logits exist for some rows at a time, and the gradients are computed beside them: of the n x K matrices only
+    the targets are held. Without a gradient of a gradient.
 
     Args:
-        local: (B, K) student logits of each crop.
-        targets: (B, K) of each view.
+        unit: (n, D) what the prototypes are compared with.
+        weight: (K, D) prototypes.
+        targets: (n, K) float32; rows may sum to any mass.
+        row_weights: (n,) float32: one over the number of rows for a mean.
+        temperature: of the student.
     """
-    both = torch.stack(list(targets)).sum(dim=0)
-    return torch.stack([cross_entropy(crop, both).mean() for crop in local]).sum()
-
-
-def ibot(entropies: Tensor, mask_weights: Tensor, crops: int) -> Tensor:
-    """Masked-patch loss: mean over the crops of the mean over each one's masked patches.
-
-    Args:
-        entropies: (n,) cross-entropies of the masked patches.
-        mask_weights: (n,) one over the number of masked patches of the patch's crop.
-        crops: number of global crops, with those that have no mask.
-    """
-    return (entropies * mask_weights).sum() / crops
+    entries = GPU_ENTRIES if unit.is_cuda else CPU_ENTRIES
+    return _PrototypeLoss.apply(unit, weight, targets, row_weights, temperature, entries)
 
 
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:

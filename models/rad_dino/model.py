@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.optim.ema import ema_update_
 from models.rad_dino.backbone import DinoViT
 from models.rad_dino.head import DinoHead
-from models.rad_dino.losses import CentredTargets, cross_entropy, dino_local, ibot, koleo, sinkhorn_knopp
+from models.rad_dino.losses import CentredTargets, koleo, prototype_loss, sinkhorn_knopp
 
 VIEWS = 2  # global crops of an image
 
@@ -44,14 +44,14 @@ class StudentAndTeacher(nn.Module):
         self.student = nn.ModuleDict(parts)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.centring, self.patch_objective = centring, patch_objective
-        widths = [cast(DinoHead, self.head(self.student, patches)).last_layer.weight_g.shape[0] for patches in (False, True)]
+        widths = [self.head(self.student, patches).last_layer.weight_g.shape[0] for patches in (False, True)]
         self.dino_loss, self.ibot_patch_loss = CentredTargets((1, widths[0])), CentredTargets((1, 1, widths[1]))
         self.train()
 
     @staticmethod
-    def head(network: nn.ModuleDict, patches: bool) -> nn.Module:
+    def head(network: nn.ModuleDict, patches: bool) -> DinoHead:
         """The head of class tokens or of patches."""
-        return network["ibot_head" if patches and "ibot_head" in network else "dino_head"]
+        return cast(DinoHead, network["ibot_head" if patches and "ibot_head" in network else "dino_head"])
 
     def train(self, mode: bool = True) -> StudentAndTeacher:
         """The teacher stays in eval mode: no stochastic depth."""
@@ -86,19 +86,25 @@ class StudentAndTeacher(nn.Module):
         if local_crops is not None:
             crops, crop_masks = [*crops, local_crops], [*crop_masks, None]
         outputs = cast(DinoViT, self.student["backbone"]).forward_crops(crops, crop_masks)
-        tokens = torch.cat([output.cls for output in outputs])
-        logits = self.head(self.student, patches=False)(tokens)
-        global_logits, local_logits = logits[: len(global_crops)], logits[len(global_crops) :]
-        count = len(local_logits) // images
+        head = self.head(self.student, patches=False)
+        units = head.unit(torch.cat([output.cls for output in outputs])).split([len(output.cls) for output in outputs])
+        prototypes = head.last_layer.weight
+        count = 0 if local_crops is None else len(local_crops) // images
         terms = VIEWS + max(VIEWS * count, 1)
-        losses = {"dino_global": VIEWS * cross_entropy(global_logits, class_targets).mean() / terms}
+        even = class_targets.new_full((len(global_crops),), VIEWS / (len(global_crops) * terms))
+        losses = {"dino_global": prototype_loss(units[0], prototypes, class_targets, even)}
         if count:
-            losses["dino_local"] = dino_local(local_logits.chunk(count), class_targets.chunk(VIEWS)) / terms
+            # Linear in the targets: one pass per crop over the sum of both views.
+            both, even = sum(class_targets.chunk(VIEWS)), even.new_full((images,), 1 / (images * terms))
+            crop_losses = [prototype_loss(crop, prototypes, both, even) for crop in units[1].chunk(count)]
+            losses["dino_local"] = torch.stack(crop_losses).sum()
         losses["koleo"] = torch.stack([koleo(view) for view in outputs[0].cls.chunk(VIEWS)]).sum()
         if self.patch_objective:
             masked = outputs[0].patches.flatten(0, 1)[mask_indices]
-            entropies = cross_entropy(self.head(self.student, patches=True)(masked), patch_targets)
-            losses["ibot"] = ibot(entropies, mask_weights, len(global_crops))
+            head = self.head(self.student, patches=True)
+            losses["ibot"] = prototype_loss(
+                head.unit(masked), head.last_layer.weight, patch_targets, mask_weights / len(global_crops)
+            )
         return losses
 
     @torch.no_grad()

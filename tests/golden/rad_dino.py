@@ -16,7 +16,7 @@ from models.metrics.multi_label import auroc, tied_average_precision
 from models.rad_dino.backbone import Block, DinoViT
 from models.rad_dino.checkpoint import backbone_weights, flat_name, load_backbone, load_official, sizes
 from models.rad_dino.head import DinoHead
-from models.rad_dino.losses import CentredTargets, cross_entropy, dino_local, ibot, koleo, sinkhorn_knopp
+from models.rad_dino.losses import CentredTargets, koleo, prototype_loss, sinkhorn_knopp
 from models.rad_dino.masking import BlockMasks, batch_masks, described, official_most_cells
 from models.rad_dino.model import StudentAndTeacher
 from models.rad_dino.parameter_groups import rule_of
@@ -77,15 +77,21 @@ def losses(case: Case) -> dict[str, Tensor]:
     masks = described(inputs["masks"].bool())
     cls = sinkhorn_knopp(inputs["teacher_cls_1"], temperature)
     patch = sinkhorn_knopp(inputs["teacher_patch_masked"], temperature)
-    entropies = cross_entropy(inputs["student_patch_masked"], patch)
+    # Logits are given: with unit vectors for prototypes they are their own products.
+    prototypes, both = torch.eye(config["K"]), sum(cls.chunk(2))
+
+    def mean_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+        return prototype_loss(logits, prototypes, targets, torch.full((len(logits),), 1 / len(logits)))
+
+    patch_weights = masks.weights / len(masks.crops)
     centring, patch_centring = CentredTargets((1, config["K"])), CentredTargets((1, 1, config["K"]))
     out = {
         "sinkhorn_cls": cls,
         "sinkhorn_patch": patch,
         "masks_weight": masks.weights,
-        "dino_local_sum": dino_local(inputs["student_local"].unbind(), cls.chunk(2)),
-        "dino_global": cross_entropy(inputs["student_global"], cls).mean(),
-        "ibot_loss": ibot(entropies, masks.weights, len(masks.crops)),
+        "dino_local_sum": sum(mean_entropy(crop, both) for crop in inputs["student_local"]),
+        "dino_global": mean_entropy(inputs["student_global"], cls),
+        "ibot_loss": prototype_loss(inputs["student_patch_masked"], prototypes, patch, patch_weights),
         "ibot_centered": patch_centring(inputs["teacher_patch_masked"], temperature),
         "ibot_center_after": patch_centring.center,
     }

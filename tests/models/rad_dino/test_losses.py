@@ -7,7 +7,7 @@ import torch
 
 from models.rad_dino.backbone import DinoViT
 from models.rad_dino.head import DinoHead
-from models.rad_dino.losses import CentredTargets, sinkhorn_knopp
+from models.rad_dino.losses import CentredTargets, prototype_loss, sinkhorn_knopp
 from models.rad_dino.masking import BlockMasks, batch_masks, described, official_most_cells
 from models.rad_dino.model import StudentAndTeacher
 from models.rad_dino.schedules import cosine, dino_cosine
@@ -29,6 +29,28 @@ def test_sinkhorn_equals_the_plain_form_and_does_not_overflow():
     torch.testing.assert_close(large, sinkhorn_knopp(logits, 0.1), rtol=1e-2, atol=1e-4)
     assert torch.isfinite(sinkhorn_knopp(logits * 1000, 0.1)).all()
     assert sinkhorn_knopp(torch.zeros(0, 30), 0.1).shape == (0, 30)
+
+
+@pytest.mark.parametrize("entries", [30, 2**22], ids=["row by row", "at once"])
+def test_prototype_loss_equals_the_plain_form_with_its_gradients(entries, monkeypatch):
+    monkeypatch.setattr("models.rad_dino.losses.CPU_ENTRIES", entries)
+    unit, weight = torch.randn(7, 5, dtype=torch.float64), torch.randn(30, 5, dtype=torch.float64)
+    targets, row_weights = torch.rand(7, 30), torch.rand(7)
+    tensors = [(unit.clone().requires_grad_(), weight.clone().requires_grad_()) for _ in range(2)]
+    log_softmax = (tensors[0][0] @ tensors[0][1].T / 0.1).log_softmax(dim=1)
+    plain = -(row_weights[:, None] * targets * log_softmax).sum()
+    ours = prototype_loss(tensors[1][0], tensors[1][1], targets, row_weights)
+    (3 * plain).backward()
+    (3 * ours).backward()
+    torch.testing.assert_close(ours.double(), plain, rtol=1e-4, atol=1e-4)
+    for expected, actual in zip(*tensors, strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_prototype_loss_without_rows():
+    unit, weight = torch.randn(0, 5, requires_grad=True), torch.randn(30, 5, requires_grad=True)
+    prototype_loss(unit, weight, torch.zeros(0, 30), torch.zeros(0)).backward()
+    assert not weight.grad.any()
 
 
 def test_centre_of_a_step_without_masked_patches_stays():
