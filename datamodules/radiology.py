@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,12 +151,12 @@ class RadiologyDataModule(BaseDataModule):
             if side % patch_size:
                 raise UserError(f"datamodule.{name}={side} is no multiple of datamodule.patch_size={patch_size}.")
         self.root, self.layout, self.augment, self.simulate, self.window = root, layout, augment, simulate, window
-        self.preprocess = ImagePreprocess((image_size, image_size), image_size, mean=tuple(mean), std=tuple(std))
+        self.preprocess = ImagePreprocess((image_size, image_size), image_size, mean=_three(mean), std=_three(std))
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         side = augment.global_size
         self.masks = BlockMasks((side // patch_size, side // patch_size), official_most_cells(side, patch_size))
-        self.mask_probability, self.mask_ratio = mask_probability, tuple(mask_ratio)
+        self.mask_probability, self.mask_ratio = mask_probability, (mask_ratio[0], mask_ratio[1])
 
     def holds_data(self, root: Path) -> bool:
         return root.is_dir() and any(root.glob("*.csv*"))
@@ -199,3 +199,8 @@ class RadiologyDataModule(BaseDataModule):
     @property
     def _row_of(self) -> dict[str, int]:
         return {path: row for row, path in enumerate(self.table.paths)}
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    """Of the red, green and blue channel, as a tuple: YAML gives a list."""
+    return values[0], values[1], values[2]

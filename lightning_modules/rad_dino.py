@@ -110,7 +110,7 @@ class RadDinoModule(BaseModule):
         total = int(self.trainer.estimated_stepping_batches)
         if quantity == "momentum":
             return cosine(step, self.momentum, 1.0, total)
-        first = self.optimizers(use_pl_optimizer=False).defaults["weight_decay"]
+        first = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False)).defaults["weight_decay"]
         return cosine(step, first, first if self.weight_decay_end is None else self.weight_decay_end, total)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

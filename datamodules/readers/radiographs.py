@@ -67,7 +67,7 @@ def nih_cxr14(root: Path) -> RadiographTable:
     """ChestX-ray14: ``Data_Entry_2017*.csv``, ``train_val_list.txt``, ``test_list.txt``, ``images*/**/<Image Index>``."""
     table = one_file(root, "Data_Entry_2017*.csv")
     where = {file.name: file.relative_to(root).as_posix() for file in root.glob("images*/**/*.png")}
-    split_of = {}
+    split_of: dict[str, str] = {}
     for split, name in (("", "train_val_list.txt"), ("test", "test_list.txt")):
         if (root / name).is_file():
             split_of |= dict.fromkeys((root / name).read_text().split(), split)
@@ -105,16 +105,16 @@ def table_of(
     skipped = []
     for number, row in enumerate(rows):
         try:
-            path, *rest = read(row)
-            inside("", path)
-            entries.append((path, *rest))
+            entry = read(row)
+            inside("", entry[0])
+            entries.append(entry)
         except BadSample as error:
             skipped.append(Skipped(-1, row.get(key) or f"row {number}", str(error)))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             skipped.append(Skipped(-1, row.get(key) or f"row {number}", f"bad row: {error!r}"))
-    findings = np.array([e[2] for e in entries], dtype=np.int64).reshape(len(entries), len(names))
-    paths, patients, splits = ([entry[column] for entry in entries] for column in (0, 1, 3))
-    return RadiographTable(paths, patients, findings, list(names), splits, skipped)
+    findings = np.array([entry[2] for entry in entries], dtype=np.int64).reshape(len(entries), len(names))
+    paths, patients = [entry[0] for entry in entries], [entry[1] for entry in entries]
+    return RadiographTable(paths, patients, findings, list(names), [entry[3] for entry in entries], skipped)
 
 
 def assign_splits(table: RadiographTable, val_fraction: float, test_fraction: float) -> list[str]:

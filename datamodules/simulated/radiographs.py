@@ -24,7 +24,9 @@ COLUMNS = (
 IMAGES_PER_PATIENT = 2
 
 
-def phantom(size: int, findings: set[str], male: bool, age: int, patient: np.random.Generator, rng: np.random.Generator):
+def phantom(
+    size: int, findings: set[str], male: bool, age: int, patient: np.random.Generator, rng: np.random.Generator
+) -> np.ndarray:
     """(size, size) uint8.
 
     Args:
@@ -139,4 +141,5 @@ def _step(value: np.ndarray, width: float) -> np.ndarray:
 
 def _smoothed(noise: np.ndarray) -> np.ndarray:
     """Mean of 3 x 3 neighbours, scaled to the deviation of ``noise``."""
-    return sum(np.roll(noise, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)) / 3
+    moved = [np.roll(noise, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    return np.sum(moved, axis=0) / 3

@@ -97,7 +97,7 @@ class MultiCrop:
         if rng.random() < self.grey and pixels.shape[2] == 3:
             pixels = np.repeat((pixels @ LUMA)[..., None], 3, axis=2)
         if rng.random() < blur:
-            pixels = gaussian_blur(pixels, float(rng.uniform(*self.sigma)))
+            pixels = gaussian_blur(pixels, float(rng.uniform(self.sigma[0], self.sigma[1])))
         if rng.random() < solarize:
             pixels = np.where(pixels >= SOLARIZE_FROM, 255 - pixels, pixels)
         return torch.from_numpy(np.ascontiguousarray(((pixels / 255 - self.mean) / self.std).transpose(2, 0, 1)))

@@ -27,7 +27,7 @@ def _losses(rows: int, prototypes: int, side: str) -> Callable[[], Tensor]:
     weight.requires_grad_()
 
     def step() -> Tensor:
-        student.grad = weight.grad = None
+        student.grad, weight.grad = None, None
         with torch.no_grad():
             logits = teacher @ weight.T
         if side == "ours":
@@ -37,7 +37,7 @@ def _losses(rows: int, prototypes: int, side: str) -> Callable[[], Tensor]:
             targets = plain.sinkhorn_knopp(logits, TEMPERATURE)
             value = plain.cross_entropy(student @ weight.T, targets, weights)
         value.backward()
-        return torch.stack([value.detach(), student.grad.norm(), weight.grad.norm()])
+        return torch.stack([value.detach(), *(tensor.grad.norm() for tensor in (student, weight))])
 
     return step
 

@@ -95,7 +95,7 @@ class StudentAndTeacher(nn.Module):
         losses = {"dino_global": prototype_loss(units[0], prototypes, class_targets, even)}
         if count:
             # Linear in the targets: one pass per crop over the sum of both views.
-            both, even = sum(class_targets.chunk(VIEWS)), even.new_full((images,), 1 / (images * terms))
+            both, even = torch.stack(class_targets.chunk(VIEWS)).sum(dim=0), even.new_full((images,), 1 / (images * terms))
             crop_losses = [prototype_loss(crop, prototypes, both, even) for crop in units[1].chunk(count)]
             losses["dino_local"] = torch.stack(crop_losses).sum()
         losses["koleo"] = torch.stack([koleo(view) for view in outputs[0].cls.chunk(VIEWS)]).sum()
