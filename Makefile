@@ -1,6 +1,8 @@
 # Everything runs in .venv, which is made once from requirements.txt and remade when that file changes.
 PYTHON ?= python3
 RUN = .venv/bin/python
+# Processes that run tests; each takes one core and up to 4 GB.
+WORKERS ?= 2
 
 .PHONY: setup demo demos test test-fast lint format typecheck docs bench list soak
 
@@ -19,10 +21,10 @@ demos: setup
 	for recipe in conf/experiment/*.yaml; do $(RUN) run.py experiment=$$(basename $$recipe .yaml) || exit 1; done
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: setup
-	$(RUN) -m pytest -m "not slow and not ddp"
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not ddp"
 
 lint: setup
 	.venv/bin/ruff check .

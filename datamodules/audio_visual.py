@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ class AudioVisualDataModule(BaseDataModule):
         frame_rate: float = 29.97,
         keep_megabytes: int = 0,
         seed: int = 0,
-        num_workers: int = 4,
+        num_workers: int | Literal["auto"] = "auto",
         max_skipped: float = 0.05,
     ):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from datamodules.order import HeldOutBatches, OrderedBatches
@@ -30,7 +32,7 @@ class BaseDataModule(pl.LightningDataModule):
 
     Args:
         seed: decides, with the epoch, on the order of the training samples.
-        num_workers: processes that read; 0 reads in the main process.
+        num_workers: processes that read for each device; 0 reads in the main process, 'auto' is :func:`suitable_workers`.
         max_skipped: share of a split's samples that may be unreadable (10 samples are always allowed). Web corpora
             lose up to a few percent to broken files; more than the default 5 % is rather a wrong path, a wrong
             caption field or a broken copy, and training on the rest would hide it.
@@ -40,9 +42,11 @@ class BaseDataModule(pl.LightningDataModule):
     provides: tuple[str, ...] = ()  # keys of every training batch; a property where they follow from the settings
     preprocessing: tuple[str, ...] = ()  # arguments that decide how the model sees a sample: those of training hold later
     label_names: Sequence[str] = ()  # classes or answers that a model of this data gives by number
+    reads_arrays = False  # rows are copied out of arrays: nothing is decoded
+    workers_key = "datamodule.num_workers"  # where a user sets the number of workers
     simulate: Callable[[str], Path] | None = None  # ``root -> folder``, of families whose data can be simulated
 
-    def __init__(self, seed: int = 0, num_workers: int = 0, max_skipped: float = 0.05):
+    def __init__(self, seed: int = 0, num_workers: int | Literal["auto"] = "auto", max_skipped: float = 0.05):
         super().__init__()
         if not 0 <= max_skipped <= 1:
             raise UserError(f"datamodule.max_skipped={max_skipped} is a share of the samples, between 0 and 1.")
@@ -224,14 +228,29 @@ class BaseDataModule(pl.LightningDataModule):
         self._position = {**then, "samples": samples, "batch_size": batch_size}
 
     def _loader(self, dataset: Any, sampler: OrderedBatches | HeldOutBatches) -> DataLoader:
+        workers = self.workers()
         return DataLoader(
             dataset,
             batch_size=None,
             sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             collate_fn=as_is,
+            pin_memory=self._on_gpu(),  # Lightning then copies to the device without waiting
         )
+
+    def workers(self, processes: int | None = None) -> int:
+        """Reading processes of each training process, of which ``processes`` share the machine, by default the trainer's."""
+        if self.num_workers != "auto":
+            return self.num_workers
+        if processes is None:
+            processes = self.trainer.num_devices if self.trainer is not None else 1
+        return suitable_workers(_cores(), processes, self._on_gpu(), self.reads_arrays)
+
+    def _on_gpu(self) -> bool:
+        if self.trainer is None:
+            return torch.cuda.is_available()
+        return self.trainer.strategy.root_device.type == "cuda"
 
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer is not None else 0
@@ -241,6 +260,29 @@ class BaseDataModule(pl.LightningDataModule):
 
     def _overfitting(self) -> bool:
         return self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]  # Lightning sets it by setattr
+
+
+def suitable_workers(cores: int, processes: int, on_gpu: bool, reads_arrays: bool) -> int:
+    """Reading processes for each training process of a machine.
+
+    One core stays with the training process. On a CPU the model needs the cores, too, so that few more would help, and rows of
+    arrays cost less than handing them over. A GPU waits for whoever decodes; a few processes copy rows as fast as a disk gives
+    them.
+
+    Args:
+        cores: that this process may use.
+        processes: training processes that share them.
+        on_gpu: whether the model runs on a GPU.
+        reads_arrays: whether rows are copied out of arrays.
+    """
+    free = max(cores // max(processes, 1) - 1, 0)
+    if on_gpu:
+        return min(free, 4 if reads_arrays else 16)
+    return 0 if reads_arrays else min(free, 8)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_for_simulated_data(root: Path) -> bool:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -216,7 +216,7 @@ class DGM4DataModule(BaseDataModule):
         train_fraction: float = 1.0,
         simulate: Callable[[str], Path] | None = None,
         seed: int = 0,
-        num_workers: int = 4,
+        num_workers: int | Literal["auto"] = "auto",
         max_skipped: float = 0.05,
     ):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)

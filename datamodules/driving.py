@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class BevDataModule(BaseDataModule):
         batch_size: int = 16,
         eval_batch_size: int = 32,
         seed: int = 0,
-        num_workers: int = 2,
+        num_workers: int | Literal["auto"] = "auto",
         max_skipped: float = 0.05,
     ):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)

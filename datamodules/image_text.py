@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datamodules.base import BaseDataModule
 from datamodules.readers.base import ImageTextDataset
@@ -48,7 +48,7 @@ class ImageTextDataModule(BaseDataModule):
         caption_fields: Sequence[str] = ("caption", "captions"),
         index_dir: str | None = None,
         seed: int = 0,
-        num_workers: int = 2,
+        num_workers: int | Literal["auto"] = "auto",
         max_skipped: float = 0.05,
     ):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)
@@ -113,7 +113,7 @@ class ReaderDataModule(BaseDataModule):
         val_fraction: float = 0.0,
         test_fraction: float = 0.0,
         seed: int = 0,
-        num_workers: int = 2,
+        num_workers: int | Literal["auto"] = "auto",
         max_skipped: float = 0.05,
     ):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ class RadiologyDataModule(BaseDataModule):
         window: bool = False,
         simulate: Callable[[str], Path] | None = None,
         seed: int = 0,
-        num_workers: int = 4,
+        num_workers: int | Literal["auto"] = "auto",
         max_skipped: float = 0.05,
     ):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)

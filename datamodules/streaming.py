@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 import torch
@@ -65,7 +65,7 @@ class StreamedImageText(BaseDataModule):
         shuffle_buffer: int = 1000,
         caption_fields: Sequence[str] = ("caption", "captions"),
         seed: int = 0,
-        num_workers: int = 2,
+        num_workers: int | Literal["auto"] = "auto",
         max_skipped: float = 0.05,
     ):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)
@@ -82,10 +82,13 @@ class StreamedImageText(BaseDataModule):
         self.splits = {"train": range(self.samples_per_epoch)}  # its length alone counts: a stream has no rows
 
     def train_dataloader(self) -> DataLoader:
-        readers = max(self.num_workers, 1) * self._world_size()
+        workers = self.workers()
+        if self.num_workers == "auto":
+            workers = min(workers, len(self.shards) // self._world_size())
+        readers = max(workers, 1) * self._world_size()
         if len(self.shards) < readers:
             raise UserError(
-                f"{len(self.shards)} shards cannot be shared among {max(self.num_workers, 1)} workers on each of "
+                f"{len(self.shards)} shards cannot be shared among {max(workers, 1)} workers on each of "
                 f"{self._world_size()} devices: {readers - len(self.shards)} of {readers} would have nothing to read. Set "
                 f"datamodule.num_workers to at most {len(self.shards) // self._world_size()}, use fewer devices, or cut the "
                 "data into more shards."
@@ -98,7 +101,8 @@ class StreamedImageText(BaseDataModule):
             )
         self._check_position(self.samples_per_epoch, self.batch_size * self._world_size())
         stream = _Batches(self, steps, self._rank(), self._world_size())
-        return DataLoader(stream, batch_size=None, num_workers=self.num_workers, collate_fn=as_is)
+        pin = self._on_gpu()
+        return DataLoader(stream, batch_size=None, num_workers=workers, collate_fn=as_is, pin_memory=pin)
 
 
 class _Batches(IterableDataset):

@@ -75,7 +75,7 @@ class VideoTextDataModule(BaseDataModule):
         mask_padding: bool = False,
         keep_megabytes: int = 0,
         seed: int = 0,
-        num_workers: int = 2,
+        num_workers: int | Literal["auto"] = "auto",
         max_skipped: float = 0.05,
     ):
         super().__init__(seed=seed, num_workers=num_workers, max_skipped=max_skipped)

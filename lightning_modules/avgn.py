@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_modules.base import BaseModule, StepOutput
+from lightning_modules.base import BaseModule, StepOutput, outermost_called
 from models.avgn import losses
 from models.avgn.audio import LogMel
 from models.avgn.checkpoint import load_into
@@ -97,6 +97,10 @@ class AVGNModule(BaseModule):
             for name, parameter in net.named_parameters():
                 if PARTS[name.split(".")[0]] != "audio":
                     parameter.requires_grad_(False)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """A training step calls the parts of the model one by one."""
+        return [part for child in self.model.children() for part in outermost_called(child)]
 
     def shared_step(self, batch: dict, split: str) -> StepOutput:
         if self.objective == "audio":

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from pytorch_lightning.plugins.precision import Precision
+from pytorch_lightning.utilities.enums import GradClipAlgorithmType
+from torch import Tensor, nn
 
 from lightning_modules.held_out import HeldOut, check_weights
 from models.batch import INDEX
@@ -33,6 +35,15 @@ class StepOutput(NamedTuple):
 
 class LossNotFinite(UserError):
     """A loss term became NaN or infinite."""
+
+
+class _Losses(NamedTuple):
+    """The losses of a batch, on their device, and what a message about them must say."""
+
+    step: int
+    total: Tensor
+    terms: dict[str, Tensor]
+    rows: Tensor
 
 
 class BaseModule(pl.LightningModule):
@@ -69,17 +80,25 @@ class BaseModule(pl.LightningModule):
         self.loss_weights = dict(loss_weights or {})
         self._step_begins = True
         self._held_out = HeldOut()
+        self._unread: list[_Losses] = []
 
     @classmethod
     def conflicts(cls, config: Mapping[str, Any]) -> list[str]:
         """Problems of a whole configuration that this method cannot be trained with."""
-        pieces = config["trainer"].get("accumulate_grad_batches") or 1
-        if not cls.needs_whole_batch or pieces == 1:
-            return []
-        return [
-            f"trainer.accumulate_grad_batches: {pieces} would shrink the negatives of a contrastive loss to one piece of the "
-            "batch, which is another objective. Raise the batch size instead, or use more devices."
-        ]
+        problems, trainer = [], config["trainer"]
+        pieces = trainer.get("accumulate_grad_batches") or 1
+        if cls.needs_whole_batch and pieces != 1:
+            problems.append(
+                f"trainer.accumulate_grad_batches: {pieces} would shrink the negatives of a contrastive loss to one piece of "
+                "the batch, which is another objective. Raise the batch size instead, or use more devices."
+            )
+        scaled = str(trainer.get("precision")) in ("16-mixed", "16")
+        if scaled and trainer.get("gradient_clip_val") and (config.get("optimizer") or {}).get("fused"):
+            problems.append(
+                "trainer.gradient_clip_val: a fused optimizer unscales float16 gradients after they are clipped. Set "
+                "optimizer.fused=false, or train in bf16-mixed."
+            )
+        return problems
 
     # ---- what a family implements -------------------------------------------------------------------------------
 
@@ -97,6 +116,10 @@ class BaseModule(pl.LightningModule):
         A group may hold ``lr_scale``, a factor of the optimiser's learning rate for its parameters.
         """
         return [p for p in self.parameters() if p.requires_grad]
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """Modules that ``compile=true`` compiles, each by itself: those that a step calls, and not through their methods."""
+        return [part for child in self.children() for part in outermost_called(child)]
 
     def before_forward(self) -> None:
         """Runs before the first forward pass of each optimiser step, outside autograd: momentum encoders that move first."""
@@ -120,7 +143,8 @@ class BaseModule(pl.LightningModule):
             with torch.no_grad():
                 self.before_forward()
         step = self.shared_step(batch, "train")
-        total = self._total(step, batch)
+        total = self._weighted_total(step)
+        self._note_losses(_losses_of(self.global_step, total, step, batch))
         self.log_dict(self._mean_over_ranks(_named("train", step, total)), batch_size=len(batch[INDEX]))
         return total
 
@@ -131,10 +155,11 @@ class BaseModule(pl.LightningModule):
             UserError: the losses of the batch are not finite.
         """
         step = self.shared_step(batch, "test")
-        self._check_finite(self._weighted_sum(step), step, batch)
+        _check_finite([_losses_of(self.global_step, self._weighted_sum(step), step, batch)])
         return dict(step.outputs)
 
     def on_validation_epoch_start(self) -> None:
+        self.read_losses()
         check_weights(self)
         self._held_out = HeldOut()
 
@@ -157,31 +182,41 @@ class BaseModule(pl.LightningModule):
         joined = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         return dict(zip(values, self.trainer.strategy.reduce(joined, reduce_op="mean"), strict=True))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.read_losses()  # weights behind a loss that is not finite are not saved
+
+    def on_train_end(self) -> None:
+        self.read_losses()
+
     def batch_loss(self, batch: dict) -> Tensor:
         """The summed training loss of a batch, with nothing logged."""
-        return self._total(self.shared_step(batch, "train"), batch)
+        step = self.shared_step(batch, "train")
+        total = self._weighted_total(step)
+        _check_finite([_losses_of(self.global_step, total, step, batch)])
+        return total
 
-    def _total(self, step: StepOutput, batch: dict) -> Tensor:
+    def _weighted_total(self, step: StepOutput) -> Tensor:
         """The sum that is minimised."""
         unknown = self.loss_weights.keys() - step.losses.keys()  # held-out splits may lack terms that only training has
         if unknown:
             raise UserError(f"loss_weights names {sorted(unknown)}, but the loss has {sorted(step.losses)}.")
-        total = self._weighted_sum(step)
-        self._check_finite(total, step, batch)
-        return total
+        return self._weighted_sum(step)
 
     def _weighted_sum(self, step: StepOutput) -> Tensor:
         return reduce(torch.add, [self.loss_weights.get(name, 1.0) * value for name, value in step.losses.items()])
 
-    def _check_finite(self, total: Tensor, step: StepOutput, batch: dict) -> None:
-        if not torch.isfinite(total):
-            terms = ", ".join(f"{name}={float(value):g}" for name, value in step.losses.items())
-            ids = batch[INDEX].tolist()
-            raise LossNotFinite(
-                f"the loss is not finite at step {self.global_step}: {terms}. Samples (rows of the split): "
-                f"{ids[:16]}{' ...' if len(ids) > 16 else ''}. Look at these samples, lower optimizer.lr, or train in "
-                "trainer.precision=32-true. The last checkpoint is untouched."
-            )
+    def _note_losses(self, losses: _Losses) -> None:
+        """Check the losses of a training step: at once on a CPU. Another device would have to be waited for, so that the steps
+        since the last row of metrics are checked together, and before a validation or a checkpoint."""
+        self._unread.append(losses)
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by setattr
+        if losses.total.device.type == "cpu" or len(self._unread) >= every:
+            self.read_losses()
+
+    def read_losses(self) -> None:
+        """Raise LossNotFinite for the first training step, of those not read yet, whose loss is not finite."""
+        unread, self._unread = self._unread, []
+        _check_finite(unread)
 
     def configure_optimizers(self) -> Any:
         if self.optimizer_factory is None:
@@ -204,11 +239,52 @@ class BaseModule(pl.LightningModule):
         self.trainer.fit_loop.setup_data()  # Lightning has not done so where ``max_steps`` alone limits the training
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Lightning refuses to clip beside a fused optimizer in every mixed precision. Only float16's gradients are scaled when
+        they are clipped; :meth:`conflicts` refuses those."""
+        precision = self.trainer.precision_plugin
+        if getattr(precision, "scaler", None) is None:
+            algorithm = gradient_clip_algorithm or GradClipAlgorithmType.NORM
+            Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, GradClipAlgorithmType(algorithm))
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self._step_begins = True
         with torch.no_grad():
             self.after_optimizer_step()
+
+
+def outermost_called(module: nn.Module) -> list[nn.Module]:
+    """The module itself if it can be called, else those below it that can; without parameters there is nothing to compile."""
+    if next(module.parameters(), None) is None:
+        return []
+    if type(module).forward is not nn.Module.forward:
+        return [module]
+    return [part for child in module.children() for part in outermost_called(child)]
+
+
+def _losses_of(number: int, total: Tensor, step: StepOutput, batch: dict) -> _Losses:
+    return _Losses(number, total.detach(), {name: value.detach() for name, value in step.losses.items()}, batch[INDEX])
+
+
+def _check_finite(steps: list[_Losses]) -> None:
+    """Raise LossNotFinite for the first of the steps whose loss is not finite. Waits for the device once."""
+    if not steps:
+        return
+    finite = torch.isfinite(torch.stack([losses.total.reshape(()) for losses in steps])).tolist()
+    for losses, is_finite in zip(steps, finite, strict=True):
+        if not is_finite:
+            terms = ", ".join(f"{name}={float(value):g}" for name, value in losses.terms.items())
+            ids = losses.rows.tolist()
+            raise LossNotFinite(
+                f"the loss is not finite at step {losses.step}: {terms}. Samples (rows of the split): "
+                f"{ids[:16]}{' ...' if len(ids) > 16 else ''}. Look at these samples, lower optimizer.lr, or train in "
+                "trainer.precision=32-true. The last checkpoint is untouched."
+            )
 
 
 def _named(split: str, step: StepOutput, total: Tensor) -> dict[str, Tensor]:

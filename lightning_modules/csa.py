@@ -65,7 +65,7 @@ class CSAModule(AlignmentModule):
 
     def shared_step(self, batch: dict, split: str) -> StepOutput:
         step = super().shared_step(batch, split)
-        a, b = (torch.nn.functional.normalize(step.outputs[name], dim=-1) for name in ("image", "text"))
+        a, b = (torch.nn.functional.normalize(step.outputs[name].float(), dim=-1) for name in ("image", "text"))
         losses: dict[str, Tensor] = {k: v for k, v in step.losses.items() if k == "structure"}
         losses["correlation"] = -self.correlation_weight * (a * b).sum() / a.shape[1]
         contrastive = [v.detach() for k, v in step.losses.items() if k != "structure"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.base import BaseModule, StepOutput
 from models.batch import IMAGE, INDEX
@@ -79,10 +79,28 @@ class RadDinoModule(BaseModule):
 
     needs = (GLOBAL_CROPS, LOCAL_CROPS, MASKS, MASK_INDICES, MASK_WEIGHTS)
 
+    @classmethod
+    def conflicts(cls, config: Mapping[str, Any]) -> list[str]:
+        problems = super().conflicts(config)
+        scaled = str(config["trainer"].get("precision")) in ("16-mixed", "16")
+        if scaled and (config.get("optimizer") or {}).get("fused") and config["module"].get("max_norm", 3.0) is not None:
+            problems.append(
+                "module.max_norm: a fused optimizer unscales float16 gradients after they are clipped. Set "
+                "optimizer.fused=false, or train in bf16-mixed."
+            )
+        return problems
+
     @property
     def encoder(self) -> DinoViT:
         """The teacher's backbone."""
         return cast(DinoViT, self.model.teacher["backbone"])
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """The layers inside the blocks, and the heads' MLPs: a block is called through a method that takes several crops."""
+        networks = [self.model.student, self.model.teacher]
+        blocks = [block for network in networks for block in cast(DinoViT, network["backbone"]).blocks]
+        heads = [part for network in networks for name, part in network.items() if name != "backbone"]
+        return [part for block in blocks for part in (block.attn, block.mlp)] + [head.mlp for head in heads]
 
     # ---- training -------------------------------------------------------------------------------------------------
 

@@ -227,9 +227,9 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
 def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
     """Waits until no other process is inside for the same ``path``, which need not exist yet: one job writes what several need.
 
-    The lock is a file ``<path>.lock`` beside it; it ends with the process. Where the file system has no locks nobody waits.
+    The lock is a hidden file beside it; it ends with the process. Where the file system has no locks nobody waits.
     """
-    lock = Path(f"{os.fspath(path)}.lock")
+    lock = Path(path).with_name(f".{Path(path).name}.lock")
     with explained(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("a")

@@ -11,6 +11,7 @@ TORCH = {"torch", "torchvision", "timm", "transformers", "safetensors", "numpy",
 TORCH |= {"huggingface_hub"}  # the cache and download half of transformers
 TORCH |= {"torchmetrics"}  # its functions
 DECODERS = {"av", "soundfile", "webdataset", "pytorch_lightning", "pyarrow", "pydicom"}
+TORCH |= {"triton"}  # comes with torch where it builds for GPUs
 PACKAGES = {  # package -> what it may import besides itself and the standard library
     "models": TORCH,
     "datamodules": TORCH | DECODERS | {"models"},

@@ -61,6 +61,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         UserError: the data comes encoded, or there is nothing to train on, or nothing of it can be read.
     """
 
+    workers_key = "features.num_workers"
     online = True  # the stage encode leaves the training split alone
 
     @staticmethod
@@ -87,7 +88,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         drop_last: bool = True,
         text_dropout: bool = False,
         seed: int = 42,
-        num_workers: int = 4,
+        num_workers: int | Literal["auto"] = "auto",
     ):
         super().__init__(seed=seed, num_workers=num_workers)
         dataset = source.splits["train"]

@@ -159,6 +159,9 @@ class FeatureDataModule(BaseDataModule):
         seed, num_workers: see :class:`BaseDataModule`.
     """
 
+    reads_arrays = True
+    workers_key = "features.num_workers"
+
     def __init__(
         self,
         train: PairedFeatures,
@@ -171,7 +174,7 @@ class FeatureDataModule(BaseDataModule):
         fixed_structure: int | None = None,
         unpaired: Mapping[Literal["images", "texts"], torch.Tensor] | None = None,
         seed: int = 42,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = "auto",
     ):
         super().__init__(seed=seed, num_workers=num_workers)
         if fixed_structure is not None and unpaired is not None:

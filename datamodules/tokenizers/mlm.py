@@ -1,4 +1,4 @@
-"""Which tokens are masked for masked language modelling (BERT, whole words)."""
+"""Which tokens are masked for masked language modelling: whole words (BERT) or tokens (RoBERTa)."""
 
 from __future__ import annotations
 
@@ -51,9 +51,27 @@ def mask_words(
         if len(chosen) + len(groups[group]) <= budget:
             chosen += groups[group]
     places = np.array([place for place in chosen if ids[place] != pad], dtype=np.int64)
+    return _masked(ids, places, words, rng)
+
+
+def mask_tokens(
+    ids: NDArray[np.int64], words: TextTokenizer, rng: np.random.Generator, share: float = 0.15
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As :func:`mask_words`, where every token that is not special is chosen on its own with probability ``share``.
+
+    A text may get no mask at all (RoBERTa's and BridgeTower's masking).
+    """
+    tokenizer = words.tokenizer
+    special = np.isin(ids, [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id])
+    return _masked(ids, np.flatnonzero(~special & (rng.random(len(ids)) < share)), words, rng)
+
+
+def _masked(
+    ids: NDArray[np.int64], places: NDArray[np.int64], words: TextTokenizer, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     masked, labels = ids.copy(), np.full_like(ids, IGNORE_INDEX)
     labels[places] = ids[places]
     fate = rng.random(len(places))
     random = rng.integers(0, len(words), len(places))
-    masked[places] = np.where(fate < 0.8, tokenizer.mask_token_id, np.where(fate < 0.9, random, ids[places]))
+    masked[places] = np.where(fate < 0.8, words.tokenizer.mask_token_id, np.where(fate < 0.9, random, ids[places]))
     return masked, labels

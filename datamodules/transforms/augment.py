@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,7 @@ from models.errors import UserError
 
 FILL = (128, 128, 128)
 MAX_LEVEL = 10
+LUMA = np.array([0.114, 0.587, 0.299], np.float32)
 
 
 def auto_contrast(image: np.ndarray, overflow: bool = False) -> np.ndarray:
@@ -65,6 +67,29 @@ def sharpness(image: np.ndarray, factor: float, overflow: bool = False) -> np.nd
     out = image.copy()
     out[1:-1, 1:-1] = (sharp.astype(np.int64) & 255) if overflow else np.clip(sharp, 0, 255)
     return out
+
+
+def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
+    """Inverts what is at least ``threshold``."""
+    values = np.arange(256)
+    return np.where(values < threshold, values, 255 - values).astype(np.uint8)[image]
+
+
+def colour(image: np.ndarray, factor: float) -> np.ndarray:
+    """Away from the grey image by ``factor``, whose weights for red and blue are swapped (official)."""
+    grey = image.astype(np.float32) @ LUMA
+    return np.clip(grey[..., None] + factor * (image - grey[..., None]), 0, 255).astype(np.uint8)
+
+
+def contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    """Away from the mean grey by ``factor``, with the weights of :func:`colour`."""
+    mean = image.mean(axis=(0, 1)) @ LUMA
+    return np.clip((np.arange(256) - mean) * factor + mean, 0, 255).astype(np.uint8)[image]
+
+
+def posterize(image: np.ndarray, bits: int) -> np.ndarray:
+    """Keeps the upper ``bits`` of every value."""
+    return image & np.uint8((255 << (8 - bits)) & 255)
 
 
 def translate_x(image: np.ndarray, pixels: float) -> np.ndarray:
@@ -124,9 +149,9 @@ def _warp(image: np.ndarray, forward: np.ndarray) -> np.ndarray:
 def apply_operation(
     name: str, image: np.ndarray, level: float, autocontrast_overflow: bool = False, sharpness_overflow: bool = False
 ) -> np.ndarray:
-    """One of :data:`OPERATIONS` at strength ``level`` in [-1, 1], of which only those in :data:`SIGNED` have a sign."""
+    """One of :data:`WITH_COLOUR` at strength ``level`` in [-1, 1], of which only those in :data:`SIGNED` have a sign."""
     overflow = {"AutoContrast": autocontrast_overflow, "Sharpness": sharpness_overflow}.get(name)
-    return OPERATIONS[name](image, level) if overflow is None else OPERATIONS[name](image, level, overflow)
+    return WITH_COLOUR[name](image, level) if overflow is None else WITH_COLOUR[name](image, level, overflow)
 
 
 OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
@@ -142,7 +167,20 @@ OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "Rotate": lambda image, level: rotate(image, 30 * level),
 }
 PHOTOMETRIC = tuple(OPERATIONS)[:5]
+COLOUR_OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
+    "Solarize": lambda image, level: solarize(image, int(256 * level)),
+    "Color": lambda image, level: colour(image, 1.8 * level + 0.1),
+    "Contrast": lambda image, level: contrast(image, 1.8 * level + 0.1),
+    "Posterize": lambda image, level: posterize(image, int(4 * level)),
+}
+WITH_COLOUR = OPERATIONS | COLOUR_OPERATIONS
 SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+
+
+class PixelAugment(Protocol):
+    """(H, W, 3) uint8 to the same; all chance comes from the generator."""
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, /) -> np.ndarray: ...
 
 
 class RandomAugment:
@@ -166,8 +204,8 @@ class RandomAugment:
         autocontrast_overflow: bool = False,
         sharpness_overflow: bool = False,
     ):
-        if unknown := set(operations) - OPERATIONS.keys():
-            raise UserError(f"unknown augmentations {sorted(unknown)}; there are {', '.join(OPERATIONS)}.")
+        if unknown := set(operations) - WITH_COLOUR.keys():
+            raise UserError(f"unknown augmentations {sorted(unknown)}; there are {', '.join(WITH_COLOUR)}.")
         self.operations, self.count, self.level, self.probability = list(operations), count, level / MAX_LEVEL, probability
         self.overflow = {"autocontrast_overflow": autocontrast_overflow, "sharpness_overflow": sharpness_overflow}
 
@@ -214,7 +252,7 @@ class AugmentedCrop:
         scale: tuple[float, float] = (0.2, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip_probability: float = 0.5,
-        operations: RandomAugment | None = None,
+        operations: PixelAugment | None = None,
     ):
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.flip_probability, self.operations = flip_probability, operations

@@ -96,7 +96,7 @@ def _image_layers(run: Run, dataset: Any, rows: np.ndarray, name: str, encoder: 
     device = next(encoder.parameters()).device
     vectors, encoded_rows = [], []
     with Progress(f"encode images by {name}", len(rows)) as progress:
-        for batch in encoding_loader(batches, parts.datamodule(run).num_workers):
+        for batch in encoding_loader(batches, parts.datamodule(run).workers()):
             parts.datamodule(run).report_skipped(run.cfg.assess.split, batch[SKIPPED])
             if len(batch[INDEX]):
                 vectors.append(_layers(encoder(batch[IMAGE].to(device))))

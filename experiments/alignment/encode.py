@@ -107,7 +107,7 @@ def _per_row(run: Run, split: str, kind: str, encoder: FrozenEncoder, offsets: n
     """How many tokens or layers of a sample there are to keep."""
     if kind == "tokens" and offsets is not None:
         data = parts.datamodule(run)
-        return token_counts(data.splits[split], offsets, encoder.tokenize, data.num_workers)
+        return token_counts(data.splits[split], offsets, encoder.tokenize, data.workers())
     device = next(encoder.parameters()).device
     if offsets is None:
         probe = encoder(torch.zeros(1, 3, *encoder.preprocess.size, device=device))
@@ -138,7 +138,7 @@ def _fill(
 
             def read(rank: int, world_size: int) -> Any:
                 share = batches(pending=pending, rank=rank, world_size=world_size)
-                return encoding_loader(share, data.num_workers)
+                return encoding_loader(share, data.workers(world_size))
 
             _predict(run, EncodingModule(encoder, unfinished, read, done))
     for store in stores.values():  # what this run, an earlier one or another process could not read

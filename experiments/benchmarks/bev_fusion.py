@@ -16,7 +16,7 @@ from datamodules.simulated.driving.ultrasound import make_rig
 from experiments.benchmarks.measure import seconds
 from experiments.benchmarks.reference import bev_fusion as plain
 from models.bev_fusion.backbones import image_backbone
-from models.bev_fusion.cadconv import CaDConv, gather_taps
+from models.bev_fusion.cadconv import CaDConv, gather_taps, stacked_taps
 from models.bev_fusion.echoes import EchoMap
 from models.bev_fusion.geometry import BevGrid, sampling_grid
 from models.bev_fusion.losses import OccupancyLoss
@@ -41,7 +41,7 @@ def _taps(train: bool, side: str) -> Callable[[], Tensor]:
         if side == "ours":
             out = gather_taps(value, alpha, taps, DILATIONS)
         else:
-            out = plain.stacked_taps(value, alpha, taps, DILATIONS)
+            out = stacked_taps(value, alpha, taps, DILATIONS)
         if not train:
             return out
         return torch.stack([out.norm(), *(g.norm() for g in torch.autograd.grad(out.square().sum(), inputs))])

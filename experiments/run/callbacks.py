@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,6 +156,64 @@ class RandomSteps(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seed(trainer)
+
+
+class DataWait(pl.Callback):
+    """Measures which share of the training a device waits for the next batch, from the end of a step to the begin of the next.
+
+    On a GPU the times are taken on the device, without waiting for it: the host may wait for data while the device still
+    works. Validation and checkpoints do not count, where this callback is the last one.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.seconds = {"waiting": 0.0, "working": 0.0}
+        self.spans: deque[tuple[str, Any, Any]] = deque()  # not added up yet: what, begin and end
+        self.began: Any = None
+        self.ended: Any = None
+
+    @property
+    def share(self) -> float:
+        """Of the time of steps and waiting; 0 without a step."""
+        self._add_up(wait=True)
+        return self.seconds["waiting"] / (sum(self.seconds.values()) or 1.0)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.ended = _mark(pl_module.device)
+
+    on_validation_end = on_train_epoch_start
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
+        self.began = _mark(pl_module.device)
+        self.spans.append(("waiting", self.ended, self.began))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
+        self.steps += 1
+        self.ended = _mark(pl_module.device)
+        self.spans.append(("working", self.began, self.ended))
+        self._add_up(wait=False)
+
+    def _add_up(self, wait: bool) -> None:
+        while self.spans:
+            what, begin, end = self.spans[0]
+            if isinstance(end, float):
+                self.seconds[what] += end - begin
+            else:
+                if wait:
+                    end.synchronize()
+                elif not end.query():
+                    return
+                self.seconds[what] += begin.elapsed_time(end) / 1000
+            self.spans.popleft()
+
+
+def _mark(device: torch.device) -> Any:
+    """This moment on a device: an event on a GPU, else seconds."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 class TrainingProgress(pl.Callback):

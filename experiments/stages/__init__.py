@@ -47,6 +47,7 @@ def run_stages(run: Run) -> bool:
     pl.seed_everything(run.cfg.seed, workers=True, verbose=False)
     if run.cfg.threads:
         torch.set_num_threads(run.cfg.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.cfg.tf32
     functions = {name: build(run.cfg.pipeline[name]) for name in run.cfg.stages}
     check_configuration(run)
     repeats = any(not run.is_done(name) for name in functions) or all(each.func.repeat for each in functions.values())

@@ -14,13 +14,16 @@ from hydra import compose
 from experiments.config.conflicts import batch_key_conflicts
 from experiments.config.instantiation import build
 from experiments.config.overrides import key_of
-from experiments.run import interruption, loggers, parts
+from experiments.run import compilation, interruption, loggers, parts
+from experiments.run.callbacks import DataWait
 from experiments.run.checkpoint_io import DirectoryCheckpointIO, newest_sound, read_meta
 from experiments.run.directory import Run
 from experiments.stages import Facts, stage
 from models.errors import UserError
 
 log = logging.getLogger("run")
+MUCH_WAITING = 0.1  # share of the training time that is worth a note
+ENOUGH_STEPS = 20  # with fewer the first batch, whose readers have yet to start, would decide
 
 
 @stage(every_rank=True)
@@ -59,11 +62,14 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    if run.cfg.get("compile"):
+        compilation.compile_networks(module)
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info("fit: %.2f M trainable parameters, from step %d", count / 1e6, meta["global_step"])
     with interruption.deferred(), interruption.handled_here(trainer):
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
     parts.note_skipped(run)
+    results = {**_data_wait(run, trainer, datamodule), **_compilation(run)}
     datamodule.trainer = None  # later stages see whole splits, not one rank's share
     return {
         "steps": trainer.global_step,
@@ -71,7 +77,37 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
         "trainable_parameters": count,
         "label_names": list(parts.datamodule(run).label_names),
         "trained_on": parts.description_of_data(run),
+        "result": results,
     }
+
+
+def _data_wait(run: Run, trainer: pl.Trainer, datamodule: Any) -> dict[str, float]:
+    """Which share of the training went by waiting for data; a large one becomes a note that names the knob."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it by setattr
+    measured = next((callback for callback in callbacks if isinstance(callback, DataWait)), None)
+    if measured is None or not measured.steps:
+        return {}
+    share = measured.share
+    if share > MUCH_WAITING and measured.steps >= ENOUGH_STEPS:
+        run.note(
+            f"WAITING FOR DATA: {share:.0%} of the training time. {datamodule.workers_key} is {datamodule.workers()} for each "
+            "device; more processes read faster where cores are free."
+        )
+    return {"data_wait_share": share}
+
+
+def _compilation(run: Run) -> dict[str, Any]:
+    """How often networks were compiled; many times over becomes a note."""
+    if not run.cfg.get("compile"):
+        return {}
+    counts = compilation.counted()
+    log.info("compile: %d compilations, %d of them again", counts["compilations"], counts["recompilations"])
+    if counts["recompilations"] > counts["compilations"] // 2:
+        run.note(
+            f"COMPILED AGAIN: {counts['recompilations']} of {counts['compilations']} compilations, because shapes or settings "
+            "changed between steps. TORCH_LOGS=recompiles names the reasons; compile=false may be faster."
+        )
+    return {"compile": counts}
 
 
 def _recipe_asks_for_weights(run: Run) -> bool:

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.layers.autocast import add_product, product_dtype
-
-CHUNK_ROWS = 512  # rows whose hidden layer is in memory at once
+from models.sizes import hidden_rows
 
 
 def _xavier(*layers: nn.Linear) -> None:
@@ -113,10 +112,11 @@ class _Gated(torch.autograd.Function):
     ) -> Tensor:
         ctx.dtype, ctx.eps, ctx.clamp = product_dtype(x.device, up_weight.dtype), eps, clamp
         up, down = up_weight.to(ctx.dtype), down_weight.to(ctx.dtype)
-        branches = x.new_empty(len(x) if learns else min(CHUNK_ROWS, len(x)), len(up), dtype=ctx.dtype)
+        ctx.rows = hidden_rows(x.device, len(x), down.shape[1], ctx.dtype.itemsize)
+        branches = x.new_empty(len(x) if learns else min(ctx.rows, len(x)), len(up), dtype=ctx.dtype)
         out = x.new_empty(len(x), len(down), dtype=ctx.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            for rows in _chunks(len(x)):
+            for rows in _chunks(len(x), ctx.rows):
                 h = x[rows]
                 if norm_weight is not None:
                     h = F.layer_norm(h, h.shape[-1:], norm_weight, norm_bias, eps)
@@ -137,24 +137,25 @@ class _Gated(torch.autograd.Function):
         up, down = up_weight.to(ctx.dtype), down_weight.to(ctx.dtype)
         grad_out = grad_out.to(ctx.dtype)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_up, grad_down = torch.zeros_like(up_weight), torch.zeros_like(down_weight)
+        empty = torch.empty_like if len(x) else torch.zeros_like
+        grad_up, grad_down = empty(up_weight), empty(down_weight)
         grad_up_bias = up_weight.new_zeros(len(up))
-        for rows in _chunks(len(x)):
+        for rows in _chunks(len(x), ctx.rows):
             gate, value = branches[rows].chunk(2, dim=-1)
-            add_product(grad_down, grad_out[rows].T, gate * value)
+            add_product(grad_down, grad_out[rows].T, gate * value, first=rows.start == 0)
             grad_branches = torch.empty_like(branches[rows])
             grad_gate, grad_value = grad_branches.chunk(2, dim=-1)
             grad_hidden = torch.mm(grad_out[rows], down)
             _limited_backward(grad_hidden * gate, value, -ctx.clamp, ctx.clamp, grad_value)
             _limited_backward(grad_hidden.mul_(value), gate, 0.0, min(6.0, ctx.clamp), grad_gate)
             h = x[rows] if norm_weight is None else F.layer_norm(x[rows], x.shape[-1:], eps=ctx.eps)
-            add_product(grad_up, grad_branches.T, h.to(ctx.dtype))
+            add_product(grad_up, grad_branches.T, h.to(ctx.dtype), first=rows.start == 0)
             grad_up_bias += grad_branches.sum(dim=0)
             if grad_x is not None:
                 grad_x[rows] = torch.mm(grad_branches, up).to(x.dtype)
         grad_norm_weight = grad_norm_bias = None
         if norm_weight is not None:
-            grad_norm_weight = sum((grad_up[r] * up_weight[r]).sum(dim=0) for r in _chunks(len(up)))
+            grad_norm_weight = sum((grad_up[r] * up_weight[r]).sum(dim=0) for r in _chunks(len(up), ctx.rows))
             grad_norm_bias = up_weight.T @ grad_up_bias
             grad_up.mul_(norm_weight).addr_(grad_up_bias, norm_bias)
         grads = (
@@ -174,8 +175,8 @@ def _limited_backward(grad: Tensor, limited: Tensor, low: float, high: float, ou
     torch.ops.aten.hardtanh_backward.grad_input(grad, limited, low, high, grad_input=out)
 
 
-def _chunks(rows: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK_ROWS, rows)) for start in range(0, rows, CHUNK_ROWS)]
+def _chunks(rows: int, together: int) -> list[slice]:
+    return [slice(start, min(start + together, rows)) for start in range(0, rows, together)]
 
 
 class TokenProjector(nn.Module):

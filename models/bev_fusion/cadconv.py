@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.errors import UserError
+from models.sizes import CPU_VALUES, fits
 
 TAPS = tuple((q // 3 - 1, q % 3 - 1) for q in range(9))
 
@@ -103,12 +104,24 @@ def gather_taps(value: Tensor, alpha: Tensor, taps: Tensor, dilations: Sequence[
     Half precision is summed in float32: 9 R terms, one after the other, would lose what bf16 keeps.
     """
     dtype = torch.promote_types(value.dtype, torch.float32)
+    if fits(value.device, 3 * 9 * len(dilations) * value.numel() * dtype.itemsize):
+        return stacked_taps(value.to(dtype), alpha.to(dtype), taps.to(dtype), dilations).to(value.dtype)
     parts = (tensor.to(dtype).contiguous() for tensor in (value, alpha, taps))
     return _GatherTaps.apply(*parts, tuple(dilations)).to(value.dtype)
 
 
-# So many numbers of the value are treated at once on each core: what its second-level cache keeps beside weights and result.
-CHUNK = 2**17
+def stacked_taps(value: Tensor, alpha: Tensor, taps: Tensor, dilations: Sequence[int]) -> Tensor:
+    """:func:`gather_taps` by unfolding ``value`` once for each dilation.
+
+    On a GPU it takes half the time of the loop over the taps, whose launches cost more than its work (H200: forward 0.66 ms
+    against 1.28 ms, training 2.4 ms against 5.2 ms), and ten times its memory.
+    """
+    batch, channels, height, width = value.shape
+    groups = taps.shape[2]
+    copies = torch.stack([F.unfold(value, 3, dilation=d, padding=d) for d in dilations], dim=1)
+    copies = copies.view(batch, len(dilations), groups, channels // groups, 9, height, width)
+    fields = (taps[:, :, :, None] * copies).sum(4)
+    return (alpha[:, :, None, None] * fields).sum(1).reshape(value.shape)
 
 
 class _GatherTaps(torch.autograd.Function):
@@ -187,7 +200,7 @@ class _Workspace:
         self._starts = [self.lead + dilations[r] * (TAPS[q][0] * self.stride + TAPS[q][1]) for r, q in self._taps]
         self.samples, self.together = self.batch, self.groups
         if value.device.type == "cpu":
-            most = CHUNK * torch.get_num_threads() // (self.width * self.length)
+            most = CPU_VALUES * torch.get_num_threads() // (self.width * self.length)
             self.together = _divisor(self.groups, most)
             self.samples = _divisor(self.batch, most // self.groups)
         self.padded = value.new_zeros(self.samples, self.together, self.width, self.length + 2 * self.lead)

@@ -22,15 +22,18 @@ def fine_grained_loss(
         temperature: scalar that divides the cosines.
         threshold: attention below it is 0, after scaling each word's to [0, 1]; None: 1 / N.
     """
-    mask = mask.to(words.dtype)
     threshold = 1 / patches.shape[1] if threshold is None else threshold
-    attention = words @ patches.transpose(1, 2)
-    low, high = attention.amin(dim=-1, keepdim=True), attention.amax(dim=-1, keepdim=True)
-    attention = (attention - low) / (high - low)
-    attention = torch.where(attention < threshold, 0.0, attention)
-    grouped = (attention / attention.sum(dim=-1, keepdim=True)) @ patches
-    logits = F.normalize(grouped, dim=-1) @ F.normalize(words, dim=-1).transpose(1, 2) / temperature
-    return (_own_word(logits, mask) + _own_word(logits.transpose(1, 2), mask)) / 2
+    # At least in float32: half precision holds neither the masked logits nor the number of words.
+    patches, words = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (patches, words))
+    with torch.autocast(words.device.type, enabled=False):
+        mask = mask.to(words.dtype)
+        attention = words @ patches.transpose(1, 2)
+        low, high = attention.amin(dim=-1, keepdim=True), attention.amax(dim=-1, keepdim=True)
+        attention = (attention - low) / (high - low)
+        attention = torch.where(attention < threshold, 0.0, attention)
+        grouped = (attention / attention.sum(dim=-1, keepdim=True)) @ patches
+        logits = F.normalize(grouped, dim=-1) @ F.normalize(words, dim=-1).transpose(1, 2) / temperature
+        return (_own_word(logits, mask) + _own_word(logits.transpose(1, 2), mask)) / 2
 
 
 def inner_words(mask: Tensor) -> Tensor:

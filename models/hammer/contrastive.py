@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-TILE = 4096  # columns of a queue that are looked at together
+from models.sizes import QUEUE
 
 
 class ContrastiveTerms(NamedTuple):
@@ -40,7 +40,7 @@ def manipulation_contrastive(
     temperature: Tensor,
     real: Tensor,
     alpha: float,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> ContrastiveTerms:
     """The four contrastive terms; gradients reach ``image``, ``text`` and ``temperature`` alone.
 
@@ -54,8 +54,9 @@ def manipulation_contrastive(
         temperature: scalar.
         real: (B,) bool, True for pristine samples.
         alpha: weight of the momentum model's own answer.
-        tile: columns looked at together; the result does not depend on it.
+        tile: columns looked at together; the result does not depend on it. None: as suits the device.
     """
+    tile = tile or QUEUE.rows(image.device, 3 * len(image))
     with torch.autocast(image.device.type, enabled=False):
         image_m, text_m = image_m.detach().float(), text_m.detach().float()
         candidates = (image_m, image_queue), (text_m, text_queue)

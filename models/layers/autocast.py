@@ -12,9 +12,11 @@ def product_dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
     return torch.get_autocast_dtype(device.type) if active else otherwise
 
 
-def add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """``out += a @ b``, where ``out`` may be more precise than the product."""
+def add_product(out: Tensor, a: Tensor, b: Tensor, first: bool = False) -> None:
+    """``out += a @ b``, where ``out`` may be more precise than the product; the ``first`` one replaces what ``out`` holds."""
     if a.dtype == out.dtype:
-        out.addmm_(a, b)
+        out.addmm_(a, b, beta=0 if first else 1)
+    elif first:
+        out.copy_(torch.mm(a, b))
     else:
         out.add_(torch.mm(a, b))

@@ -136,17 +136,26 @@ class BertLayer(nn.Module):
         self.output = BertOutput(intermediate, width, dropout, eps)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, context: Tensor | None = None, context_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        rows: int | None = None,
     ) -> Tensor:
-        """(B, L, D) to (B, L, D).
+        """(B, L, D) to (B, L, D), or to its first ``rows`` tokens alone: exact where only these are read afterwards.
 
         Args:
             x: (B, L, D).
             mask: (B, L), nonzero at tokens that count; None where all do.
             context: (B, S, D), required where the layer attends to one and ignored elsewhere.
             context_mask: (B, S), as ``mask``.
+            rows: leading tokens to compute; None: all.
         """
-        x = self.attention(x, x, mask)
+        return self.join(self.attention(x[:, :rows], x, mask), context, context_mask)
+
+    def join(self, x: Tensor, context: Tensor | None = None, context_mask: Tensor | None = None) -> Tensor:
+        """The layer behind its self-attention, whose output ``x`` (B, L, D) is."""
         if self.crossattention is not None:
             x = self.crossattention(x, context, context_mask)
         return self.output(F.gelu(self.intermediate.dense(x)), x)

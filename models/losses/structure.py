@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.sizes import WALKS
+
 Divergence = Literal["js", "reversed"]
 EPS = 1e-12
-CHUNK_ENTRIES = 2**21  # of what is worked on entry by entry at once, 8 MB
 
 
 def structure_loss(
@@ -128,7 +129,7 @@ def _divergence(p: Tensor, q: Tensor, kind: Divergence, wants_gradient: bool) ->
     size = len(p)
     gradient = torch.empty_like(q) if wants_gradient else None
     total = q.new_zeros((), dtype=torch.float64)
-    step = max(1, CHUNK_ENTRIES // size)
+    step = WALKS.rows(q.device, size)
     for first in range(0, size, step):
         rows = slice(first, first + step)
         a, b = p[rows], q[rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TILE_ENTRIES = 2**22
+from models.sizes import NEIGHBOURS
 
 
 def trustworthiness(x: Tensor, z: Tensor, k: int = 5) -> float:
@@ -17,7 +17,7 @@ def trustworthiness(x: Tensor, z: Tensor, k: int = 5) -> float:
     n = len(x)
     if not 0 < k < n / 2:
         raise ValueError(f"k={k} must be positive and less than half of the {n} samples")
-    total, step = 0, max(1, TILE_ENTRIES // n)
+    total, step = 0, NEIGHBOURS.rows(x.device, n)
     for first in range(0, n, step):
         rows = torch.arange(first, min(first + step, n), device=x.device)
         to_z, to_x = torch.cdist(z[rows], z), torch.cdist(x[rows], x)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.metrics.cka import cka
+from models.sizes import NEIGHBOURS
 
 Metric = Literal["mutual_knn", "cka", "unbiased_cka", "cycle_knn", "cknna", "svcca", "lcs_knn", "hcs", "l_hop_cka"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
-TILE_ENTRIES = 2**22
 
 
 def neighbour_count(rule: int | Literal["rice", "sqrt", "sturges"], samples: int) -> int:
@@ -35,10 +35,10 @@ def neighbour_count(rule: int | Literal["rice", "sqrt", "sturges"], samples: int
     return k
 
 
-def nearest_neighbours(x: Tensor, k: int, tile_entries: int = TILE_ENTRIES) -> Tensor:
+def nearest_neighbours(x: Tensor, k: int, tile_entries: int | None = None) -> Tensor:
     """(n, k) int64: rows with the largest inner product with each row of ``x`` (n, D), without itself, best first."""
     neighbours = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
-    step = max(1, tile_entries // len(x))
+    step = max(1, (tile_entries or NEIGHBOURS.entries(x.device)) // len(x))
     for first in range(0, len(x), step):
         scores = x[first : first + step] @ x.T
         scores.diagonal(first).fill_(-1e8)

@@ -12,19 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE_ENTRIES = 3 * 2**21  # scores held at once, 25 MB: with fewer the matrix product loses speed
-_FLAG_ENTRIES = 2**19  # of a tile that are compared at once
+from models.sizes import FLAGS, NEIGHBOURS, SCORES
 
 
 @torch.no_grad()
-def retrieval_ranks(image: Tensor, text: Tensor, owner: Tensor, tile_entries: int = TILE_ENTRIES) -> tuple[Tensor, Tensor]:
+def retrieval_ranks(image: Tensor, text: Tensor, owner: Tensor, tile_entries: int | None = None) -> tuple[Tensor, Tensor]:
     """Ranks of image-to-text (N,) and text-to-image (M,) retrieval by cosine.
 
     Args:
         image: embeddings (N, D), of any length.
         text: embeddings (M, D).
         owner: (M,) int64, the image each text belongs to; every image needs at least one text.
-        tile_entries: how many scores are held at once.
+        tile_entries: how many scores are held at once; None: as suits the device.
 
     A query or right candidate that is not finite ranks last: a diverged model must not look perfect. Raises ValueError
     for texts without image or images without text.
@@ -32,6 +31,7 @@ def retrieval_ranks(image: Tensor, text: Tensor, owner: Tensor, tile_entries: in
     counts = torch.bincount(owner, minlength=len(image))
     if len(owner) != len(text) or len(counts) > len(image) or bool((counts == 0).any()):
         raise ValueError(f"each of the {len(text)} texts needs one of the {len(image)} images, and every image a text")
+    tile_entries = tile_entries or SCORES.entries(image.device)
     i2t = _ranks(image, text, _texts_of_images(owner, counts), tile_entries)
     return i2t, _ranks(text, image, owner[:, None], tile_entries)
 
@@ -54,7 +54,7 @@ def _ranks(queries: Tensor, pool: Tensor, right: Tensor, tile_entries: int) -> T
     ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
     scores_tile = queries.new_empty(min(rows, len(queries)), len(pool))
     # Of scores' type: counting booleans takes three times as long.
-    flag_rows = max(1, _FLAG_ENTRIES // len(pool))
+    flag_rows = FLAGS.rows(queries.device, len(pool))
     flags_tile = queries.new_empty(min(flag_rows, len(scores_tile)), len(pool))
     exact = None if len(pool) < 2**24 else torch.float64
 
@@ -117,9 +117,10 @@ def validation_retrieval(image: Tensor, text: Tensor, ks: Sequence[int] = (1, 5,
     return metrics | _sign_accuracies(F.normalize(image, dim=-1), F.normalize(text, dim=-1))
 
 
-def _sign_accuracies(image: Tensor, text: Tensor, tile: int = 1024) -> dict[str, float]:
+def _sign_accuracies(image: Tensor, text: Tensor) -> dict[str, float]:
     diagonal = (image * text).sum(dim=-1)
-    negative = sum(int((image[a : a + tile] @ text.T < 0).sum()) for a in range(0, len(image), tile))
+    tiles = image.split(SCORES.rows(image.device, len(text)))
+    negative = sum(int((tile @ text.T < 0).sum()) for tile in tiles)
     others = max(len(image) * (len(image) - 1), 1)
     return {
         "positive_accuracy": (diagonal > 0).double().mean().item(),
@@ -139,7 +140,7 @@ def grouped_retrieval(image: Tensor, text: Tensor, group: Tensor, ks: Sequence[i
     metrics: dict[str, float] = {}
     for name, queries, pool in (("i2t", image, text), ("t2i", text, image)):
         hits = []
-        for rows in torch.arange(len(group), device=group.device).split(max(1, 2**22 // len(group))):
+        for rows in torch.arange(len(group), device=group.device).split(NEIGHBOURS.rows(group.device, len(group))):
             best = (queries[rows] @ pool.T).topk(min(max(ks), len(group)), dim=1).indices
             hits.append(group[best] == group[rows, None])
         right = torch.cat(hits).double()

@@ -67,14 +67,26 @@ def warmup_constant_cooldown(
     return _after_warmup(multiplier, _steps(total_steps, warmup))
 
 
-def warmup_linear(total_steps: int, steps_per_epoch: int, base_lr: float, warmup: int | float = 0.1) -> Multiplier:
-    """From 0 to 1 over the warm-up, then linearly to 0 at ``total_steps`` (All-in-One; transformers' schedule of power 1).
+def warmup_linear(
+    total_steps: int, steps_per_epoch: int, base_lr: float, warmup: int | float = 0.1, power: float = 1.0, end: float = 0.0
+) -> Multiplier:
+    """From 0 to 1 over the warm-up, then linearly to 0 at ``total_steps`` (transformers' schedule of this name).
 
     A share of all steps is rounded down here.
+
+    Args:
+        power: of the polynomial that falls; 1 is a straight line.
+        end: factor at the last step.
     """
     start = int(warmup * total_steps) if isinstance(warmup, float) and warmup < 1 else int(warmup)
     span = max(total_steps - start, 1)
-    return lambda step: step / max(start, 1) if step < start else max(total_steps - step, 0) / span
+
+    def multiplier(step: int) -> float:
+        if step < start:
+            return step / max(start, 1)
+        return end + (1 - end) * (max(total_steps - step, 0) / span) ** power
+
+    return multiplier
 
 
 def cosine_per_epoch(

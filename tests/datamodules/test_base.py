@@ -1,13 +1,14 @@
 """Resume with a real trainer, and the one mechanism for bad samples."""
 
 import json
+import os
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.base import BaseDataModule
+from datamodules.base import BaseDataModule, suitable_workers
 from models.batch import INDEX, SKIPPED, Skipped
 from models.errors import UserError
 
@@ -28,7 +29,7 @@ class Rows(Dataset):
 
 class Data(BaseDataModule):
     def __init__(self, size: int = 22, bad: tuple[int, ...] = (), batch_size: int = 4, **kwargs):
-        super().__init__(seed=5, **kwargs)
+        super().__init__(seed=5, **{"num_workers": 0, **kwargs})
         self.splits = {"train": Rows(size, bad), "val": Rows(6)}
         self.batch_size = batch_size
 
@@ -216,3 +217,21 @@ def test_data_is_simulated_where_the_root_holds_none(tmp_path):
     assert data.simulated
     data.holds_data = lambda root: True
     assert not data.simulated
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "on_gpu", "reads_arrays", "workers"),
+    [
+        (2, 1, False, False, 1), (1, 1, False, False, 0), (64, 1, False, False, 8), (64, 1, False, True, 0),
+        (16, 1, True, False, 15), (16, 8, True, False, 1), (128, 2, True, False, 16), (16, 1, True, True, 4),
+        (1, 4, True, True, 0),
+    ],
+)  # fmt: skip
+def test_workers_follow_cores_device_and_ranks(cores, processes, on_gpu, reads_arrays, workers):
+    assert suitable_workers(cores, processes, on_gpu, reads_arrays) == workers
+
+
+def test_automatic_workers_read_what_a_given_number_reads():
+    automatic = Data(num_workers="auto")
+    assert automatic.workers() == suitable_workers(len(os.sched_getaffinity(0)), 1, torch.cuda.is_available(), False)
+    assert Data(num_workers=3).workers() == 3

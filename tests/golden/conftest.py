@@ -6,7 +6,7 @@ import pytest
 
 from tests.golden import harness
 
-_LEFT_OUT: list[str] = []
+LEFT_OUT = "left out"  # property of a test, which travels from the workers
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -20,15 +20,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def record_left_out():
+def record_left_out(record_property):
     def record(file: Path, left_out: list[tuple[str, str]]) -> None:
-        _LEFT_OUT.extend(f"{file.parent.name}/{file.stem}: {name} ({reason})" for name, reason in left_out)
+        for name, reason in left_out:
+            record_property(LEFT_OUT, f"{file.parent.name}/{file.stem}: {name} ({reason})")
 
     return record
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    if _LEFT_OUT:
-        terminalreporter.write_line(f"golden outputs deliberately not reproduced: {len(_LEFT_OUT)}")
-        for line in _LEFT_OUT:
+    calls = [
+        report for reports in terminalreporter.stats.values() for report in reports if getattr(report, "when", "") == "call"
+    ]
+    lines = sorted(text for report in calls for name, text in report.user_properties if name == LEFT_OUT)
+    if lines:
+        terminalreporter.write_line(f"golden outputs deliberately not reproduced: {len(lines)}")
+        for line in lines:
             terminalreporter.write_line(f"  {line}")

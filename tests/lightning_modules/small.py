@@ -22,7 +22,9 @@ from lightning_modules.base import BaseModule
 from lightning_modules.bev_fusion import BevFusionModule
 from lightning_modules.csa import CSAModule
 from lightning_modules.hammer import TERMS, HammerModule
+from lightning_modules.llava_manager import LlavaManagerModule
 from lightning_modules.rad_dino import RadDinoModule, by_view
+from lightning_modules.two_tower import TwoTowerModule
 from models import batch as keys
 from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
 from models.alignment.head import AlignmentHead
@@ -40,10 +42,16 @@ from models.rad_dino.batch import FINDINGS, GLOBAL_CROPS, LOCAL_CROPS, MASK_INDI
 from models.rad_dino.head import DinoHead
 from models.rad_dino.masking import described
 from models.rad_dino.model import StudentAndTeacher
+from models.two_tower.batch import ANSWER_SCORES, MEDIUM, QUESTION_IDS, QUESTION_MASK, SECOND_IMAGE
+from models.two_tower.llava import small_managed_llava
+from models.two_tower.managers import Managers
+from models.two_tower.model import TwoTower
 from tests.models.avgn.conftest import small_network
 from tests.models.hammer.stand_in import small_batch, small_hammer
+from tests.models.two_tower.stand_in import SIZES, small_images, small_texts
 
 SGD = partial(torch.optim.SGD, lr=0.01)
+TWO_TOWER = {name: value for name, value in SIZES.items() if name not in ("answers", "vocab_size")}
 GRID = {"rows": 16, "cols": 16, "cell": 0.25, "x_bumper": -0.95}
 
 
@@ -201,6 +209,45 @@ def _listed_masks(masks: Tensor) -> dict[str, Tensor]:
     return {MASK_INDICES: listed.indices, MASK_WEIGHTS: listed.weights}
 
 
+# ---- two towers --------------------------------------------------------------------------------------------------------
+
+
+def _two_tower(tasks: tuple[str, ...], **options: Any) -> TwoTowerModule:
+    model = partial(TwoTower, partial(Managers, text_experts=2, image_experts=2), **TWO_TOWER, image_types=2)
+    return TwoTowerModule(model, tasks, SGD, vocab_size=40, padding_id=1, answers=5, **options)
+
+
+def _llava_manager() -> LlavaManagerModule:
+    model = partial(
+        small_managed_llava, image_size=16, patch_size=4, width=16, vision_width=16, layers=2, kind="adaptive_cross"
+    )
+    return LlavaManagerModule(model, SGD, vocab_size=40, answers=5)
+
+
+def _images_with_texts(count: int) -> dict[str, Tensor]:
+    ids, mask = small_texts(tuple(3 + i % 5 for i in range(count)))
+    answers = torch.arange(count) % 2
+    labels = torch.full_like(ids, -100)
+    labels[:, 1] = ids[:, 1]
+    return {
+        keys.INDEX: torch.arange(count),
+        keys.IMAGE: small_images(count),
+        SECOND_IMAGE: small_images(count, seed=1),
+        keys.TOKEN_IDS: ids,
+        keys.TOKEN_MASK: mask,
+        keys.MASKED_IDS: ids,
+        keys.MASKED_LABELS: labels,
+        MEDIUM: torch.arange(count) // 2,
+        QUESTION_IDS: ids.flip(0),
+        QUESTION_MASK: mask.flip(0),
+        keys.CANDIDATE_IDS: torch.stack([ids.roll(i, 0) for i in range(3)], dim=1),
+        keys.CANDIDATE_MASK: torch.stack([mask.roll(i, 0) for i in range(3)], dim=1),
+        keys.ANSWER: answers,
+        ANSWER_SCORES: torch.eye(5)[answers],
+        keys.MATCHED: torch.ones(count, dtype=torch.int64),
+    }
+
+
 MODULES = {
     "alignment": Small(_alignment, _features, together=True),
     "csa": Small(_csa, _features, together=True),
@@ -209,6 +256,12 @@ MODULES = {
     "bev_fusion": Small(_bev_fusion, _recordings),
     "hammer": Small(_hammer, small_batch),
     "rad_dino": Small(_rad_dino, _radiographs),
+    "two_tower": Small(
+        partial(_two_tower, ("mlm", "match", "rank", "answer", "reason"), negatives="given"), _images_with_texts
+    ),
+    "two_tower_hard": Small(partial(_two_tower, ("contrastive", "match", "entail")), _images_with_texts),
+    "llava_manager": Small(_llava_manager, _images_with_texts),
+    "two_tower_texts": Small(partial(_two_tower, ("contrastive", "mlm")), _images_with_texts),
 }
 
 
@@ -251,7 +304,7 @@ class Data(BaseDataModule):
     """``train`` and ``val`` of a module, in memory."""
 
     def __init__(self, name: str, batch_size: int, train: int, val: int):
-        super().__init__()
+        super().__init__(num_workers=0)
         small = MODULES[name]
         self.batch_size, self.together = batch_size, small.together
         self.splits = {"train": Rows(small.rows(train)), "val": Rows(small.rows(val))}

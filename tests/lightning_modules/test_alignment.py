@@ -31,17 +31,16 @@ def _batch() -> dict:
 
 def test_loss_that_is_not_finite_stops_with_term_and_samples():
     module, batch = _module(), _batch()
-    step = module.shared_step(batch, "train")
-    assert torch.isfinite(module._total(step, batch))
+    assert torch.isfinite(module.batch_loss(batch))
     batch[IMAGE_FEATURES][1, 2] = float("nan")
     with pytest.raises(LossNotFinite, match=r"step 0: contrastive=nan.*\[7, 8, 9\]"):
-        module._total(module.shared_step(batch, "train"), batch)
+        module.batch_loss(batch)
 
 
 def test_weight_of_an_unknown_term_is_refused():
     module, batch = _module(loss_weights={"contrastiv": 2.0}), _batch()
     with pytest.raises(UserError, match="contrastiv"):
-        module._total(module.shared_step(batch, "train"), batch)
+        module.batch_loss(batch)
 
 
 def test_log_scale_is_clamped_after_the_step():

@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -68,6 +69,69 @@ def test_prediction_with_a_loss_that_is_not_finite():
         module.layer.weight.fill_(float("inf"))
     with pytest.raises(LossNotFinite, match="square=inf"):
         module.predict_step(next(iter(batches())))
+
+
+class Elsewhere(Line):
+    """Its losses are read as those on a GPU are: not at every step."""
+
+    def _note_losses(self, losses):
+        super()._note_losses(losses._replace(total=Deviceless(losses.total)))
+
+
+class Deviceless(torch.Tensor):
+    """Stands for a tensor on another device."""
+
+    device = torch.device("meta")
+
+
+@pytest.mark.parametrize(("every", "bad", "steps"), [(3, 0, 3), (3, 1, 3), (100, 2, 8), (1, 4, 5)])
+def test_losses_of_another_device_are_read_together(tmp_path, every, bad, steps):
+    """The message names the step whose loss was not finite; a validation or the end reads whatever is left."""
+    module = Elsewhere(optimizer=SGD)
+    rows = [{INDEX: torch.tensor([i]), "x": torch.tensor([[float("nan") if i == bad else 1.0]])} for i in range(8)]
+    fitter = trainer(default_root_dir=tmp_path, max_epochs=1, log_every_n_steps=every)
+    with pytest.raises(LossNotFinite, match=rf"step {bad}: square=nan.*\[{bad}\]"):
+        fitter.fit(module, DataLoader(rows, batch_size=None))
+    assert module.calls.count("train") == steps
+
+
+def test_a_checkpoint_reads_losses_first(tmp_path):
+    module = Elsewhere(optimizer=SGD)
+    rows = [{INDEX: torch.tensor([i]), "x": torch.tensor([[float("nan")]])} for i in range(8)]
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.save_checkpoint(tmp_path / "saved")
+
+    fitter = trainer(default_root_dir=tmp_path, max_epochs=1, log_every_n_steps=100, callbacks=[Save()])
+    with pytest.raises(LossNotFinite, match="step 0"):
+        fitter.fit(module, DataLoader(rows, batch_size=None))
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_validation_reads_losses_first(tmp_path):
+    module = Elsewhere(optimizer=SGD)
+    rows = [{INDEX: torch.tensor([i]), "x": torch.tensor([[float("nan")]])} for i in range(4)]
+    often = {"num_sanity_val_steps": 0, "val_check_interval": 2}
+    fitter = trainer(default_root_dir=tmp_path, max_epochs=1, log_every_n_steps=100, **often)
+    with pytest.raises(LossNotFinite, match="step 0"):
+        fitter.fit(module, DataLoader(rows, batch_size=None), batches())
+    assert module.calls.count("train") == 2 and "val" not in module.calls
+
+
+def test_bf16_clips_beside_a_fused_optimizer(tmp_path):
+    module = Line(optimizer=partial(torch.optim.SGD, lr=1.0, fused=True))
+    begin = float(module.layer.weight.detach())
+    settings = {"precision": "bf16-mixed", "gradient_clip_val": 1e-3, "max_steps": 1}
+    trainer(default_root_dir=tmp_path, **settings).fit(module, batches())
+    assert abs(float(module.layer.weight.detach()) - begin) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_clipping_that_a_fused_optimizer_would_undo_is_refused():
+    config = {"trainer": {"precision": "16-mixed", "gradient_clip_val": 1.0}, "module": {}, "optimizer": {"fused": True}}
+    assert "gradient_clip_val" in Line.conflicts(config)[0]
+    for group, key, value in (("trainer", "precision", "bf16-mixed"), ("optimizer", "fused", False)):
+        assert not Line.conflicts(config | {group: config[group] | {key: value}})
 
 
 @pytest.mark.parametrize("pieces", [1, 2])

@@ -4,7 +4,10 @@ import errno
 import hashlib
 import os
 import pickle
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from models.io import (
     stable_hash,
 )
 
+ROOT = Path(__file__).parents[2]
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2])}
 
 
@@ -264,3 +268,17 @@ def test_what_is_optional_keeps_its_values():
     weights = {name: value + 1 for name, value in module.state_dict().items() if "bias" not in name and "batches" not in name}
     assert load_strictly(module, weights, ("0.bias", "1.")) == ["0.bias", "1.bias", "1.num_batches_tracked"]
     assert torch.equal(module[0].bias, bias) and torch.equal(module[1].weight, weights["1.weight"])
+
+
+def test_one_process_at_a_time_is_inside(tmp_path):
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom models.io import exclusive\n"
+        "with exclusive(sys.argv[1]):\n    log = Path(sys.argv[2])\n    log.open('a').write('in ')\n"
+        "    time.sleep(0.3)\n    log.open('a').write('out ')\n"
+    )
+    log = tmp_path / "log"
+    line = [sys.executable, "-c", program, str(tmp_path / "set"), str(log)]
+    processes = [subprocess.Popen(line, cwd=ROOT) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert log.read_text().split() == ["in", "out"] * 3
+    assert not [entry for entry in tmp_path.iterdir() if not entry.name.startswith(".") and entry != log]

@@ -85,7 +85,7 @@ def test_names_and_templates_of_each_set_from_one_file(split, tmp_path):
     result = zero_shot_sets(split, judge, sets, str(file))
     assert result.metrics["zeroshot_sets/a/top1"] == result.metrics["zeroshot_sets/a/macro_f1"] == 100
     for content, words in (
-        ("{", "cannot be read"),
+        ("{", "is not JSON"),
         ("{}", "'a' needs a list"),
         ('{"a": {"classes": ["x"], "templates": ["{}"]}}', "1 classes"),
     ):

@@ -40,7 +40,7 @@ def test_gated_projector_is_the_formula_with_gradients(clamp):
 @pytest.mark.parametrize("chunk", [2, 100])
 def test_gradients_of_a_norm_before_frozen_features(chunk, monkeypatch):
     """They are made without the gradient towards the features, and must be autograd's all the same."""
-    monkeypatch.setattr(projectors, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(projectors, "hidden_rows", lambda *_: chunk)
     torch.manual_seed(0)
     module, norm = GatedProjector(6, 5, width_factor=3, clamp=8.0).double(), torch.nn.LayerNorm(6).double()
     torch.nn.init.normal_(norm.weight)

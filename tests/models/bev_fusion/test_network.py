@@ -3,9 +3,8 @@ from functools import partial
 import pytest
 import torch
 
-from experiments.benchmarks.reference import bev_fusion as plain
 from models.bev_fusion.backbones import image_backbone
-from models.bev_fusion.cadconv import CaDConv, gather_taps
+from models.bev_fusion.cadconv import CaDConv, gather_taps, stacked_taps
 from models.bev_fusion.decoder import FUSIONS, Fusion
 from models.bev_fusion.network import BEVFusion
 from models.bev_fusion.refinement import DeformableConv, PlainDilated
@@ -35,7 +34,7 @@ def test_shifted_taps_equal_the_unfolded_ones(dilations, groups, shape):
     value = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     alpha = torch.randn(batch, len(dilations), height, width, dtype=torch.float64, requires_grad=True)
     taps = torch.randn(batch, len(dilations), groups, 9, height, width, dtype=torch.float64, requires_grad=True)
-    ours, reference = gather_taps(value, alpha, taps, dilations), plain.stacked_taps(value, alpha, taps, dilations)
+    ours, reference = gather_taps(value, alpha, taps, dilations), stacked_taps(value, alpha, taps, dilations)
     torch.testing.assert_close(ours, reference)
     weight = torch.randn_like(ours)
     for a, b in zip(
@@ -51,7 +50,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     value, alpha, taps = torch.randn(3, 8, 6, 6), torch.rand(3, 2, 6, 6), torch.rand(3, 2, 4, 9, 6, 6)
     whole = gather_taps(value, alpha, taps, (1, 2))
     for chunk in (1, 130, 1500):
-        monkeypatch.setattr("models.bev_fusion.cadconv.CHUNK", chunk)
+        monkeypatch.setattr("models.bev_fusion.cadconv.CPU_VALUES", chunk)
         torch.testing.assert_close(gather_taps(value, alpha, taps, (1, 2)), whole)
 
 
@@ -59,7 +58,7 @@ def test_half_precision_loses_only_the_last_rounding():
     torch.manual_seed(0)
     value, alpha = torch.randn(2, 8, 7, 6).bfloat16(), torch.randn(2, 3, 7, 6).softmax(1)
     taps = torch.randn(2, 3, 4, 9, 7, 6).softmax(3)
-    ours, exact = gather_taps(value, alpha, taps, (1, 2, 3)), plain.stacked_taps(value.float(), alpha, taps, (1, 2, 3))
+    ours, exact = gather_taps(value, alpha, taps, (1, 2, 3)), stacked_taps(value.float(), alpha, taps, (1, 2, 3))
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours, exact.bfloat16(), rtol=2**-8, atol=1e-6)
 

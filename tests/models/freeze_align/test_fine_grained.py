@@ -38,3 +38,14 @@ def test_the_two_ways_to_leave_out_special_tokens_agree():
     ids = torch.tensor([[0, 7, 8, 2, 1], [0, 9, 2, 1, 1]])
     mask = ids != 1
     assert torch.equal(words_that_count(ids, mask, eos=2), inner_words(mask))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_single(batch, dtype):
+    patches, words, mask = batch
+    low = patches.to(dtype), words.to(dtype)
+    wanted = fine_grained_loss(*(side.double() for side in low), mask, torch.tensor(0.1))
+    with torch.autocast("cpu", dtype=dtype):
+        loss = fine_grained_loss(*low, mask, torch.tensor(0.1))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-6)

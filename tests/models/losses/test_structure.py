@@ -5,6 +5,7 @@ import torch
 
 from experiments.benchmarks.reference import structure as plain
 from models.losses.structure import StructureRegulariser, structure_loss
+from models.sizes import Tile
 
 
 def features(seed=0):
@@ -37,7 +38,7 @@ def test_margin_frees_levels_that_differ_little():
 def test_rows_in_chunks_give_the_same(monkeypatch):
     original, aligned = features()
     whole = structure_loss(original, aligned, levels=3)
-    monkeypatch.setattr("models.losses.structure.CHUNK_ENTRIES", 7 * 30)
+    monkeypatch.setattr("models.losses.structure.WALKS", Tile(7 * 30, 24))
     torch.testing.assert_close(structure_loss(original, aligned, levels=3), whole)
 
 

@@ -1,0 +1,130 @@
+"""The two-tower models against the official order of operations, transformers' port, and re-ranking image by image.
+
+The models have a third of the base size's width, half of its layers and a quarter of its image tokens, and its vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BridgeTowerModel
+
+from experiments.benchmarks.reference import two_tower as plain
+from models.two_tower import objectives
+from models.two_tower.connectors import Bridge, Connector
+from models.two_tower.managers import Managers
+from models.two_tower.model import TwoTower
+from models.two_tower.port import to_port
+from models.two_tower.retrieval import rerank
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TEXT_LENGTH = 50
+
+
+def _managers(**sizes: Any) -> Connector:
+    return Managers(**sizes, noise=False)  # both sides must compute the same
+
+
+def _model(connector: Callable[..., Connector], tasks: tuple, dropout: float = 0.0, **changes) -> TwoTower:
+    sizes = {
+        "image_size": 144, "image_width": 256, "image_layers": 6, "image_heads": 4, "text_width": 256, "text_layers": 6,
+        "text_heads": 4, "text_intermediate": 1024, "width": 256, "levels": 3, "heads": 4,
+    }  # fmt: skip
+    return TwoTower(connector, tasks, **{**sizes, **changes}, dropout=dropout).to(DEVICE)
+
+
+def _texts(count: int, most: int = 24) -> tuple[Tensor, Tensor]:
+    """Ids and mask of captions of 8 to ``most`` tokens, padded as officially."""
+    mask = (torch.arange(TEXT_LENGTH) < torch.randint(8, most + 1, (count, 1))).long()
+    return torch.where(mask == 1, torch.randint(5, 50000, (count, TEXT_LENGTH)), 1).to(DEVICE), mask.to(DEVICE)
+
+
+def _batch(size: int = 16) -> dict[str, Tensor]:
+    ids, mask = _texts(size)
+    chosen = (torch.rand(size, TEXT_LENGTH, device=DEVICE) < 0.15) & (mask == 1)
+    chosen[:, 1] = True
+    return {
+        "image": torch.randn(size, 3, 144, 144, device=DEVICE),
+        "false_image": torch.randn(size // 2, 3, 144, 144, device=DEVICE),
+        "token_ids": ids,
+        "token_mask": mask,
+        "masked_ids": torch.where(chosen, 50264, ids),
+        "masked_labels": torch.where(chosen, ids, -100),
+        "matched": (torch.arange(size, device=DEVICE) < size // 2).long(),
+    }
+
+
+def _training_step(connector: Callable[..., Connector], side: str) -> Callable[[], Tensor]:
+    model, batch = _model(connector, ("mlm", "match")).train(), _batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=side == "ours")
+
+    def step() -> Tensor:
+        if side == "ours":
+            image = model.encode_image(batch["image"])
+            masked = model.encode_text(batch["masked_ids"], batch["token_mask"])
+            mlm, _ = objectives.masked_language(model, masked, image, batch["masked_labels"])
+            false, text = model.encode_image(batch["false_image"]), model.encode_text(batch["token_ids"], batch["token_mask"])
+            mixed = objectives.with_false_images(image, false, batch["matched"])
+            total = mlm + objectives.matching(model, text, mixed, batch["matched"])[0]
+        else:
+            total = plain.training_losses(model, batch)
+        optimizer.zero_grad()
+        total.backward()
+        norm = torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])).norm()
+        optimizer.step()
+        return torch.stack([total.detach(), norm])
+
+    return step
+
+
+def _bridge_step(side: str) -> Callable[[], Tensor]:
+    return _training_step(Bridge, side)
+
+
+def _manager_step(side: str) -> Callable[[], Tensor]:
+    return _training_step(_managers, side)
+
+
+def _port_forward(side: str) -> Callable[[], Tensor]:
+    """Pooled features of texts with images, as a classifier reads them."""
+    model = _model(Bridge, ("match",), cross_eps=1e-5).eval()
+    config, weights = to_port(model)
+    port = BridgeTowerModel(config).to(DEVICE).eval()
+    port.load_state_dict(
+        {k.removeprefix("bridgetower."): v for k, v in weights.items() if k.startswith("bridgetower.")}, strict=False
+    )
+    (ids, mask), image = _texts(16), torch.randn(16, 3, 144, 144, device=DEVICE)
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        if side == "ours":
+            return model.fuse(model.encode_text(ids, mask), model.encode_image(image), read="first").pooled
+        return port(input_ids=ids, attention_mask=mask, pixel_values=image).pooler_output
+
+    return step
+
+
+def _rerank(side: str) -> Callable[[], Tensor]:
+    """40 images, 80 texts, 8 candidates each."""
+    model = _model(Bridge, ("contrastive", "match")).eval()
+    (ids, mask), images = _texts(80), torch.randn(40, 3, 144, 144, device=DEVICE)
+
+    def step() -> Tensor:
+        if side == "ours":
+            with torch.no_grad():
+                texts, encoded = model.encode_text(ids, mask), model.encode_image(images)
+            return rerank(model, texts, encoded, count=8).scores
+        return plain.rerank(model, ids, mask, images, count=8)
+
+    return step
+
+
+CASES = {
+    "bridge_training_step": _bridge_step,
+    "manager_training_step": _manager_step,
+    "port_forward": _port_forward,
+    "rerank": _rerank,
+}

@@ -1,0 +1,180 @@
+"""What the two-tower models are judged on: questions, retrieval in two stages, and the cost of a pair."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.evaluation.base import SuiteResult, TrainedSplit, spread
+from experiments.evaluation.question_answering import question_answering
+from experiments.figures import clips, two_tower
+from models import batch as keys
+from models.metrics.answers import answer_metrics, percent
+from models.metrics.retrieval import chance_recall_at
+from models.metrics.video_retrieval import pair_ranks
+from models.two_tower import objectives
+from models.two_tower.attention import image_attention, manager_weights
+from models.two_tower.batch import CAPTION_IDS, CAPTION_MASK, CAPTION_OWNER, QUESTION_IDS, QUESTION_MASK
+from models.two_tower.cost import multiply_adds
+from models.two_tower.managers import Managers
+from models.two_tower.retrieval import candidates, match_scores, recalls
+
+EXAMPLES = 6  # captions that are drawn
+
+
+def questions(split: TrainedSplit) -> SuiteResult:
+    """:func:`~experiments.evaluation.question_answering.question_answering`, and a second baseline.
+
+    ``question alone`` gives the commonest training answer to this very question: what a model of the text alone would learn.
+    """
+    result = question_answering(split)
+    rows = split.rows("answer_predicted")
+    samples = [split.dataset.samples[row] for row in rows["index"].tolist()]
+    known = _commonest_by_question(split.data.splits.get("train", split.dataset).samples)
+    guesses = torch.tensor([known.get(sample.question, known[""]) for sample in samples])
+    result.figures |= _figures(split)
+    alone = answer_metrics({"answer_predicted": guesses, "answer_labels": rows["answer_labels"]})
+    for kind in {sample.group for sample in samples}:
+        if f"answer/{kind}_accuracy" in result.metrics:
+            of_kind = torch.tensor([sample.group == kind for sample in samples])
+            alone[f"answer/{kind}_accuracy"] = percent(guesses[of_kind] == rows["answer_labels"][of_kind])
+    result.baselines["question alone"] = alone
+    return result
+
+
+def _figures(split: TrainedSplit) -> dict[str, Any]:
+    """Attention over the images of some questions and, of a model with managers, their weights over a batch."""
+    model, batch = split.module.model, next(split.batches())
+    text = model.encode_text(batch[QUESTION_IDS], batch[QUESTION_MASK])
+    image = model.encode_image(batch[keys.IMAGE])
+    answers, names = objectives.answer_logits(model, text, image).argmax(dim=1).tolist(), split.dataset.answers
+    maps, rows = image_attention(model, text, image).cpu(), batch[keys.INDEX].tolist()
+    examples = [
+        {
+            "image": split.dataset.display(rows[i])[0],
+            "text": split.dataset.samples[rows[i]].question,
+            "said": names[answers[i]] if answers[i] < len(names) else f"class {answers[i]}",
+            "map": maps[i],
+        }
+        for i in range(min(EXAMPLES, len(rows)))
+    ]
+    drawn: dict[str, Any] = {"attention": partial(two_tower.attention, examples)}
+    if isinstance(model.connector, Managers):
+        drawn["manager_weights"] = partial(two_tower.manager_weights, manager_weights(model, text, image))
+    return drawn
+
+
+def _commonest_by_question(samples: Sequence[Any]) -> dict[str, int]:
+    """The commonest answer to each question, and under "" to all."""
+    counts: dict[str, Counter[int]] = {"": Counter()}
+    for sample in samples:
+        for question in ("", sample.question):
+            counts.setdefault(question, Counter())[sample.answer] += 1
+    return {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
+
+
+def reranked_retrieval(
+    split: TrainedSplit, ks: Sequence[int] = (1, 5, 10), rerank: int = 32, batch_size: int = 64
+) -> SuiteResult:
+    """Recalls at ``ks`` (percent) of the contrastive space (``retrieval/...``, with median and mean rank), and after the fused
+    model has scored the best candidates again (``reranked/...``); BridgeTower, section 4.3. A model of the task ``rank``
+    without a contrastive space scores every pair (``fused/...``).
+
+    Args:
+        split: a module with the tasks ``contrastive`` and, to re-rank, ``match``; or with ``rank``.
+        ks: of the recalls.
+        rerank: candidates of each text and of each image that are scored; officially 128 for Flickr30k, 256 for COCO; 0: none.
+        batch_size: pairs per fused forward pass.
+
+    Ties go to the right candidate in ``retrieval/...`` (see :func:`~models.metrics.video_retrieval.pair_ranks`).
+    """
+    module, model = split.module, split.module.model
+    for task in {"contrastive", "match", "rank"} & set(module.tasks):
+        module.check_trained(task)
+    texts = _Texts(split)
+    metrics: dict[str, float] = {}
+    chance: dict[str, float] = {}
+    examples: list[dict] = []
+    if "contrastive" in module.tasks:
+        vectors = [model.embed_image(model.encode_image(batch[keys.IMAGE])).cpu() for batch in split.batches(by_image=True)]
+        similarity = torch.cat(vectors) @ model.embed_text(texts.encoded).cpu().T  # (images, texts)
+        metrics |= {f"retrieval/{name}": v for name, v in pair_ranks(similarity.T, texts.owner, ks, letter="i").items()}
+        chance |= _chance("retrieval", texts.owner, len(texts.rows), ks)
+        examples = texts.examples(similarity)
+        chosen, name = torch.stack(candidates(similarity, rerank)).any(dim=0), "reranked"
+    else:
+        chosen, name = torch.ones(len(texts.rows), len(texts.owner), dtype=torch.bool), "fused"
+    if {"match", "rank"} & set(module.tasks) and bool(chosen.any()):
+        scores = _rerank(split, model, texts.encoded, chosen, batch_size)
+        metrics |= {f"{name}/{key}": value for key, value in recalls(scores, texts.owner, tuple(ks)).items()}
+        chance |= _chance(name, texts.owner, len(texts.rows), ks)
+    figures = {"retrieved_images": partial(clips.retrieved, examples, split.dataset.display)} if examples else {}
+    return SuiteResult(metrics, {"chance": chance}, split.hashes, figures=figures)
+
+
+class _Texts:
+    """All captions of a split, encoded; ``owner`` (M,): the image of each; ``rows``: the row of each image in the split."""
+
+    def __init__(self, split: TrainedSplit):
+        images = split.dataset.by_image()
+        self.rows: list[int] = []
+        texts, owner = [], []
+        captions: list[str] = []
+        for batch in split.batches(by_image=True):
+            owner.append(batch[CAPTION_OWNER].cpu() + len(self.rows))
+            read = batch[keys.INDEX].tolist()
+            self.rows += [images.first[i] for i in read]
+            captions += [caption for i in read for caption in images.captions[i]]
+            texts.append((batch[CAPTION_IDS], batch[CAPTION_MASK]))
+        self.owner, self.captions = torch.cat(owner), captions
+        ids, mask = (torch.cat(part) for part in zip(*texts, strict=True))
+        self.encoded = split.module.model.encode_text(ids, mask)
+
+    def examples(self, similarity: Tensor) -> list[dict]:
+        """Captions with the images that fit them best."""
+        best = similarity.topk(min(4, len(similarity)), dim=0).indices.T
+        return [
+            {"text": self.captions[i], "right": self.rows[self.owner[i]], "rows": [self.rows[j] for j in best[i].tolist()]}
+            for i in spread(EXAMPLES, len(self.captions))
+        ]
+
+
+def _rerank(split: TrainedSplit, model: Any, texts: Any, chosen: Tensor, batch_size: int) -> Tensor:
+    """(images, texts) scores of the ``chosen`` pairs. Texts are encoded once, images a batch at a time."""
+    scores = torch.full(chosen.shape, float("-inf"))
+    texts = model.start("text", texts)
+    for first, batch in _counted(split.batches(by_image=True)):
+        images = model.start("image", model.encode_image(batch[keys.IMAGE]))
+        for pairs in chosen[first : first + len(batch[keys.INDEX])].nonzero().split(batch_size):
+            on_device = pairs.to(batch[keys.IMAGE].device)
+            values = match_scores(model, texts.rows(on_device[:, 1]), images.rows(on_device[:, 0]))
+            scores[pairs[:, 0] + first, pairs[:, 1]] = values.to(scores.device)
+    return scores
+
+
+def _counted(batches: Iterator[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    first = 0
+    for batch in batches:
+        yield first, batch
+        first += len(batch[keys.INDEX])
+
+
+def _chance(name: str, owner: Tensor, images: int, ks: Sequence[int]) -> dict[str, float]:
+    texts = torch.bincount(owner, minlength=images)
+    chance = {f"{name}/i2t_recall@{k}": chance_recall_at(k, len(owner), texts) for k in ks}
+    return chance | {f"{name}/t2i_recall@{k}": chance_recall_at(k, images, torch.ones(1)) for k in ks}
+
+
+def cost(split: TrainedSplit) -> SuiteResult:
+    """Parameters in millions, and GFLOPs of an image with the longest text of a batch (a multiply-add is two)."""
+    model = split.module.model
+    batch = next(split.batches())
+    mask = batch[QUESTION_MASK] if QUESTION_IDS in batch else batch[keys.TOKEN_MASK]
+    flops = 2 * multiply_adds(model, int(mask.sum(dim=1).max()))
+    count = sum(p.numel() for p in model.parameters())
+    return SuiteResult({"cost/gflops_per_pair": flops / 1e9, "cost/parameters_m": count / 1e6}, hashes=split.hashes)
