@@ -27,6 +27,7 @@ log = logging.getLogger("run")
 CHATTER = (
     ".*LeafSpec.*", "Total length of .* across ranks is zero.*", "The number of training batches .* smaller than the logging.*",
     "The '.*_dataloader' does not have many workers.*", "`isinstance.*",
+    "Found .* in eval mode at the start of training.*",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from lightning_modules.bev_fusion import BevFusionModule
 from lightning_modules.csa import CSAModule
 from lightning_modules.hammer import TERMS, HammerModule
 from lightning_modules.llava_manager import LlavaManagerModule
+from lightning_modules.rad_dino import RadDinoModule, by_view
 from lightning_modules.two_tower import TwoTowerModule
 from models import batch as keys
 from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
@@ -36,6 +37,11 @@ from models.bev_fusion.losses import OccupancyLoss
 from models.bev_fusion.network import BEVFusion
 from models.losses.contrastive import InfoNCELoss
 from models.losses.structure import StructureRegulariser
+from models.rad_dino.backbone import DinoViT
+from models.rad_dino.batch import FINDINGS, GLOBAL_CROPS, LOCAL_CROPS, MASK_INDICES, MASK_WEIGHTS, MASKS
+from models.rad_dino.head import DinoHead
+from models.rad_dino.masking import described
+from models.rad_dino.model import StudentAndTeacher
 from models.two_tower.batch import ANSWER_SCORES, MEDIUM, QUESTION_IDS, QUESTION_MASK, SECOND_IMAGE
 from models.two_tower.llava import small_managed_llava
 from models.two_tower.managers import Managers
@@ -175,6 +181,34 @@ def _hammer() -> HammerModule:
     return HammerModule(partial(small_hammer, queue_size=24), SGD, loss_weights=dict.fromkeys(TERMS, 1.0))
 
 
+# ---- RAD-DINO ----------------------------------------------------------------------------------------------------------
+
+
+def _rad_dino() -> RadDinoModule:
+    backbone = partial(DinoViT, image_size=16, patch_size=8, dim=16, depth=2, heads=2, init_values=0.5, drop_path=0.2)
+    head = partial(DinoHead, prototypes=12, hidden=16, bottleneck=8)
+    model = partial(StudentAndTeacher, backbone, head, ibot_head=partial(head, prototypes=10), centring="centering")
+    return RadDinoModule(model, SGD, temperature_epochs=1, freeze_last_layer_epochs=0, momentum=0.9)
+
+
+def _radiographs(count: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    batch = {
+        keys.INDEX: torch.arange(count),
+        keys.IMAGE: torch.randn(count, 3, 16, 16, generator=generator),
+        FINDINGS: torch.randint(0, 2, (count, 3), generator=generator),
+        GLOBAL_CROPS: torch.randn(count, 2, 3, 16, 16, generator=generator),
+        LOCAL_CROPS: torch.randn(count, 2, 3, 8, 8, generator=generator),
+        MASKS: torch.rand(count, 2, 4, generator=generator) < 0.4,
+    }
+    return batch | _listed_masks(batch[MASKS])
+
+
+def _listed_masks(masks: Tensor) -> dict[str, Tensor]:
+    listed = described(by_view(masks))
+    return {MASK_INDICES: listed.indices, MASK_WEIGHTS: listed.weights}
+
+
 # ---- two towers --------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +255,7 @@ MODULES = {
     "avgn": Small(_avgn, _videos),
     "bev_fusion": Small(_bev_fusion, _recordings),
     "hammer": Small(_hammer, small_batch),
+    "rad_dino": Small(_rad_dino, _radiographs),
     "two_tower": Small(
         partial(_two_tower, ("mlm", "match", "rank", "answer", "reason"), negatives="given"), _images_with_texts
     ),
@@ -239,6 +274,8 @@ def some_rows(batch: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
     """These ``rows`` of a batch."""
     out = {}
     for key, value in batch.items():
+        if key in (MASK_INDICES, MASK_WEIGHTS):  # of the whole batch
+            continue
         if isinstance(value, Calibrations):
             out[key] = Calibrations([value.cameras[row] for row in rows], [value.rigs[row] for row in rows])
         else:
@@ -247,6 +284,8 @@ def some_rows(batch: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
         count = len(rows)
         out[keys.MATCHED] = (torch.arange(count) < count // 2).long()
         out[FALSE_ROWS] = (torch.arange(count // 2, count) + 1) % count
+    if MASKS in out:
+        out |= _listed_masks(out[MASKS])
     return out
 
 
