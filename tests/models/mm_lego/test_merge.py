@@ -37,7 +37,7 @@ def test_a_missing_modality_is_as_if_its_block_were_not_there(name):
     torch.testing.assert_close(logits[:3], model.head(latent)[:3])
 
 
-@pytest.mark.parametrize("name", set(MODELS) - {"weave"})
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"weave"}))
 def test_one_modality_alone_gives_its_block(name):
     blocks, inputs = small_blocks(2), small_inputs(2)
     if name == "ties":
