@@ -30,7 +30,7 @@ def written(tmp_path_factory):
         assert done.returncode == 0, done.stderr
         (run,) = runs(folder, "sail_dinov2")
         assert json.loads((run / "run.json").read_text())["status"] == "finished" and not (run / "error.log").exists()
-        stores = sorted((folder / "features").iterdir())
+        stores = sorted((folder / "features").glob("[!.]*"))
         assert all(json.loads((store / "manifest.json").read_text())["complete"] for store in stores)
         found[processes] = {store.name: (store / "rows.bin").read_bytes() for store in stores}
     return found
