@@ -34,6 +34,6 @@ def test_two_ranks_encode_as_they_train(tmp_path):
     assert done.returncode == 0, done.stderr
     (run,) = runs(tmp_path, "paper/alignment/freeze_align_dinov2")
     assert json.loads((run / "run.json").read_text())["stages"]["fit"]["facts"]["steps"] == 6
-    stored = {path.name.split("-")[0] for path in (tmp_path / "data" / "features").iterdir()}
+    stored = {path.name.split("-")[0] for path in (tmp_path / "data" / "features").glob("[!.]*")}
     assert stored == {"val", "test"}
     assert result(run)["metrics"]
