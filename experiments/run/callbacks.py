@@ -181,7 +181,7 @@ class DataWait(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ended = _mark(pl_module.device)
 
-    on_validation_end = on_train_epoch_start
+    on_train_start = on_validation_end = on_train_epoch_start  # a training that goes on within an epoch has no start of it
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
         self.began = _mark(pl_module.device)

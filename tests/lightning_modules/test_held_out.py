@@ -59,7 +59,7 @@ def test_a_loss_that_only_some_batches_have():
 def test_data_without_a_trainer_gives_the_whole_split():
     data = Data("hammer", 4, 8, 21)
     whole = [batch[INDEX].tolist() for batch in data.evaluation_dataloader("val")]
-    data.trainer = SimpleNamespace(global_rank=1, world_size=2)
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2, strategy=SimpleNamespace(root_device=torch.device("cpu")))
     assert [batch[INDEX].tolist() for batch in data.evaluation_dataloader("val")] == whole[1::2]
     data.trainer = None
     assert [batch[INDEX].tolist() for batch in data.evaluation_dataloader("val")] == whole

@@ -10,7 +10,7 @@ MISTAKES = [
     (("experiment=sail_dinov2", "projectr=linear"), ["projectr", "'projector'"]),
     (("experiment=sail_dinov2", "projector=lineer"), ["lineer", "'linear'"]),
     (("experiment=sail_dinov2", "module.head.embed_dims=3"), ["module.head.embed_dims", "'embed_dim'"]),
-    (("experiment=sail_dinov2", "optimizer.learning=3"), ["optimizer.learning", "lion_pytorch.Lion"]),
+    (("experiment=sail_dinov2", "optimizer.learning=3"), ["optimizer.learning", "torch.optim.AdamW"]),
     (("experiment=sail_dinov2", "module.head.embed_dim=wide"), ["module.head.embed_dim", "int", "'wide'", "command line"]),
     (("experiment=sail_dinov2", "loss.reduction=sum"), ["loss.reduction", "'pairs'", "'sum'"]),
     (("experiment=sail_dinov2", "stages=[fitt]"), ["fitt", "'fit'"]),
