@@ -53,7 +53,8 @@ def launch_cold(folder: Path, *overrides: str) -> subprocess.CompletedProcess:
 @functools.cache
 def _server() -> subprocess.Popen:
     line = [sys.executable, str(Path(__file__).parent / "fork_server.py")]
-    warm = {**os.environ, "HF_HUB_OFFLINE": "1"}  # which the hub's library reads when it is imported
+    # What libraries read when they are imported: the hub's, and OpenMP's, as run.py sets it.
+    warm = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=warm)
 
 
