@@ -84,7 +84,6 @@ class AllInOneModule(BaseModule):
         self.skip_visual = self.model.transformer.specials if skip_visual is None else skip_visual
         self.rank_from_match = rank_from_match
         self.backbone, self.loaded = backbone, False
-        self.fresh_heads: list[str] = []
         self._freeze()
 
     @property
@@ -177,7 +176,7 @@ class AllInOneModule(BaseModule):
 
     def predict_step(self, batch: dict, batch_idx: int = 0) -> dict[str, Tensor]:
         for task in self.tasks:
-            self._check_trained(task)
+            self.check_head(task, NAMES[task])
         return super().predict_step(batch, batch_idx)
 
     def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
@@ -211,28 +210,19 @@ class AllInOneModule(BaseModule):
 
     def embed_texts(self, texts: Mapping[str, Tensor]) -> Tensor:
         """(n, E) embeddings of texts for the dual encoder."""
-        self._check_trained("contrastive")
+        self.check_head("contrastive", NAMES["contrastive"])
         return self._embed_texts(texts)
 
     def embed_media(self, media: Mapping[str, Tensor]) -> Tensor:
         """(n, E) embeddings of clips for the dual encoder."""
-        self._check_trained("contrastive")
+        self.check_head("contrastive", NAMES["contrastive"])
         return self._embed_videos(self.embed(dict(media)))
 
     def score_pairs(self, texts: Mapping[str, Tensor], medium: Mapping[str, Tensor]) -> Tensor:
         """(n,) scores of n texts with one clip."""
-        self._check_trained("rank")
+        self.check_head("rank", NAMES["rank"])
         ids, mask = texts[keys.TOKEN_IDS][None], texts[keys.TOKEN_MASK][None]
         return objectives.candidate_scores(self.model, SCORERS["rank"], ids, mask, self.embed(dict(medium)))[0]
-
-    def _check_trained(self, task: str) -> None:
-        """A head that no checkpoint has filled must not be judged."""
-        head = NAMES[task]
-        if not hasattr(self.model, head) or head in self.fresh_heads:
-            raise UserError(
-                f"the checkpoint has no trained head for '{task}' ({head}). Fine-tune it first "
-                "(stages=[prepare,fit,evaluate,report] checkpoint=<file>), or evaluate the tasks it was trained on."
-            )
 
     # ---- training -----------------------------------------------------------------------------------------------
 

@@ -79,6 +79,7 @@ class BaseModule(pl.LightningModule):
         self.scheduler_factory = scheduler
         self.loss_weights = dict(loss_weights or {})
         self._step_begins = True
+        self.fresh_heads: list[str] = []  # of ``model``, which no checkpoint has filled although one was loaded
         self._held_out = HeldOut()
         self._unread: list[_Losses] = []
 
@@ -134,6 +135,19 @@ class BaseModule(pl.LightningModule):
     def load_pretrained(self, weights: dict[str, Tensor]) -> bool:
         """Initialise from a checkpoint of another task, loading the weights that match. False: not supported."""
         return False
+
+    def check_head(self, task: str, head: str) -> None:
+        """A head without trained weights must not be judged. Raises UserError.
+
+        Args:
+            task: what the head is for, as the message names it.
+            head: its name in ``model``.
+        """
+        if not hasattr(self.model, head) or head in self.fresh_heads:
+            raise UserError(
+                f"the checkpoint has no trained head for '{task}' ({head}). Fine-tune it first "
+                "(stages=[prepare,fit,evaluate,report] checkpoint=<file>), or evaluate the tasks it was trained on."
+            )
 
     # ---- shared machinery ---------------------------------------------------------------------------------------
 

@@ -101,20 +101,21 @@ class TwoTowerModule(BaseModule):
                 "module.negatives=given datamodule.negatives=dataset."
             )
         self.tasks = tuple(tasks)
-        given = {"vocab_size": vocab_size, "padding_id": padding_id}
+        vocabulary = {"vocab_size": vocab_size, "padding_id": padding_id}
         heads = tuple(tasks) + (("match",) if "rank" in tasks and "match" not in tasks else ())
-        self.model = model(tasks=heads, answers=answers, **{name: value for name, value in given.items() if value is not None})
+        self.model = model(
+            tasks=heads, answers=answers, **{name: value for name, value in vocabulary.items() if value is not None}
+        )
         self.towers, self.loaded = towers, False
         self.negatives, self.negative_scope, self.soft_targets = negatives, negative_scope, soft_targets
         self.head_lr_scale, self.cross_lr_scale = head_lr_scale, cross_lr_scale
         self.contrastive_heads, self.temperature_lr_scale = contrastive_heads, temperature_lr_scale
-        self.fresh_heads: list[str] = []
         self._freeze()
 
     @property
     def needs(self) -> tuple[str, ...]:
-        given = (keys.MATCHED,) if "match" in self.tasks and self.negatives == "given" else ()
-        return (keys.IMAGE, *dict.fromkeys(key for task in self.tasks for key in NEEDS[task]), *given)
+        matched = (keys.MATCHED,) if "match" in self.tasks and self.negatives == "given" else ()
+        return (keys.IMAGE, *dict.fromkeys(key for task in self.tasks for key in NEEDS[task]), *matched)
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
@@ -183,9 +184,9 @@ class TwoTowerModule(BaseModule):
             other_images, other_texts = (part.argmax(dim=1) for part in weights)
         loss, logits = objectives.hard_matching(self.model, text, image, other_images, other_texts, pools)
         count = len(other_images)
-        own = torch.ones(count, dtype=torch.int64, device=logits.device)
-        # One row per sample: whether its own pair is recognised.
-        return loss, _predicted("match", logits[:count], own)
+        matched = torch.ones(count, dtype=torch.int64, device=logits.device)
+        # One row per sample: whether its true pair is recognised.
+        return loss, _predicted("match", logits[:count], matched)
 
     def _questions(self, batch: dict, image: Encoded) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The tasks that read a question or a sentence."""
@@ -240,13 +241,8 @@ class TwoTowerModule(BaseModule):
         return {**metrics, "score": sum(main) / len(main)} if main else metrics
 
     def check_trained(self, task: str) -> None:
-        """A head that no checkpoint has filled must not be judged. Raises UserError."""
-        head = NAMES[task]
-        if not hasattr(self.model, head) or head in self.fresh_heads:
-            raise UserError(
-                f"the checkpoint has no trained head for '{task}' ({head}). Fine-tune it first "
-                "(stages=[prepare,fit,evaluate,report] checkpoint=<file>), or evaluate the tasks it was trained on."
-            )
+        """Raises UserError where no checkpoint has filled the head of a task."""
+        self.check_head(task, NAMES[task])
 
     # ---- training ---------------------------------------------------------------------------------------------------
 

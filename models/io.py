@@ -227,12 +227,16 @@ def explained(path: str | os.PathLike[str]) -> Iterator[None]:
 def exclusive(path: str | os.PathLike[str]) -> Iterator[None]:
     """Waits until no other process is inside for the same ``path``, which need not exist yet: one job writes what several need.
 
-    The lock is a hidden file beside it; it ends with the process. Where the file system has no locks nobody waits.
+    The lock is a hidden file beside it; it ends with the process. Where the file system has no locks, or nothing can be
+    written, nobody waits.
     """
     lock = Path(path).with_name(f".{Path(path).name}.lock")
-    with explained(lock):
+    try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("a")
+    except OSError:  # read-only: what is there can be read, and whoever must write is told why that fails
+        yield
+        return
     with file:
         with contextlib.suppress(OSError):
             fcntl.lockf(file, fcntl.LOCK_EX)

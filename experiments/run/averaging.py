@@ -39,11 +39,15 @@ class WeightAverage(pl.Callback):
         self.step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        order = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it by setattr
+        order = [type(callback) for callback in callbacks]
         if Checkpoints in order and order.index(Checkpoints) < order.index(WeightAverage):
             raise UserError("callbacks.average must stand before callbacks.checkpoints, as in callbacks=averaged.")
-        if not self.other:
-            self.other = {name: value.detach().clone() for name, value in _averaged(pl_module).items()}
+        values = _averaged(pl_module)
+        if self.other:  # read from a checkpoint before Lightning moved the module to its device
+            self.other = {name: value.to(values[name].device) for name, value in self.other.items()}
+        else:
+            self.other = {name: value.clone() for name, value in values.items()}
         self.step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
@@ -65,9 +69,9 @@ class WeightAverage(pl.Callback):
     @torch.no_grad()
     def _swap(self, module: pl.LightningModule) -> None:
         for name, value in _averaged(module).items():
-            kept = value.clone()
+            in_module = value.clone()
             value.copy_(self.other[name])
-            self.other[name].copy_(kept)
+            self.other[name].copy_(in_module)
         self.averages_in_module = not self.averages_in_module
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -80,7 +84,7 @@ class WeightAverage(pl.Callback):
         values = _averaged(pl_module)
         if RAW not in checkpoint:  # of a run without averages: they begin here
             return
-        self.other = {name: checkpoint["state_dict"][name].to(value.device, copy=True) for name, value in values.items()}
+        self.other = {name: checkpoint["state_dict"][name].clone() for name in values}
         with torch.no_grad():
             for name, value in values.items():
                 value.copy_(checkpoint[RAW][name])

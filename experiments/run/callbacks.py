@@ -168,7 +168,7 @@ class DataWait(pl.Callback):
     def __init__(self) -> None:
         self.steps = 0
         self.seconds = {"waiting": 0.0, "working": 0.0}
-        self.spans: deque[tuple[str, Any, Any]] = deque()  # not added up yet: what, begin and end
+        self.spans: deque[tuple[str, Any, Any]] = deque()  # not added up yet: kind, begin and end
         self.began: Any = None
         self.ended: Any = None
 
@@ -195,15 +195,15 @@ class DataWait(pl.Callback):
 
     def _add_up(self, wait: bool) -> None:
         while self.spans:
-            what, begin, end = self.spans[0]
+            kind, begin, end = self.spans[0]
             if isinstance(end, float):
-                self.seconds[what] += end - begin
+                self.seconds[kind] += end - begin
             else:
                 if wait:
                     end.synchronize()
                 elif not end.query():
                     return
-                self.seconds[what] += begin.elapsed_time(end) / 1000
+                self.seconds[kind] += begin.elapsed_time(end) / 1000
             self.spans.popleft()
 
 

@@ -148,7 +148,7 @@ def unlock(folder: Path) -> None:
 
 
 def holder_of(folder: Path) -> str | None:
-    """Who works in a run directory, other than this process; None where nobody does."""
+    """Process and host of another process that has locked a run directory; None where it is free."""
     if folder in _LOCKS:
         return None
     holder = lock(folder)

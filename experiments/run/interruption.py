@@ -52,6 +52,8 @@ def listening() -> Iterator[None]:
     """
 
     def on_signal(signum: int, frame: object) -> None:
+        if _State.received is not None and {_State.received, signum} & set(PREEMPTION):
+            return  # a cluster's warnings come in sequence, and the step is being finished
         if _State.received is not None:  # asked twice: do not wait for anything
             os._exit(Interrupted(signum).exit_code)
         _State.received = signum

@@ -140,19 +140,27 @@ def become(job_arguments: Sequence[str], console: Path, environment: dict[str, s
     sys.stdin = open(0, closefd=False)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(job_arguments)}")
-    sys.argv = [str(RUN), *job_arguments]
-    code: Any = 1
+    leave_with(run_here(job_arguments))
+
+
+def run_here(arguments: Sequence[str]) -> int:
+    """Run ``python run.py <arguments>`` in this process; returns its exit code."""
+    sys.argv = [str(RUN), *arguments]
     try:
         runpy.run_path(str(RUN), run_name="__main__")
-        code = 0
+        return 0
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:
         traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return 1
+
+
+def leave_with(code: int) -> NoReturn:
+    """End a forked process without what its parent has registered for its own end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end_with_parent() -> None:

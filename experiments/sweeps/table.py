@@ -15,6 +15,7 @@ import math
 import shlex
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +30,7 @@ from experiments.run.screen import console
 from models.errors import UserError
 
 SEED = "seed"
+SECONDS_BETWEEN_PAGES = 60  # while jobs run
 SHOWN = 6  # metrics on the screen where none are chosen
 
 
@@ -61,6 +63,7 @@ class SweepTable(Callback):
     ):
         self.metrics, self.x, self.paired, self.mode = list(metrics or []), x, paired, mode
         self.failed: dict[str, str] = {}  # overrides of a job -> the reason
+        self.written = -math.inf  # when the page was written last
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         from experiments.sweeps.definition import check_definition
@@ -81,13 +84,16 @@ class SweepTable(Callback):
             if job_return.status != JobStatus.COMPLETED:
                 reason = str(job_return._return_value).strip().splitlines() or [type(job_return._return_value).__name__]
                 self.failed[" ".join(config.hydra.overrides.task)] = reason[0]  # .return_value would raise it
-            self._page(Path(config.hydra.sweep.dir))
+            write(Path(config.hydra.sweep.dir), self.failed)
+            if time.monotonic() - self.written > SECONDS_BETWEEN_PAGES:  # it reads the curves of all jobs
+                self._page(Path(config.hydra.sweep.dir))
 
     def _page(self, folder: Path, paired: dict[str, Any] | None = None) -> None:
         from experiments.sweeps.page import write_page
 
         jobs, axes, metrics, rows = write(folder, self.failed)
         write_page(folder, jobs, rows, axes, metrics, self.failed, paired)
+        self.written = time.monotonic()
 
     def _show(self, config: DictConfig) -> None:
         folder = Path(config.hydra.sweep.dir)

@@ -1,14 +1,10 @@
 """Imports what every run needs, for processes that are forked from one that has done it."""
 
 import gc
+import importlib
 
-import matplotlib.pyplot  # noqa: F401
-import pytorch_lightning  # noqa: F401
-import scipy.optimize  # noqa: F401
-import timm  # noqa: F401
-import torchvision  # noqa: F401
-import transformers  # noqa: F401
+WARM = ("matplotlib.pyplot", "pytorch_lightning", "scipy.optimize", "timm", "torchvision", "transformers", "experiments.runner")
 
-import experiments.runner  # noqa: F401
-
+for name in WARM:
+    importlib.import_module(name)
 gc.freeze()  # the collectors of the forked processes leave the shared pages alone

@@ -6,25 +6,20 @@ gives it; only the imports are warm. Reads one JSON request per line from stdin,
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
-import runpy
 import signal
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-WARM = ("torch", "torchvision", "pytorch_lightning", "transformers", "timm", "hydra", "matplotlib.pyplot", "scipy.optimize")
 
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     os.environ["MPLBACKEND"] = "Agg"
-    for name in WARM:
-        importlib.import_module(name)
-    gc.freeze()  # the forks' collectors leave the shared pages alone
+    importlib.import_module("experiments.sweeps.warm")
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
@@ -45,21 +40,9 @@ def _become(request: dict) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdin = open(0, closefd=False)
-    sys.argv = request["argv"]
-    code = 1
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as exit_:
-        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    except BaseException:
-        import traceback
+    from experiments.sweeps import jobs
 
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    jobs.leave_with(jobs.run_here(request["argv"][1:]))
 
 
 if __name__ == "__main__":

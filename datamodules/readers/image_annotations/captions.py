@@ -64,11 +64,14 @@ def karpathy_records(root: str, name: str) -> Iterator[tuple[str, tuple[int, Any
 
 
 def captions_by_file(root: str, name: str) -> dict[str, tuple[str, ...]]:
-    """Captions of a Karpathy file by the name of the image file."""
-    found = {}
-    for _, (_, record) in karpathy_records(root, name):
-        found[Path(record["filename"]).name] = unique(sentence["raw"] for sentence in record["sentences"])
-    return found
+    """Captions of a Karpathy file by the name of the image file. Raises UserError at an entry of another form."""
+    captions = {}
+    for where, (_, record) in karpathy_records(root, name):
+        try:
+            captions[Path(record["filename"]).name] = unique(sentence["raw"] for sentence in record["sentences"])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"{where} is no image with a filename and sentences ({error!r}).") from None
+    return captions
 
 
 def visual_genome(root: str, split: str) -> ImageAnnotations:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from experiments.run.interruption import PREEMPTION
-from experiments.sweeps.jobs import RUN, Job, job_of
+from experiments.sweeps.jobs import RUN, Job, job_of, run_here
 from experiments.sweeps.screen import Board
 from models.errors import UserError
 
@@ -152,17 +150,13 @@ class Task:
         self.arguments = arguments
 
     def __call__(self) -> None:
-        sys.argv = [str(RUN), *self.arguments]
-        try:
-            runpy.run_path(str(RUN), run_name="__main__")
-        except SystemExit as leaving:
-            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-            for signum in PREEMPTION:
-                handler: Callable[..., Any] | Any = signal.getsignal(signum)
-                if code == 128 + signum and callable(handler):
-                    handler(signum, None)  # submitit's: queues the job again and leaves
-            if code:
-                raise UserError(f"the job ended with exit code {code}") from None
+        code = run_here(self.arguments)
+        for signum in PREEMPTION:
+            handler: Any = signal.getsignal(signum)
+            if code == 128 + signum and callable(handler):
+                handler(signum, None)  # submitit's: queues the job again and leaves
+        if code:
+            raise UserError(f"the job ended with exit code {code}")
 
     def checkpoint(self) -> Any:
         """What is queued again: the run in its directory goes on from its own checkpoint."""
