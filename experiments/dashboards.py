@@ -7,6 +7,7 @@ prints the definitions and sends nothing.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -70,19 +71,27 @@ def workspace(entity: str, project: str = "multimodal", family: str | None = Non
 
 def _metrics(family: str | None) -> tuple[list[str], list[str], list[str]]:
     """What decides on the best checkpoint in the recipes of a family, what its sweeps optimise, and the keys that they vary."""
-    register_resolvers()
-    monitors, objectives, keys = set(), set(), {"seed", "optimizer.lr"}
-    for recipe in sorted((CONF / "experiment").glob("*.yaml")):
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", [f"experiment={recipe.stem}"], return_hydra_config=True)
-        if family in (None, str(config.hydra.runtime.choices.module).split("/")[0]):
-            monitors.add(OmegaConf.select(config, "callbacks.checkpoints.monitor"))
+    monitors = {monitor for of_recipe, monitor in _monitors() if family in (None, of_recipe)}
+    objectives, keys = set(), {"seed", "optimizer.lr"}
     for sweep in sorted((CONF / "sweep").glob(f"{family or '*'}/*.yaml")):
         content = OmegaConf.load(sweep)
         objectives.add(OmegaConf.select(content, "optimize"))
         objectives.update(OmegaConf.select(content, "hydra.callbacks.sweep_table.metrics") or [])
         keys.update(key.lstrip("+") for key in OmegaConf.select(content, "hydra.sweeper.params") or {})
     return sorted(monitors - {None}), sorted(objectives - {None}), sorted(keys)
+
+
+@cache
+def _monitors() -> list[tuple[str, str | None]]:
+    """Family of each recipe that has no paper's data, and the metric that decides on its best checkpoint."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        configs = [
+            compose("config", [f"experiment={recipe.stem}"], return_hydra_config=True)
+            for recipe in sorted((CONF / "experiment").glob("*.yaml"))
+        ]
+    families_of = [str(config.hydra.runtime.choices.module).split("/")[0] for config in configs]
+    return list(zip(families_of, (OmegaConf.select(each, "callbacks.checkpoints.monitor") for each in configs), strict=True))
 
 
 def main(arguments: list[str]) -> None:

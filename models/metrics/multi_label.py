@@ -41,9 +41,9 @@ def tied_average_precision(scores: Tensor, positives: Tensor) -> Tensor:
     out = []
     for end, column in zip(ends.T, hits.T, strict=True):
         last = end.nonzero().flatten()
-        found = column.cumsum(0)[last]
-        gained = torch.diff(found, prepend=found.new_zeros(1))
-        out.append((gained * found / (last + 1)).sum() / found[-1])
+        hits_so_far = column.cumsum(0)[last]
+        gained = torch.diff(hits_so_far, prepend=hits_so_far.new_zeros(1))
+        out.append((gained * hits_so_far / (last + 1)).sum() / hits_so_far[-1])
     return torch.stack(out)
 
 

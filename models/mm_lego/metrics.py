@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from scipy.stats import chi2
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
+
+from models.metrics.multi_label import auroc
 
 ROWS = 1024  # patients that are compared with all others together
 
@@ -50,10 +51,7 @@ def concordance(risks: Tensor, times: Tensor, censored: Tensor, tolerance: float
 
 def auc(scores: Tensor, positive: Tensor) -> float:
     """Area under the ROC curve of scores (N,) and labels (N,); equal scores count one half. NaN if one class is missing."""
-    if bool(positive.all()) or not bool(positive.any()):
-        return float("nan")
-    _, ranks = scores.unique(return_inverse=True)  # any scale: torchmetrics would squash scores outside of [0, 1]
-    return binary_auroc(ranks.double() / len(ranks), positive.long()).item()
+    return auroc(scores[:, None], positive.bool()[:, None]).item()
 
 
 def macro_auc(scores: Tensor, labels: Tensor) -> float:
