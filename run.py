@@ -50,7 +50,7 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads of torch that wait for one another then sleep. By default they spin, which takes the core from the thread they
-    # wait for wherever the cores are busy: at a load of 6 on two cores two threads took 4 times as long as one, now 0.65.
+    # wait for wherever the cores are busy (`make bench ONLY=threads`).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     register_resolvers()
     sys.argv[1:] = creating(sys.argv[1:])

@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,13 +15,17 @@ ROOT = Path(__file__).resolve().parents[2]
 ROUNDS, STEPS, PAIRS = 3, 2, 512
 
 
-def busy(policy: str) -> dict[str, float]:
-    """The median over turns of the time of all threads / of one, while a process for each core but one does nothing but run.
+CORES = os.cpu_count() or 1
+
+
+def busy(policy: str, processes: int) -> dict[str, float]:
+    """The median over turns of the time of all threads / of one, while other processes do nothing but run.
 
     Args:
         policy: what a thread does that waits for another: ACTIVE spins, as OpenMP does by default; PASSIVE sleeps.
+        processes: how many others there are.
     """
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range((os.cpu_count() or 1) - 1)]
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         command = [sys.executable, "-c", "from experiments.benchmarks.threads import turns; turns()"]
         environment = {**os.environ, "OMP_WAIT_POLICY": policy}
@@ -41,11 +46,16 @@ def turns() -> None:
     ratios = []
     for _ in range(ROUNDS + 1):
         times = []
-        for threads in (os.cpu_count() or 1, 1):
+        for threads in (CORES, 1):
             torch.set_num_threads(threads)
             times.append(seconds(lambda: [step() for _ in range(STEPS)]))
         ratios.append(times[0] / times[1])
     print(statistics.median(ratios[1:]))
 
 
-MEASURES = {"spinning": lambda: busy("ACTIVE"), "sleeping": lambda: busy("PASSIVE")}
+LOADS = {"a_core_free": CORES - 1, "three_processes_a_core": 3 * CORES}
+MEASURES = {
+    f"{name}_{load}": partial(busy, policy, processes)
+    for load, processes in LOADS.items()
+    for name, policy in (("spinning", "ACTIVE"), ("sleeping", "PASSIVE"))
+}
