@@ -31,7 +31,7 @@ def _losses(rows: int, prototypes: int, side: str) -> Callable[[], Tensor]:
         with torch.no_grad():
             logits = teacher @ weight.T
         if side == "ours":
-            targets = sinkhorn_knopp(logits, TEMPERATURE)
+            targets = sinkhorn_knopp(logits, TEMPERATURE, overwrite=True)
             value = prototype_loss(student, weight, targets, weights)
         else:
             targets = plain.sinkhorn_knopp(logits, TEMPERATURE)

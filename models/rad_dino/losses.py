@@ -22,22 +22,24 @@ CPU_ENTRIES, GPU_ENTRIES = 2**22, 2**26  # student logits that exist at once
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = ITERATIONS) -> Tensor:
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = ITERATIONS, overwrite: bool = False) -> Tensor:
     """Targets (n, K) float32 whose rows sum to 1 and whose columns are balanced over the rows of all processes.
 
     The official code divides a K x n matrix by its row and column sums in turn. Here the matrix stays as it is and the
-    factors of rows and columns are iterated instead, which reads it half as often and holds it once. The divisions by
-    K and by the number of rows cancel in the result. The largest logit is
-    subtracted first, which the divisions cancel: at low temperatures the exponential would overflow.
+    factors of rows and columns are iterated instead, which reads it half as often. The divisions by K and by the number of
+    rows cancel in the result. The largest logit is subtracted first, which the divisions cancel: at low temperatures the
+    exponential would overflow.
 
     Args:
         logits: (n, K) of the teacher; processes may have different numbers of rows, also none.
         temperature: of the teacher.
         iterations: of the alternation; official: 3.
+        overwrite: put the targets into the place of float32 logits, so that no second matrix is held.
     """
-    scaled = logits.float() / temperature
-    largest = _over_processes(scaled.amax() if len(scaled) else scaled.new_tensor(-torch.inf), dist.ReduceOp.MAX)
-    q = scaled.sub_(largest).exp_()
+    q = logits.float()
+    q = q.clone() if q is logits and not overwrite else q
+    largest = _over_processes(q.amax() if len(q) else q.new_tensor(-torch.inf), dist.ReduceOp.MAX)
+    q.sub_(largest).div_(temperature).exp_()
     of_row, of_prototype = q.new_ones(len(q)), q.new_ones(q.shape[1])
     for _ in range(iterations):
         of_prototype = _inverse(_over_processes(of_row @ q))

@@ -118,8 +118,8 @@ class StudentAndTeacher(nn.Module):
         if self.patch_objective:
             patch_logits = self.head(self.teacher, patches=True)(output.patches.flatten(0, 1)[mask_indices])
         if self.centring == "sinkhorn_knopp":
-            targets = sinkhorn_knopp(logits, temperature)
-            return targets, None if patch_logits is None else sinkhorn_knopp(patch_logits, temperature)
+            targets = sinkhorn_knopp(logits, temperature, overwrite=True)
+            return targets, None if patch_logits is None else sinkhorn_knopp(patch_logits, temperature, overwrite=True)
         targets = self.dino_loss(logits, temperature, move)
         return targets, None if patch_logits is None else self.ibot_patch_loss(patch_logits, temperature, move)
 
