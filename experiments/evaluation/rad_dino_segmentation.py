@@ -41,6 +41,7 @@ def segmentation(
     split: TrainedSplit,
     head: Literal["linear", "pyramid"] = "linear",
     steps: int = 2000,
+    lr: float = 1e-3,
     images: int = 2000,
     untrained: bool = True,
     seed: int = 0,
@@ -53,7 +54,7 @@ def segmentation(
     Args:
         split: the trained module and its data.
         head: DINOv2's linear head, or ViTDet's pyramid with UPerNet.
-        steps: of the training of the head.
+        steps, lr: of the training of the head.
         images: of train whose features are held in memory, drawn once.
         untrained: also train a head on the same network with random weights.
         seed: of the head and of the random network.
@@ -61,10 +62,10 @@ def segmentation(
     names = split.data.structures
     if not names:
         return SuiteResult(notes=["Segmentation left out: the data has no folder masks/<structure>."])
-    metrics, examples = _dice(split.module.encoder, split, head, steps, images, seed)
+    metrics, examples = _dice(split.module.encoder, split, head, steps, lr, images, seed)
     columns = {}
     if untrained:
-        columns[RANDOM] = _dice(reset(split.module.encoder, seed), split, head, steps, images, seed)[0]
+        columns[RANDOM] = _dice(reset(split.module.encoder, seed), split, head, steps, lr, images, seed)[0]
     return SuiteResult(metrics, columns, dict(split.hashes), figures={f"segmentation_{head}": partial(_draw, split, examples)})
 
 
@@ -76,14 +77,14 @@ def _draw(split: TrainedSplit, examples: list[Example], path: Path) -> None:
 
 
 def _dice(
-    encoder: DinoViT, split: TrainedSplit, kind: str, steps: int, images: int, seed: int
+    encoder: DinoViT, split: TrainedSplit, kind: str, steps: int, lr: float, images: int, seed: int
 ) -> tuple[dict[str, float], list[Example]]:
     names = split.data.structures
     train = _maps(encoder, split, "train", split.data.first_rows(images).tolist())
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         new_head: nn.Module = (LinearSegmentation if kind == "linear" else PyramidSegmentation)(encoder.dim, len(names))
-        trained = train_segmentation(new_head.to(split.module.device), train.features, train.masks, steps, seed=seed)
+        trained = train_segmentation(new_head.to(split.module.device), train.features, train.masks, steps, lr=lr, seed=seed)
     test = _maps(encoder, split, split.name)
     size = (test.masks.shape[2], test.masks.shape[3])
     parts = [trained(maps.to(split.module.device).float(), size).cpu() > 0 for maps in test.features.split(64)]

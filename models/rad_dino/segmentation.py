@@ -99,7 +99,10 @@ def patch_maps(encoder: DinoViT, images: Tensor) -> Tensor:
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy plus one minus soft Dice, each a mean over the structures of the images that have such a mask.
+    """Binary cross-entropy plus one minus soft Dice, a mean over the structures that the batch has masks of.
+
+    The Dice of a structure is that of the whole batch: in a mean over images, those without the structure would outweigh the
+    others, and a rare structure would never be predicted.
 
     Args:
         logits: (B, C, H, W).
@@ -108,8 +111,8 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     known = (masks != VOID_LABEL).float()
     target, chance = (masks == 1).float(), logits.sigmoid() * known
     entropy = F.binary_cross_entropy_with_logits(logits, target, known, reduction="sum") / known.sum().clamp_min(1)
-    present = known.amax(dim=(2, 3))
-    overlap, areas = (chance * target).sum(dim=(2, 3)), chance.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
+    present = known.amax(dim=(0, 2, 3))
+    overlap, areas = (chance * target).sum(dim=(0, 2, 3)), (chance + target).sum(dim=(0, 2, 3))
     dice = (2 * overlap + 1) / (areas + 1)
     return entropy + ((1 - dice) * present).sum() / present.sum().clamp_min(1)
 

@@ -4,6 +4,8 @@ import random
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from models.rad_dino.backbone import DinoViT
 from models.rad_dino.head import DinoHead
@@ -29,6 +31,30 @@ def test_sinkhorn_equals_the_plain_form_and_does_not_overflow():
     torch.testing.assert_close(large, sinkhorn_knopp(logits, 0.1), rtol=1e-2, atol=1e-4)
     assert torch.isfinite(sinkhorn_knopp(logits * 1000, 0.1)).all()
     assert sinkhorn_knopp(torch.zeros(0, 30), 0.1).shape == (0, 30)
+
+
+def test_sinkhorn_overwrites_where_it_may():
+    logits = torch.randn(12, 30)
+    before = logits.clone()
+    expected = sinkhorn_knopp(logits, 0.1)
+    assert torch.equal(logits, before)
+    assert torch.equal(sinkhorn_knopp(logits, 0.1, overwrite=True), expected) and torch.equal(logits, expected)
+
+
+def _sinkhorn_of_rank(rank: int, store: str, results: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
+    logits = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    torch.save(sinkhorn_knopp(logits.tensor_split((5, 12))[rank], 0.1), f"{results}/{rank}.pt")
+
+
+@pytest.mark.ddp
+def test_sinkhorn_balances_over_ranks(tmp_path):
+    """Three processes, with 5, 7 and no rows."""
+    mp.spawn(_sinkhorn_of_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=3)
+    joined = torch.cat([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)])
+    logits = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(joined, sinkhorn_knopp(logits, 0.1))
 
 
 @pytest.mark.parametrize("entries", [30, 2**22], ids=["row by row", "at once"])
