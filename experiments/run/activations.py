@@ -1,4 +1,4 @@
-"""``activation_checkpointing=true``: the blocks of a network keep their inputs alone and are computed again in the backward pass.
+"""``activation_checkpointing=true``: blocks keep their inputs alone and are computed again in the backward pass.
 
 T. Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
 """
