@@ -43,11 +43,11 @@ class Cached(NamedTuple):
     features: dict[str, Tensor]
     findings: Tensor
     metadata: Tensor
-    index: Tensor
+    row_numbers: Tensor
 
     def rows(self, rows: Tensor | slice) -> Cached:
         features = {name: values[rows] for name, values in self.features.items()}
-        return Cached(features, self.findings[rows], self.metadata[rows], self.index[rows])
+        return Cached(features, self.findings[rows], self.metadata[rows], self.row_numbers[rows])
 
     @property
     def binary(self) -> Tensor:
@@ -166,7 +166,7 @@ def _findings(
             metrics[f"{kind}/{metric}"] = float(values.nanmean())
             metrics |= {f"{kind}/{metric}/{n}": float(v) for n, v in zip(names, values, strict=True) if v == v}
     for count in label_counts:
-        few = splits.train.rows(torch.isin(splits.train.index, torch.from_numpy(split.data.first_rows(count))))
+        few = splits.train.rows(torch.isin(splits.train.row_numbers, torch.from_numpy(split.data.first_rows(count))))
         features = {probe.variant: few.features[probe.variant]}
         small = _chosen(features, few.findings, splits.choose, splits.choose.findings, grid)
         if small is not None:
