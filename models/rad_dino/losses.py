@@ -80,7 +80,14 @@ class CentredTargets(nn.Module):
 class _PrototypeLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, unit: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, temperature: float, entries: int
+        ctx: Any,
+        unit: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        row_weights: Tensor,
+        temperature: float,
+        target_of: Tensor | None,
+        entries: int,
     ) -> Tensor:
         dtype = product_dtype(unit.device, unit.dtype)
         x, prototypes = unit.to(dtype), weight.to(dtype)
@@ -92,7 +99,7 @@ class _PrototypeLoss(torch.autograd.Function):
                 rows = slice(first, first + step)
                 logits, target, row_weight = (
                     (x[rows] @ prototypes.T).float().div_(temperature),
-                    targets[rows],
+                    targets[rows] if target_of is None else targets[target_of[rows]],
                     row_weights[rows],
                 )
                 mass = target.sum(dim=1)
@@ -109,11 +116,16 @@ class _PrototypeLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_unit, of_weight = ctx.saved_tensors
-        return of_unit * gradient.to(of_unit.dtype), of_weight * gradient.to(of_weight.dtype), None, None, None, None
+        return of_unit * gradient.to(of_unit.dtype), of_weight * gradient.to(of_weight.dtype), None, None, None, None, None
 
 
 def prototype_loss(
-    unit: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, temperature: float = STUDENT_TEMPERATURE
+    unit: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    row_weights: Tensor,
+    temperature: float = STUDENT_TEMPERATURE,
+    target_of: Tensor | None = None,
 ) -> Tensor:
     """``sum_n row_weights_n H(targets_n, softmax(unit_n weight^T / temperature))``, the cross-entropy of DINO and iBOT.
 
@@ -126,9 +138,10 @@ def prototype_loss(
         targets: (n, K) float32; rows may sum to any mass.
         row_weights: (n,) float32: one over the number of rows for a mean.
         temperature: of the student.
+        target_of: (n,) the row of ``targets`` that belongs to each row, where several share one; None: they are in order.
     """
     entries = GPU_ENTRIES if unit.is_cuda else CPU_ENTRIES
-    return _PrototypeLoss.apply(unit, weight, targets, row_weights, temperature, entries)
+    return _PrototypeLoss.apply(unit, weight, targets, row_weights, temperature, target_of, entries)
 
 
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:

@@ -73,6 +73,18 @@ def test_prototype_loss_equals_the_plain_form_with_its_gradients(entries, monkey
         torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-3)
 
 
+def test_rows_may_share_targets(monkeypatch):
+    monkeypatch.setattr("models.rad_dino.losses.CPU_ENTRIES", 60)  # tiles of two rows
+    unit, weight, targets, target_of = (
+        torch.randn(6, 5),
+        torch.randn(30, 5),
+        torch.rand(3, 30),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+    )
+    shared = prototype_loss(unit, weight, targets, torch.ones(6), target_of=target_of)
+    torch.testing.assert_close(shared, prototype_loss(unit, weight, targets[target_of], torch.ones(6)))
+
+
 def test_prototype_loss_without_rows():
     unit, weight = torch.randn(0, 5, requires_grad=True), torch.randn(30, 5, requires_grad=True)
     prototype_loss(unit, weight, torch.zeros(0, 30), torch.zeros(0)).backward()
