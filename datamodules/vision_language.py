@@ -85,9 +85,13 @@ class VisionLanguageDataModule(BaseDataModule):
         root = str(self.folder())
         self.words = TextTokenizer(self.vocabulary or str(Path(root, "vocab.txt")), self.text_length)
         annotations = self._read(root)
+        self.prepare_splits(root, annotations)
         for split, rows in annotations.items():
             self.splits[split] = self.dataset(rows, training=split == "train")
             self.report_skipped(split, rows.skipped)
+
+    def prepare_splits(self, root: str, splits: Mapping[str, ImageAnnotations]) -> None:
+        """What a kind of data makes of all of its texts before there are datasets."""
 
     def dataset(self, rows: ImageAnnotations, training: bool) -> VisionLanguageDataset:
         """The dataset of a split."""

@@ -172,7 +172,7 @@ class ARLModule(TwoTowerModule):
         metrics = super().validation_metrics(rows)
         for name in ALIGN_ROWS:
             if name in rows:
-                metrics[f"align/{name}"] = 100 * rows[name].nanmean().item()
+                metrics[f"align/{name}"] = 100 * rows[name][rows[name] >= 0].mean().item()
         if "score" not in metrics and "align" in self.tasks:
             metrics["score"] = sum(metrics[f"align/{name}"] for name in ALIGN_ROWS) / len(ALIGN_ROWS)
         return metrics

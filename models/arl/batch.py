@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 TEXT_ENTITIES = "text_entities"  # (B, n) int64: every entity that the caption names, NO_ENTITY behind the last one
-IMAGE_ENTITIES = "image_entities"  # (B, n) int64: every entity that any text of the image names, likewise
+IMAGE_ENTITIES = "image_entities"  # (B, n) int64: every entity that any caption of the image names, likewise
 
 
 def entity_keys(name: str) -> tuple[str, str]:

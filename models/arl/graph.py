@@ -163,7 +163,7 @@ def entity_labels(ids: Tensor, count: int) -> Tensor:
 
 
 def entity_auroc(logits: Tensor, labels: Tensor) -> Tensor:
-    """(B,) share of the pairs of a named and another entity in which the named one has the larger logit; NaN without a pair.
+    """(B,) share of the pairs of a named and another entity in which the named one has the larger logit; -1 without a pair.
 
     Args:
         logits: (B, E).
@@ -172,4 +172,5 @@ def entity_auroc(logits: Tensor, labels: Tensor) -> Tensor:
     ranks = logits.float().argsort(dim=1).argsort(dim=1)
     named = labels.sum(dim=1)
     above = (ranks * labels).sum(dim=1) - named * (named - 1) / 2
-    return above / (named * (labels.shape[1] - named))
+    pairs = named * (labels.shape[1] - named)
+    return torch.where(pairs > 0, above / pairs.clamp(min=1), -1.0)
