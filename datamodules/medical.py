@@ -23,6 +23,8 @@ from models.arl.entities import Entity, Placed, continuations, place_entities, t
 from models.arl.graph import NO_ENTITY
 from models.two_tower.batch import TEXTS
 
+KEPT_TEXTS = 20_000  # whose tokens are in memory
+
 
 class LinkedDataset(VisionLanguageDataset):
     """Rows whose texts carry the entities that they name.
@@ -49,6 +51,7 @@ class LinkedDataset(VisionLanguageDataset):
         super().__init__(rows, *arguments, **options)
         self.linked, self.max_entities = linked, max_entities
         self.mask_entities, self.count_padding = mask_entities, count_padding
+        self._known: dict[str, tuple[Tensor, Tensor, list[Entity]]] = {}
         self._of_image: dict[int, set[int]] = {}
         for sample in self.samples if "align" in self.tasks else ():
             named = self._of_image.setdefault(sample.medium, set())
@@ -86,11 +89,17 @@ class LinkedDataset(VisionLanguageDataset):
         return {keys.MASKED_IDS: masked, keys.MASKED_LABELS: labels, **_stacked("masked", placed)}
 
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[Entity]]]:
-        """Ids and mask (n, L) and the entities of texts by tokens. A text that is in no split is linked now."""
-        ids, mask, offsets = self.words.with_offsets(texts)
-        links = self.linked.links
-        spans = [links[text] if text in links else self.linked.link(text) for text in texts]
-        return ids, mask, [token_spans(of_text, places) for of_text, places in zip(spans, offsets, strict=True)]
+        """Ids and mask (n, L) and the entities of texts by tokens; a text is cut into tokens once for all that a batch needs of
+        it. A text that is in no split is linked now."""
+        if len(self._known) > KEPT_TEXTS:
+            self._known.clear()
+        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
+            links = self.linked.links
+            for text, ids, mask, offsets in zip(new, *self.words.with_offsets(new), strict=True):
+                spans = links[text] if text in links else self.linked.link(text)
+                self._known[text] = ids, mask, token_spans(spans, offsets)
+        ids, mask, entities = zip(*(self._known[text] for text in texts), strict=True)
+        return torch.stack(ids), torch.stack(mask), list(entities)
 
 
 class MedicalDataModule(VisionLanguageDataModule):
