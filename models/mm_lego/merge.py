@@ -45,8 +45,13 @@ class Modular(nn.Module):
                 f"merging needs two or more blocks of equal latent shape and domain, not {len(blocks)} of {shapes}."
             )
         self.blocks = nn.ModuleList(blocks)
-        heads = [block.head for block in blocks]
-        self.head = merge_heads(heads if heads_of == "all" else heads[:2], head_method, head_weights)
+        self.head_method, self.head_weights, self.heads_of = head_method, head_weights, heads_of
+        self.merge_heads()
+
+    def merge_heads(self) -> None:
+        """Make the merged head of the blocks' heads, as they are now."""
+        heads = [block.head for block in self.blocks]
+        self.head = merge_heads(heads if self.heads_of == "all" else heads[:2], self.head_method, self.head_weights)
 
     def encode(self, inputs: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
         raise NotImplementedError
