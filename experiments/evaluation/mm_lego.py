@@ -45,22 +45,19 @@ def outcomes(split: TrainedSplit, bootstrap: int = 200, cox: bool = True, seed: 
         cox: fit the Cox regression, which needs scikit-survival.
         seed: of the resamples.
     """
-    rows = split.rows("logits")
-    score = split.module.validation_metrics
-    metrics = score(rows)
+    rows = with_risks(split.rows("logits"))
+    metrics = split.module.validation_metrics(rows)
     baselines = {"chance": {name: value for name, value in CHANCE.items() if name in metrics}}
     if bootstrap and metrics:
-        main = next(iter(metrics))
-        draws = [score(resampled(rows, seed + i)).get(main, float("nan")) for i in range(bootstrap)]
-        metrics |= interval_of(main, draws)
+        score, main = first_metric(split, rows), next(iter(metrics))
+        metrics |= interval_of(main, [score(resampled(rows, seed + i)).get(main, float("nan")) for i in range(bootstrap)])
     drawn: dict[str, Any] = {}
     if TIME in rows:
-        risks = risk(rows["logits"])
-        high = risks > risks.median()
+        high = rows["risks"] > rows["risks"].median()
         metrics["survival/log_rank_p"] = log_rank_p(rows[TIME].double(), rows[CENSORED], high)
         drawn["kaplan_meier"] = partial(figures.kaplan_meier_by_risk, rows[TIME], rows[CENSORED], high)
         if cox:
-            baselines["cox"] = score_risks(cox_risks(split.data.splits, split.name), rows)
+            baselines["cox"] = score_risks(rows | {"risks": cox_risks(split.data.splits, split.name)})
     metrics = {name: value for name, value in metrics.items() if value == value}
     return SuiteResult(metrics, baselines, dict(split.hashes), figures=drawn)
 
@@ -134,12 +131,23 @@ def rows_of(split: TrainedSplit, share: float | None = None, draw: int = 0) -> R
     return join_rows([on_cpu(split.module.predict_step(batch)) for batch in split.batches(**options)])
 
 
+def with_risks(rows: Rows) -> Rows:
+    """The rows, of survival with "risks" (N,)."""
+    return rows | {"risks": risk(rows["logits"].double())} if TIME in rows else rows
+
+
+def first_metric(split: TrainedSplit, rows: Rows) -> Callable[[Rows], Metrics]:
+    """The function that gives the first metric of the module's task, and no slower ones beside it."""
+    return score_risks if TIME in rows else split.module.validation_metrics
+
+
 def main_metric(split: TrainedSplit, rows: Rows) -> tuple[str, float]:
     """The first metric of the module's task. Raises UserError where it is not defined on these rows."""
-    metrics = split.module.validation_metrics(rows)
-    if not metrics:
+    metrics = first_metric(split, rows)(with_risks(rows))
+    name, value = next(iter(metrics.items()), ("", float("nan")))
+    if value != value:
         raise UserError(f"the split {split.name} is too small for a metric: take fewer folds or more patients.")
-    return next(iter(metrics.items()))
+    return name, value
 
 
 def resampled(rows: Rows, seed: int) -> Rows:
@@ -193,9 +201,9 @@ def columns_of(dataset: Patients) -> np.ndarray:
     return np.concatenate(columns, axis=1).astype(np.float64)
 
 
-def score_risks(risks: Tensor, rows: Rows) -> Metrics:
-    """The c-index of risks in percent; they give no survival curve."""
-    return {"survival/c_index": 100 * concordance(risks, rows[TIME], rows[CENSORED]).c_index}
+def score_risks(rows: Rows) -> Metrics:
+    """The c-index of "risks", in percent."""
+    return {"survival/c_index": 100 * concordance(rows["risks"], rows[TIME], rows[CENSORED]).c_index}
 
 
 def influence(network: LegoMerge, parts: Tensor) -> list[float]:

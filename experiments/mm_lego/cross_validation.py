@@ -21,7 +21,6 @@ from experiments.run.directory import Run, quoted, variant_of
 from experiments.stages import Facts, run_stages, stage
 from models.errors import UserError
 from models.mm_lego.batch import CENSORED, TIME
-from models.mm_lego.survival import risk
 
 log = logging.getLogger("run")
 OF_THIS_RUN = {"stages", "resume", "checkpoint"}  # overrides that do not apply to the runs of a fold
@@ -71,7 +70,7 @@ def cross_validate(
                 of_main = split
         if cox and TIME in judged[main][-1].rows:
             rows = judged[main][-1].rows | {"risks": suites.cox_risks(of_main.data.splits, "test")}
-            judged.setdefault(COX, []).append(Judged(rows, score_risks, score_risks(rows), {}))
+            judged.setdefault(COX, []).append(Judged(rows, suites.score_risks, suites.score_risks(rows), {}))
     label = next(iter(judged[main][0].metrics))
     table = {name: summary(folds, label, bootstrap) for name, folds in judged.items()}
     table[main] |= over_best_block(judged, main, names, label, bootstrap)
@@ -111,6 +110,8 @@ def runs_of(run: Run, names: Sequence[str], fold: int) -> dict[str, list[str]]:
     settings, folder = run.cfg.cross_validation, run.dir / "compare" / f"fold{fold}"
     runs = {name: [*settings.block, f"datamodule.modalities=[{name}]", "stages=[fit]"] for name in names}
     for name, method in settings.methods.items():
+        if method is None:  # a recipe does without a method of the one it inherits
+            continue
         stages = f"stages=[{','.join(method.stages)}]"
         runs[name] = [*method.overrides, stages, f"blocks.folder={quoted(folder)}"]
         if method.get("start"):
@@ -130,22 +131,14 @@ def trained(run: Run, name: str, overrides: Sequence[str]) -> TrainedSplit:
 @torch.inference_mode()
 def judge(split: TrainedSplit, missing: Sequence[float], draws: int) -> Judged:
     """Metrics of a trained split, complete and with missing modalities."""
-    rows = suites.rows_of(split)
-    metrics = split.module.validation_metrics(rows)
+    rows = suites.with_risks(suites.rows_of(split))
     label, _ = suites.main_metric(split, rows)
-    if TIME in rows:  # the c-index alone is many times faster than all metrics
-        rows, score = rows | {"risks": risk(rows["logits"].double())}, score_risks
-    else:
-        score = split.module.validation_metrics
+    metrics = split.module.validation_metrics(rows)
     curve = {}
     for share in missing:
         values = [suites.main_metric(split, suites.rows_of(split, share, draw))[1] for draw in range(draws if share else 1)]
         curve[share] = sum(values) / len(values)
-    return Judged(rows, score, {label: metrics.pop(label)} | metrics, curve)
-
-
-def score_risks(rows: Rows) -> Metrics:
-    return suites.score_risks(rows["risks"], rows)
+    return Judged(rows, suites.first_metric(split, rows), {label: metrics.pop(label)} | metrics, curve)
 
 
 def summary(folds: Sequence[Judged], label: str, bootstrap: int) -> Metrics:

@@ -34,8 +34,13 @@ def merge(run: Run) -> Facts:
     ``datamodule.modalities`` is one modality of this model, of the same fold.
 
     Raises:
-        UserError: a modality has no such run, or several, or its block is of other sizes.
+        UserError: a modality has no such run, or several, or its block is of other sizes; or this run trains, too.
     """
+    if "fit" in run.cfg.stages:
+        raise UserError(
+            "stages: merge and fit are two runs. Merge first (stages=[merge]), then fine-tune: "
+            "stages=[prepare,fit,evaluate,report] checkpoint=<merged run>."
+        )
     data = parts.datamodule(run)
     module = parts.module(run, data.facts())
     sources = block_runs(run, [*module.shapes])
