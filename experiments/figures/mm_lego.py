@@ -75,7 +75,7 @@ def curves(series: Mapping[str, Mapping[float, float]], path: Path, labels: Mapp
         axis.plot([*points], [*points.values()], marker=".", label=name, linewidth=1.5)
     axis.set(**labels)
     axis.grid(alpha=0.25)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save(drawing, path)
 
 
