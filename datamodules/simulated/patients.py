@@ -28,11 +28,11 @@ SECOND_SLIDE = 0.1  # share of patients with two slides
 def tcga_patients(
     root: str,
     patients: int = 400,
-    redundancy: float = 0.3,
-    imbalance: float = 0.8,
+    redundancy: float = 0.2,
+    imbalance: float = 0.9,
     missing: float = 0.0,
-    effect: float = 1.5,
-    noise: float = 1.0,
+    effect: float = 2.0,
+    noise: float = 0.7,
     genes: int = 30,
     patches: int = 24,
     width: int = 16,
@@ -110,7 +110,7 @@ def _omics(
         if kind == "cnv":
             seen = np.clip(np.round(1.5 * seen), -2, 2)
         elif kind == "mut":
-            seen = (seen > 0.8).astype(float)
+            seen = (seen > 0.3).astype(float)
         seen[~has[:, column]] = np.nan
         parts |= {f"GENE{gene}_{kind}": seen[:, gene] for gene in range(genes)}
     table = np.stack([*parts.values()], axis=1)
