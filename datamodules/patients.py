@@ -68,23 +68,25 @@ class Patients(RowDataset):
         return self.cohort.samples[self.rows[row]]
 
     def read(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The modalities that the sample has."""
-        sample = {}
-        for (name, modality), has in zip(self.cohort.modalities.items(), self.present[row], strict=True):
-            if has:
-                values = self._values(name, modality, int(self.rows[row]))
-                sample[name] = values if isinstance(modality, Arrays) else self._some_rows(values, rng)
-        return sample
+        """The bags of patches that the sample has; :meth:`collate` takes the arrays of all samples at once."""
+        return {
+            name: self._some_rows(self._bag(name, modality, int(self.rows[row])), rng)
+            for (name, modality), has in zip(self.cohort.modalities.items(), self.present[row], strict=True)
+            if has and isinstance(modality, PatchFiles)
+        }
 
     def collate(self, rows: list[int], samples: list[dict[str, np.ndarray]], request: BatchRequest) -> dict[str, Any]:
         batch: dict[str, Any] = {KEY: [self.key(row) for row in rows]}
-        for name, modality in self.cohort.modalities.items():
-            longest = max([len(sample[name]) for sample in samples if name in sample], default=0)
-            shape = self.shape_of(modality)
-            values = np.zeros((len(rows), max(longest, shape[0]), *shape[1:]), np.float32)
-            for i, sample in enumerate(samples):
-                if name in sample:
-                    values[i, : len(sample[name])] = sample[name]
+        for column, (name, modality) in enumerate(self.cohort.modalities.items()):
+            if isinstance(modality, Arrays):
+                values = modality.values[self.rows[rows]] * self.present[rows, column, None, None]
+            else:
+                longest = max([len(sample[name]) for sample in samples if name in sample], default=0)
+                rows_of_bag, width = self.shape_of(modality)
+                values = np.zeros((len(rows), max(longest, rows_of_bag), width), np.float32)
+                for i, sample in enumerate(samples):
+                    if name in sample:
+                        values[i, : len(sample[name])] = sample[name]
             batch[modality_key(name)] = torch.from_numpy(values)
         batch[PRESENT] = torch.from_numpy(self.present[rows])
         return batch | {name: values[rows] for name, values in self.truth.items()}
@@ -94,8 +96,8 @@ class Patients(RowDataset):
             return self.patches, modality.shape[1]
         return modality.shape
 
-    def _values(self, name: str, modality: Modality, sample: int) -> np.ndarray:
-        if not self.in_memory or isinstance(modality, Arrays):
+    def _bag(self, name: str, modality: PatchFiles, sample: int) -> np.ndarray:
+        if not self.in_memory:
             return modality.read(sample)
         if (name, sample) not in self._bags:
             self._bags[name, sample] = modality.read(sample)
