@@ -71,8 +71,9 @@ def intervals(values: Mapping[str, tuple[float, float, float]], label: str, chan
 def curves(series: Mapping[str, Mapping[float, float]], path: Path, labels: Mapping[str, str]) -> Path:
     """One line for each name through its points; ``labels`` as matplotlib's ``set``."""
     drawing, ((axis,),) = figure(figsize=(5.6, 3.8), layout="constrained")
-    for name, points in series.items():
-        axis.plot([*points], [*points.values()], marker=".", label=name, linewidth=1.5)
+    for number, (name, points) in enumerate(series.items()):
+        style = "-" if number < 10 else "--"  # ten colours
+        axis.plot([*points], [*points.values()], marker=".", label=name, linewidth=1.5, linestyle=style)
     axis.set(**labels)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
