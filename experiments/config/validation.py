@@ -32,7 +32,7 @@ VALUES: dict[str, tuple[type, ...]] = {
     "name": (str,), "description": (str,), "seed": (int,), "stages": (list,), "resume": (str, type(None)),
     "checkpoint": (str, type(None)), "sweep_name": (str, type(None)), "select": (str,),
     "optimize": (str, type(None)), "threads": (int, type(None)), "trusted_packages": (list,),
-    "compile": (bool,), "tf32": (bool,),
+    "compile": (bool,), "tf32": (bool,), "activation_checkpointing": (bool,),
 }  # fmt: skip
 
 

@@ -168,6 +168,7 @@ class TrainedSplit:
     module: Any
     data: Any
     name: str
+    _rows: dict[str, Tensor] | None = None
 
     def batches(self, **options: Any) -> Iterator[dict[str, Any]]:
         """The split's batches in the order of its rows, on the module's device; unreadable samples are counted, not given.
@@ -181,13 +182,15 @@ class TrainedSplit:
                 yield self.module.transfer_batch_to_device(batch, self.module.device, 0)
 
     def rows(self, *needed: str) -> dict[str, Tensor]:
-        """The rows of ``predict_step`` for the whole split, on the CPU.
+        """The rows of ``predict_step`` for the whole split, on the CPU: predicted once for all suites.
 
         Raises:
             UserError: a weight or prediction is not finite, or the module gives none of the rows ``needed``.
         """
-        check_weights(self.module)
-        rows = join_rows([on_cpu(self.module.predict_step(batch)) for batch in self.batches()])
+        if self._rows is None:
+            check_weights(self.module)
+            self._rows = join_rows([on_cpu(self.module.predict_step(batch)) for batch in self.batches()])
+        rows = self._rows
         if missing := [name for name in needed if name not in rows]:
             raise UserError(
                 f"this suite needs the predictions {missing}, and {type(self.module).__name__} as it is configured gives "
@@ -214,6 +217,7 @@ class SuiteResult:
         hashes: of what the metrics depend on.
         notes: for the reader of the table.
         figures: name -> function that draws the figure into the file it is given.
+        errors: name -> rows of a table of the worst errors; see :mod:`experiments.evaluation.errors`.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -221,6 +225,7 @@ class SuiteResult:
     hashes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, list] = field(default_factory=dict)
 
 
 def spread(count: int, length: int) -> list[int]:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from datamodules.driving import BevDataModule, Calibrations
 from experiments.evaluation.base import SuiteResult, TrainedSplit
+from experiments.evaluation.errors import ErrorRow, worst
 from experiments.figures import bev_fusion
 from lightning_modules.bev_fusion import BevFusionModule
 from lightning_modules.held_out import check_finite, check_weights
@@ -82,7 +84,25 @@ def occupancy(
         guess = (np.concatenate(seen.loudness) > _best_threshold(split, num_classes)).astype(np.int64)
         columns["echo threshold"] = _cells(label, guess, lights, grid, num_classes)
     baselines = {name: _named(column) for name, column in columns.items()}
-    return SuiteResult(_named(metrics), baselines, hashes, figures=figures)
+    errors = {"cells": _errors(split, np.concatenate(seen.rows), label, predicted)}
+    return SuiteResult(_named(metrics), baselines, hashes, figures=figures, errors=errors)
+
+
+def _errors(split: TrainedSplit, rows: np.ndarray, label: np.ndarray, predicted: np.ndarray) -> list[ErrorRow]:
+    """The recordings with the largest share of misjudged cells."""
+    known = label != VOID_LABEL
+    share = 100 * ((predicted != label) & known).sum((1, 2)) / np.maximum(known.sum((1, 2)), 1)
+    dataset = split.dataset
+
+    def draw(i: int) -> Image.Image:
+        image = dataset.sample(int(rows[i])).image
+        image = image / 255 if image.dtype == np.uint8 else image
+        return Image.fromarray(bev_fusion.panels(image, None, predicted[i], label[i]))
+
+    return [
+        {"recording": dataset.key(int(rows[i])), "wrong cells (percent)": float(share[i]), "maps": partial(draw, i)}
+        for i in worst(torch.from_numpy(share))
+    ]
 
 
 def _named(metrics: dict[str, float]) -> dict[str, float]:
@@ -102,12 +122,14 @@ class _Seen:
         used = [name for name in faults if (model.sees if name.startswith(("black", "camera")) else model.hears)]
         self.predicted: dict[str, list[np.ndarray]] = {name: [] for name in ("", *used)}
         self.label: list[np.ndarray] = []
+        self.rows: list[np.ndarray] = []  # of the split
         self.lights: list[str] = []
         self.loudness: list[np.ndarray] = []
         self.examples: dict[str, dict[str, Any]] = {}
 
     def add(self, batch: dict[str, Any]) -> None:
         self.label.append(batch[BEV_LABEL].cpu().numpy())
+        self.rows.append(batch[INDEX].cpu().numpy())
         self.lights += batch[CONDITION]
         for name, predicted in self.predicted.items():
             changed = self.faults[name](batch, self.split.data) if name else batch

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments.evaluation.base import SuiteResult, TrainedSplit
+from experiments.evaluation.errors import ErrorRow, confidence_of_wrong, worst
 from experiments.figures import hammer
 from experiments.prediction.hammer import examine
 from models.io import stable_hash
@@ -33,7 +34,26 @@ def manipulation(split: TrainedSplit, examples: int = 8) -> SuiteResult:
         "examples": partial(_draw, split, _pick(rows, examples)),
         "kinds": partial(hammer.kinds, rows["multi_label"] >= 0, rows["labels"] == 1),
     }
-    return SuiteResult(split.module.validation_metrics(rows), baselines, hashes, figures=figures)
+    errors = {"verdicts": _errors(split, rows)}
+    return SuiteResult(split.module.validation_metrics(rows), baselines, hashes, figures=figures, errors=errors)
+
+
+def _errors(split: TrainedSplit, rows: dict[str, Tensor]) -> list[ErrorRow]:
+    """The pairs about whose manipulation the model is most confident and wrong."""
+    severity = confidence_of_wrong(rows["real_fake"], rows["fake"].long())
+    table: list[ErrorRow] = []
+    for i in worst(severity):
+        row, fake = int(rows["index"][i]), bool(rows["fake"][i])
+        table.append(
+            {
+                "image": partial(split.dataset.image, row),
+                "text": split.dataset.text(row),
+                "truth": split.dataset.truth(row)[0],
+                "predicted": "pristine" if fake else "manipulated",
+                "confidence": 100 * float(severity[i]),
+            }
+        )
+    return table
 
 
 def _draw(split: TrainedSplit, rows: list[int], path: Path) -> None:

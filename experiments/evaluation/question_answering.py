@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.evaluation.base import Question, SuiteResult, TrainedSplit, spread
+from experiments.evaluation.errors import WORST, ErrorRow, strip
 from experiments.figures import clips
 from models.batch import IGNORE_INDEX
 from models.metrics.answers import answer_metrics, percent
@@ -36,11 +37,14 @@ def question_answering(split: TrainedSplit) -> SuiteResult:
             labels = rows["answer_labels"][of_kind]
             metrics[f"answer/{name}_accuracy"] = percent(rows["answer_predicted"][of_kind] == labels)
             majority[f"answer/{name}_accuracy"] = percent(guesses[of_kind] == labels)
-    figures = {}
+    figures, errors = {}, {}
     if split.dataset.answers and "answer_labels" in rows:
-        examples = _examples(rows, samples, split.dataset.answers)
-        figures["answers"] = partial(clips.answered, examples, split.dataset.display)
-    return SuiteResult(metrics, {"majority": majority}, split.hashes, figures=figures)
+        drawn = [_example(rows, samples, split.dataset.answers, i) for i in spread(EXAMPLES, len(samples))]
+        figures["answers"] = partial(clips.answered, drawn, split.dataset.display)
+        wrong = (rows["answer_predicted"] != rows["answer_labels"]).nonzero().flatten().tolist()
+        picked = (_example(rows, samples, split.dataset.answers, wrong[i]) for i in spread(WORST, len(wrong)))
+        errors["answers"] = [_error(example, split.dataset.display) for example in picked]
+    return SuiteResult(metrics, {"majority": majority}, split.hashes, figures=figures, errors=errors)
 
 
 def _commonest(samples: Sequence[Question], kinds: Sequence[str]) -> Tensor:
@@ -53,16 +57,20 @@ def _commonest(samples: Sequence[Question], kinds: Sequence[str]) -> Tensor:
     return torch.tensor([commonest.get(kind, commonest[""]) for kind in kinds])
 
 
-def _examples(rows: dict[str, Tensor], samples: Sequence[Question], answers: Sequence[str]) -> list[dict]:
-    examples = []
-    for i in spread(EXAMPLES, len(samples)):
-        predicted, label = int(rows["answer_predicted"][i]), int(rows["answer_labels"][i])
-        examples.append(
-            {
-                "row": int(rows["index"][i]),
-                "text": samples[i].texts[0],
-                "right": "(not in the vocabulary)" if label == IGNORE_INDEX else answers[label],
-                "predicted": answers[predicted] if predicted < len(answers) else "(spare class)",
-            }
-        )
-    return examples
+def _example(rows: dict[str, Tensor], samples: Sequence[Question], answers: Sequence[str], i: int) -> dict:
+    predicted, label = int(rows["answer_predicted"][i]), int(rows["answer_labels"][i])
+    return {
+        "row": int(rows["index"][i]),
+        "text": samples[i].texts[0],
+        "right": "(not in the vocabulary)" if label == IGNORE_INDEX else answers[label],
+        "predicted": answers[predicted] if predicted < len(answers) else "(spare class)",
+    }
+
+
+def _error(example: dict, display: clips.LoadFrames) -> ErrorRow:
+    return {
+        "question": example["text"],
+        "predicted": example["predicted"],
+        "right": example["right"],
+        "image": lambda: strip(display(example["row"])),
+    }

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.evaluation.base import EmbeddedSplit, EmbedsPairs, ScoresPairs, SuiteResult, TrainedSplit, spread
+from experiments.evaluation.errors import ErrorRow, strip, wrong_retrievals
 from experiments.figures import canvas, clips
 from models.batch import INDEX
 from models.captions import clean_caption
 from models.errors import UserError
 from models.io import stable_hash
-from models.metrics.retrieval import chance_recall_at, retrieval_metrics
-from models.metrics.video_retrieval import any_hit_recall, pair_ranks
+from models.metrics.retrieval import chance_recall_at, metrics_of_ranks, retrieval_ranks
+from models.metrics.video_retrieval import any_hit_recall, pair_ranks, text_to_video_ranks
 
 EXAMPLES = 6  # queries that are drawn in each direction
 SHOWN = 5  # candidates shown for each
@@ -34,12 +35,19 @@ def retrieval(split: EmbeddedSplit, ks: Sequence[int] = (1, 5, 10), cleaned_word
         captions = [clean_caption(caption, cleaned_words) for caption in split.captions]
         hashes = {**split.hashes, "prompts": stable_hash(["cleaned", cleaned_words])}
         split = replace(split, text=split.encode_text(captions), captions=captions, hashes=hashes)
-    metrics = {f"retrieval/{k}": v for k, v in retrieval_metrics(split.image, split.text, split.owner, ks).items()}
+    ranks = retrieval_ranks(split.image, split.text, split.owner)
+    metrics = {f"retrieval/{name}": value for name, value in metrics_of_ranks(*ranks, ks).items()}
     figures = {
         "retrieved_images": partial(canvas.retrieved_images, _best_images(split), split.load_image),
         "retrieved_captions": partial(canvas.retrieved_captions, _best_captions(split), split.load_image),
     }
-    return SuiteResult(metrics, {"chance": _chance(split.owner, len(split.image), ks)}, dict(split.hashes), figures=figures)
+    baselines = {"chance": _chance(split.owner, len(split.image), ks)}
+    return SuiteResult(metrics, baselines, dict(split.hashes), figures=figures, errors={"retrieval": _errors(split, ranks[1])})
+
+
+def _errors(split: EmbeddedSplit, ranks: Tensor) -> list[ErrorRow]:
+    nearest = lambda text: int(_nearest(split.text[[text]], split.image)[0, 0])  # noqa: E731
+    return wrong_retrievals(ranks, split.owner, nearest, split.captions.__getitem__, split.load_image)
 
 
 def pair_retrieval(
@@ -82,13 +90,21 @@ def pair_retrieval(
         if name == "fused":
             right = read.owner[:, None] == torch.arange(read.shape[1])
             metrics |= {f"fused/any_hit_recall@{k}": 100 * any_hit_recall(matrix, right, k) for k in ks}
-    best = next(iter(scores.values())).topk(min(4, read.shape[1]), dim=1).indices
+    matrix = next(iter(scores.values()))
+    best = matrix.topk(min(4, read.shape[1]), dim=1).indices
     examples = [
         {"text": read.caption(i), "right": read.rows[read.owner[i]], "rows": [read.rows[j] for j in best[i].tolist()]}
         for i in spread(EXAMPLES, read.shape[0])
     ]
     figures = {"retrieved_clips": partial(clips.retrieved, examples, split.dataset.display)}
-    return SuiteResult(metrics, {"chance": chance}, split.hashes, figures=figures)
+    errors = wrong_retrievals(
+        text_to_video_ranks(matrix, read.owner),
+        read.owner,
+        lambda text: int(matrix[text].argmax()),
+        read.caption,
+        lambda medium: strip(split.dataset.display(read.rows[medium])),
+    )
+    return SuiteResult(metrics, {"chance": chance}, split.hashes, figures=figures, errors={"retrieval": errors})
 
 
 class _Read:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from experiments.evaluation.base import SuiteResult, TrainedSplit, spread
+from experiments.evaluation.errors import ErrorRow, strip, wrong_retrievals
 from experiments.evaluation.question_answering import question_answering
 from experiments.figures import clips, two_tower
 from models import batch as keys
 from models.metrics.answers import answer_metrics, percent
 from models.metrics.retrieval import chance_recall_at
-from models.metrics.video_retrieval import pair_ranks
+from models.metrics.video_retrieval import pair_ranks, text_to_video_ranks
 from models.two_tower import objectives
 from models.two_tower.attention import image_attention, manager_weights
 from models.two_tower.batch import CAPTION_IDS, CAPTION_MASK, CAPTION_OWNER, QUESTION_IDS, QUESTION_MASK
@@ -114,7 +115,8 @@ def reranked_retrieval(
         metrics |= {f"{name}/{key}": value for key, value in recalls(scores, texts.owner, tuple(ks)).items()}
         chance |= _chance(name, texts.owner, len(texts.rows), ks)
     figures = {"retrieved_images": partial(clips.retrieved, examples, split.dataset.display)} if examples else {}
-    return SuiteResult(metrics, {"chance": chance}, split.hashes, figures=figures)
+    errors = {"retrieval": texts.errors(similarity)} if examples else {}
+    return SuiteResult(metrics, {"chance": chance}, split.hashes, figures=figures, errors=errors)
 
 
 class _Texts:
@@ -134,6 +136,17 @@ class _Texts:
         self.owner, self.captions = torch.cat(owner), captions
         ids, mask = (torch.cat(part) for part in zip(*texts, strict=True))
         self.encoded = split.module.model.encode_text(ids, mask)
+        self._display = split.dataset.display
+
+    def errors(self, similarity: Tensor) -> list[ErrorRow]:
+        """The captions whose own image ranks last, of similarities (images, texts)."""
+        return wrong_retrievals(
+            text_to_video_ranks(similarity.T, self.owner),
+            self.owner,
+            lambda text: int(similarity[:, text].argmax()),
+            self.captions.__getitem__,
+            lambda image: strip(self._display(self.rows[image])),
+        )
 
     def examples(self, similarity: Tensor) -> list[dict]:
         """Captions with the images that fit them best."""

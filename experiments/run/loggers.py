@@ -19,6 +19,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from experiments.config.instantiation import build
+from experiments.evaluation.errors import read_table
 from experiments.run.ranks import is_main_process
 from models.io import explained
 
@@ -184,18 +185,27 @@ def finish_wandb(succeeded: bool) -> None:
     _WANDB_RUNS.clear()
 
 
-def log_wandb_figures(run: Run, figures: dict[str, Path], metrics: dict[str, float]) -> None:
-    """Final metrics into the summary and figures as images of this run's W&B run; nothing where it logs to none."""
+def log_wandb_results(run: Run, metrics: dict[str, float], figures: dict[str, Path], errors: dict[str, Path]) -> None:
+    """Into this run's W&B run, where it logs to one: final metrics as its summary, figures as images, tables of errors.
+
+    Args:
+        errors: name to the file of a table; see :mod:`experiments.evaluation.errors`.
+    """
     if run.record["id"] not in _WANDB_RUNS:
         configured(run)  # training was done in an earlier process
     wandb_run = _WANDB_RUNS.get(run.record["id"])
     if wandb_run is None:
         return
+    wandb = sys.modules["wandb"]
     try:
         wandb_run.summary.update(metrics)
-        wandb_run.log({f"figures/{name}": sys.modules["wandb"].Image(str(path)) for name, path in figures.items()})
+        wandb_run.log({f"figures/{name}": wandb.Image(str(path)) for name, path in figures.items()})
+        for name, path in errors.items():
+            columns, rows = read_table(path)
+            cells = [[wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
+            wandb_run.log({f"errors/{name}": wandb.Table(columns=columns, data=cells)})
     except Exception as error:
-        log.warning("W&B did not take the figures: %s", error)
+        log.warning("W&B did not take the results: %s", error)
 
 
 def configured(run: Run) -> list[Logger]:

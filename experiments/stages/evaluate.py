@@ -10,6 +10,7 @@ import torch
 
 from experiments.config.instantiation import build
 from experiments.evaluation.base import SuiteResult
+from experiments.evaluation.errors import write_table
 from experiments.run import parts
 from experiments.run.directory import Run
 from experiments.stages import Facts, stage
@@ -19,14 +20,16 @@ log = logging.getLogger("run")
 
 @stage(needs_weights=True)
 def evaluate(run: Run, subject: Callable[[Run, str], Any] = parts.trained_split) -> Facts:
-    """Run every suite; keeps metrics, baselines and hashes, and draws the figures. Of data without a held-out split: a note.
+    """Run every suite; keeps metrics, baselines and hashes, draws the figures, and writes tables of errors.
+
+    Of data without a held-out split it leaves a note.
 
     Args:
         run: the run.
         subject: ``(run, split) -> what the suites take``; by default the trained module and the split's data.
     """
     split = next((name for name in ("test", "val") if name in parts.datamodule(run).splits), None)
-    facts: Facts = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "figures": {}}
+    facts: Facts = {"split": split, "metrics": {}, "baselines": {}, "hashes": {}, "figures": {}, "errors": {}}
     if split is None:
         run.note("NOT EVALUATED: the data has neither a test nor a val split.")
         return facts
@@ -48,6 +51,9 @@ def evaluate(run: Run, subject: Callable[[Run, str], Any] = parts.trained_split)
             path.parent.mkdir(exist_ok=True)
             draw(path)
             facts["figures"][figure] = path.name
+        for table, rows in result.errors.items():
+            if rows:
+                facts["errors"][table] = write_table(run.dir / "errors", table, rows).name
         for note in result.notes:
             run.note(note)
     parts.note_skipped(run)

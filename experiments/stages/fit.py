@@ -15,6 +15,7 @@ from experiments.config.conflicts import batch_key_conflicts
 from experiments.config.instantiation import build
 from experiments.config.overrides import key_of
 from experiments.run import compilation, interruption, loggers, parts
+from experiments.run.activations import recompute_blocks
 from experiments.run.callbacks import DataWait
 from experiments.run.checkpoint_io import DirectoryCheckpointIO, newest_sound, read_meta
 from experiments.run.directory import Run
@@ -62,6 +63,8 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    if run.cfg.get("activation_checkpointing") and not recompute_blocks(module):
+        run.note("NO BLOCKS: activation_checkpointing=true finds no repeated blocks that are trained, and changes nothing.")
     if run.cfg.get("compile"):
         compilation.compile_networks(module)
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)

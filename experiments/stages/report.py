@@ -21,8 +21,8 @@ log = logging.getLogger("run")
 def report(run: Run) -> Facts:
     """Write ``result.json``, draw the loss curves and print the table.
 
-    A stage adds to the report by its facts: ``metrics``, ``baselines`` (columns), ``hashes``, ``figures``, and ``result``,
-    further entries of ``result.json``.
+    A stage adds to the report by its facts: ``metrics``, ``baselines`` (columns), ``hashes``, ``figures``, ``errors``, and
+    ``result``, further entries of ``result.json``.
     """
     facts = {name: stage["facts"] for name, stage in run.record["stages"].items()}
     metrics = _merged(facts, "metrics")
@@ -43,7 +43,8 @@ def report(run: Run) -> Facts:
     with atomic_write(run.dir / "result.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1, default=str))
     drawn = _draw(run, _merged(facts, "figures"))
-    loggers.log_wandb_figures(run, drawn, metrics)
+    errors = {name: run.dir / "errors" / file for name, file in _merged(facts, "errors").items()}
+    loggers.log_wandb_results(run, metrics, drawn, errors)
     _print_table(run, metrics, baselines, durations)
     return {}
 

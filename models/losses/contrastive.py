@@ -23,7 +23,7 @@ from models.layers.autocast import add_product, product_dtype
 from models.losses.gather import GradientScope, gather_texts, logsumexp_over_ranks
 from models.sizes import KEPT_LOGITS, LOGITS
 
-KEPT_SHARE = 0.75  # of InfoNCE's matrix at most, on a CPU: never the whole matrix
+KEPT_SHARE = 0.75  # of InfoNCE's matrix at most, on a CPU, where it is more than a tile: never the whole matrix
 _CHUNK = 2048  # embeddings that pass through the normalisation at once
 
 
@@ -215,7 +215,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         row_lse, column_lse = y.new_empty(size, dtype=exact), y.new_full((columns,), -torch.inf, dtype=exact)
         positive, tiles = row_lse.new_zeros(()), []
         keeps = any(ctx.needs_input_grad[:3])
-        keepable = size if image.device.type == "cuda" else KEPT_SHARE * size
+        keepable = size if image.device.type == "cuda" or size * columns <= tile_entries else KEPT_SHARE * size
         with torch.autocast(image.device.type, enabled=False):
             for rows in _tiles(size, columns, tile_entries):
                 tile = torch.mm((_unit(image[rows])[0] * logit_scale).to(dtype), y.T)

@@ -97,7 +97,11 @@ def chance_recall_at(k: int, pool: int, right: int | Tensor = 1) -> float:
 
 def retrieval_metrics(image: Tensor, text: Tensor, owner: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Recall at ``ks`` in percent, mean and median rank from 1, both ways, and ``mean_recall``; see :func:`retrieval_ranks`."""
-    i2t, t2i = retrieval_ranks(image, text, owner)
+    return metrics_of_ranks(*retrieval_ranks(image, text, owner), ks)
+
+
+def metrics_of_ranks(i2t: Tensor, t2i: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """The metrics of :func:`retrieval_metrics` of ranks (N,) and (M,) from 0."""
     metrics: dict[str, float] = {}
     for name, ranks in (("i2t", i2t), ("t2i", t2i)):
         metrics |= {f"{name}_recall@{k}": recall_at(ranks, k) for k in ks}

@@ -133,8 +133,13 @@ class Block(nn.Module):
         self.norm2, self.mlp, self.ls2 = nn.LayerNorm(dim, eps=EPS), mlp, LayerScale(dim, init_values)
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) to the same. In training, rates up to 0.1 drop each row on its own, higher ones random subsets."""
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """(B, L, D) to the same. In training, rates up to 0.1 drop each row on its own, higher ones random subsets.
+
+        Groups of crops go through :meth:`forward_crops`.
+        """
+        if not isinstance(x, Tensor):
+            return self.forward_crops(x)
         if self.training and self.drop_path > CLASSIC_DROP_PATH:
             return self.forward_crops([x])[0]
         for branch in (self._attention, self._mlp):
@@ -284,7 +289,7 @@ class DinoViT(nn.Module):
         """
         sequences = [self.embed(images, mask) for images, mask in zip(crops, masks, strict=True)]
         for block in self.blocks:
-            sequences = block.forward_crops(sequences)
+            sequences = block(sequences)
         return [self._output(x) for x in sequences]
 
     def intermediate(self, images: Tensor, last: int) -> list[BackboneOutput]:

@@ -137,9 +137,20 @@ class OptunaSearch(Sweeper):
             if len(states) - waiting >= self.trials or (self.sampler == "grid" and not waiting):
                 return
             trial = self.study.ask(self.space)
+            if (equal := self._equal_to(trial)) is not None:  # two jobs of one directory; samplers leave failed trials out
+                trial.set_user_attr("repeats", equal)
+                self.study.tell(trial, state=state.FAIL)
+                continue
             overrides = [*self.fixed, *(f"{key}={value}" for key, value in trial.params.items())]
             trial.set_user_attr("overrides", overrides)
             yield self._begin(trial, overrides)
+
+    def _equal_to(self, trial: Any) -> int | None:
+        """The number of an earlier trial with the same values that is still running, in this worker or another."""
+        import optuna
+
+        running = self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+        return next((t.number for t in running if t.number < trial.number and t.params == trial.params), None)
 
     def _begin(self, trial: Any, overrides: list[str]) -> tuple[int, list[str]]:
         from experiments.sweeps.pruning import TrialFile
@@ -174,7 +185,8 @@ class OptunaSearch(Sweeper):
     def _report(self, folder: Path) -> None:
         import optuna
 
-        states = [trial.state.name.lower() for trial in self.study.trials if trial.state.name != "WAITING"]
+        trials = [trial for trial in self.study.trials if trial.state.name != "WAITING"]
+        states = ["repeated" if "repeats" in trial.user_attrs else trial.state.name.lower() for trial in trials]
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         print(f"search: {len(states)} trials ({counts}) in {folder}")
         complete = self.study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))

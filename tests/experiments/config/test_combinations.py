@@ -1,4 +1,4 @@
-"""What can be combined trains: one optimiser step for every projector x loss x regulariser, schedule x module, refinement."""
+"""What can be combined trains: one optimiser step for every projector x loss, regulariser, schedule x module, refinement."""
 
 from __future__ import annotations
 
@@ -60,15 +60,14 @@ def pairs() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["sail", "structure", "freeze_align"])
-def test_every_projector_learns_by_every_loss_with_every_regulariser(method, parts):
+def test_every_projector_learns_by_every_loss(method, parts):
     batch, node = pairs(), OmegaConf.to_container(composed("experiment=sail_dinov2", f"module=alignment/{method}").module)
     node = {key: value for key, value in node.items() if key not in ("optimizer", "scheduler")}
     names = {group: [name for name in parts if name.startswith(f"{group}=")] for group in ("projector", "loss", "regulariser")}
     assert len(names["projector"]) > 6 and len(names["loss"]) > 3 and len(names["regulariser"]) > 3
-    tried = 0
-    for projector, loss, regulariser in itertools.product(*names.values()):
-        if projector == "projector=centred":
-            continue  # found in closed form by module=alignment/csa
+    projectors = [name for name in names["projector"] if name != "projector=centred"]  # module=alignment/csa finds that one
+    for number, (projector, loss) in enumerate(itertools.product(projectors, names["loss"])):
+        regulariser = names["regulariser"][number % len(names["regulariser"])]
         torch.manual_seed(0)
         head = {key: (parts[projector] if value == "${projector}" else value) for key, value in node["head"].items()}
         own = {"head": {**head, "embed_dim": 8}, "loss": parts[loss], "regulariser": {**parts[regulariser], "warmup_steps": 0}}
@@ -82,10 +81,6 @@ def test_every_projector_learns_by_every_loss_with_every_regulariser(method, par
         assert torch.isfinite(total)
         assert any(not torch.equal(before[name], value) for name, value in module.head.named_parameters()), (projector, loss)
         assert ("structure" in losses) == (regulariser != "regulariser=none")
-        tried += 1
-    assert tried == (len(names["projector"]) - ("projector=centred" in names["projector"])) * len(names["loss"]) * len(
-        names["regulariser"]
-    )
 
 
 def test_every_schedule_fits_every_optimizer(parts):

@@ -1,10 +1,13 @@
 """metrics.csv through stops, resumes and damage; Weights & Biases runs that are gone on with."""
 
+import json
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
+from experiments.evaluation.errors import read_table, write_table
 from experiments.run import directory, loggers
 from experiments.run.loggers import MetricsFile, read_metrics
 from models.io import WriteError
@@ -95,16 +98,27 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(wandb_run):
         loggers.finish_wandb(succeeded=False)
 
 
-def test_final_figures_go_to_the_wandb_run_of_their_run(wandb_run):
+def test_final_results_go_to_the_wandb_run_of_their_run(wandb_run):
     """Also where a compared variant has opened its own since, or training was done in an earlier process."""
     main, variant = wandb_run("main"), wandb_run("variant")
     (logger,), _ = loggers.configured(main), loggers.configured(variant)
-    loggers.log_wandb_figures(main, {}, {"test/accuracy": 1.0})
+    loggers.log_wandb_results(main, {"test/accuracy": 1.0}, {}, {})
     assert logger.experiment.summary["test/accuracy"] == 1.0
     assert len(list((main.dir / "wandb").glob("offline-run-*-main"))) == 1
     loggers.finish_wandb(succeeded=True)
-    loggers.log_wandb_figures(main, {}, {"test/accuracy": 2.0})
+    loggers.log_wandb_results(main, {"test/accuracy": 2.0}, {}, {})
     assert loggers._WANDB_RUNS["main"].summary["test/accuracy"] == 2.0
+
+
+def test_tables_of_errors_hold_their_images(wandb_run):
+    main = wandb_run("main")
+    row = {"text": "a red circle, small", "rank": 7, "own": lambda: Image.new("RGB", (600, 300), (200, 30, 30))}
+    path = write_table(main.dir / "errors", "retrieval", [row, {**row, "rank": 4}])
+    loggers.log_wandb_results(main, {}, {}, {"retrieval": path})
+    assert [Image.open(cells[2]).size for cells in read_table(path)[1]] == [(512, 256)] * 2
+    table = json.loads(next((main.dir / "wandb").rglob("retrieval*.table.json")).read_text())
+    assert table["columns"] == ["text", "rank", "own"]
+    assert [cells[:2] for cells in table["data"]] == [["a red circle, small", 7.0], ["a red circle, small", 4.0]]
 
 
 def test_other_ranks_begin_no_wandb_run(tmp_path, monkeypatch):

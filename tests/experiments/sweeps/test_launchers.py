@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 
+import optuna
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from experiments.plugins.hydra_plugins.optuna_search import OptunaSearch
 from experiments.sweeps.definition import check_definition, definition_of
 from experiments.sweeps.search import distribution_of, open_study
 from experiments.sweeps.wandb import definition
@@ -110,8 +112,6 @@ def test_a_warned_job_saves_and_asks_to_be_queued_again(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_search_persists_counts_failures_and_goes_on(tmp_path):
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = (
         "--multirun", *TINY, "sweep_name=search", "hydra/sweeper=optuna", "optimize=test/zeroshot/top1",
@@ -130,6 +130,17 @@ def test_a_search_persists_counts_failures_and_goes_on(tmp_path):
     assert finished.values == [result["metrics"]["test/zeroshot/top1"]]
     assert finished.intermediate_values  # the pruner was told of every validation
     assert "best: trial" in second.stdout and (folder / "search_history.png").is_file()
+
+
+def test_a_trial_equal_to_a_running_one_is_known():
+    """Both would train in one directory."""
+    search = OptunaSearch()
+    search.study = optuna.create_study()
+    space = {"layers": CategoricalDistribution(["1"])}
+    first, second = search.study.ask(space), search.study.ask(space)
+    assert search._equal_to(first) is None and search._equal_to(second) == first.number
+    search.study.tell(first, 1.0)
+    assert search._equal_to(second) is None
 
 
 @pytest.mark.ddp
