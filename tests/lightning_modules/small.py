@@ -17,12 +17,14 @@ from datamodules.simulated.driving.camera import make_camera
 from datamodules.simulated.driving.ultrasound import make_rig
 from lightning_modules.alignment import AlignmentModule
 from lightning_modules.all_in_one import AllInOneModule
+from lightning_modules.arl import ARLModule
 from lightning_modules.avgn import AVGNModule
 from lightning_modules.base import BaseModule
 from lightning_modules.bev_fusion import BevFusionModule
 from lightning_modules.csa import CSAModule
 from lightning_modules.hammer import TERMS, HammerModule
 from lightning_modules.llava_manager import LlavaManagerModule
+from lightning_modules.mm_lego import MMLegoModule
 from lightning_modules.rad_dino import RadDinoModule, by_view
 from lightning_modules.two_tower import TwoTowerModule
 from models import batch as keys
@@ -31,12 +33,21 @@ from models.alignment.head import AlignmentHead
 from models.alignment.projectors import CentredProjector, LinearProjector
 from models.all_in_one.batch import FALSE_ROWS
 from models.all_in_one.model import AllInOne
+from models.arl.batch import IMAGE_ENTITIES, TEXT_ENTITIES, entity_keys
+from models.arl.graph import NO_ENTITY, Graph
+from models.arl.model import ARL
 from models.bev_fusion.backbones import image_backbone
 from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, TRACES, VIEW_GRID, VIEW_VALID
 from models.bev_fusion.losses import OccupancyLoss
 from models.bev_fusion.network import BEVFusion
 from models.losses.contrastive import InfoNCELoss
 from models.losses.structure import StructureRegulariser
+from models.mm_lego.batch import BIN, CENSORED, PRESENT, TARGETS, TIME, modality_key
+from models.mm_lego.block import LegoBlock
+from models.mm_lego.encoders import SNN
+from models.mm_lego.fuse import LegoFuse
+from models.mm_lego.merge import LegoMerge
+from models.mm_lego.networks import OneModality
 from models.rad_dino.backbone import DinoViT
 from models.rad_dino.batch import FINDINGS, GLOBAL_CROPS, LOCAL_CROPS, MASK_INDICES, MASK_WEIGHTS, MASKS
 from models.rad_dino.head import DinoHead
@@ -46,6 +57,7 @@ from models.two_tower.batch import ANSWER_SCORES, MEDIUM, QUESTION_IDS, QUESTION
 from models.two_tower.llava import small_managed_llava
 from models.two_tower.managers import Managers
 from models.two_tower.model import TwoTower
+from tests.models.arl.stand_in import SIZES as ARL_SIZES
 from tests.models.avgn.conftest import small_network
 from tests.models.hammer.stand_in import small_batch, small_hammer
 from tests.models.two_tower.stand_in import SIZES, small_images, small_texts
@@ -181,6 +193,37 @@ def _hammer() -> HammerModule:
     return HammerModule(partial(small_hammer, queue_size=24), SGD, loss_weights=dict.fromkeys(TERMS, 1.0))
 
 
+# ---- MM-Lego -----------------------------------------------------------------------------------------------------------
+
+
+PATIENTS = {"table": (1, 5), "patches": (6, 4)}
+
+
+def _mm_lego(model: Callable, task: Any, modalities: tuple[str, ...], **options: Any) -> MMLegoModule:
+    block = partial(LegoBlock, latent_tokens=5, latent_dim=8, heads=2, dim_head=4)
+    data = {"shapes": {name: PATIENTS[name] for name in modalities}, "task": task, "num_classes": 3}
+    encoders = {"table": partial(SNN, widths=(8, 8), dropout=0.0)}
+    data |= {"bin_edges": (0.0, 4.0, 8.0, 20.0), "class_counts": (3, 4, 2)} | options
+    return MMLegoModule(model, block, encoders, SGD, **data)
+
+
+def _patients(count: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    times = torch.rand(count, generator=generator) * 15 + 1
+    present = torch.ones(count, len(PATIENTS), dtype=torch.bool)
+    present[::3, 1] = False
+    return {
+        keys.INDEX: torch.arange(count),
+        **{modality_key(name): torch.randn(count, *shape, generator=generator) for name, shape in PATIENTS.items()},
+        PRESENT: present,
+        TIME: times,
+        CENSORED: torch.arange(count) % 4 == 3,
+        BIN: torch.bucketize(times, torch.tensor([4.0, 8.0])),
+        keys.LABEL: torch.arange(count) % 3,
+        TARGETS: (torch.rand(count, 3, generator=generator) < 0.5).float(),
+    }
+
+
 # ---- RAD-DINO ----------------------------------------------------------------------------------------------------------
 
 
@@ -248,13 +291,43 @@ def _images_with_texts(count: int) -> dict[str, Tensor]:
     }
 
 
+# ---- ARL ---------------------------------------------------------------------------------------------------------------
+
+
+def _arl(tasks: tuple[str, ...], graph: Graph | None = None, **options: Any) -> ARLModule:
+    graph = graph or Graph([f"entity {i}" for i in range(9)], torch.tensor([[0, 1], [1, 2], [5, 3], [3, 3]]))
+    return ARLModule(
+        partial(ARL, **ARL_SIZES), tasks, SGD, graph=graph, vocab_size=40, padding_id=1, answers=5, mim_levels=2, **options
+    )
+
+
+def _images_with_entities(count: int) -> dict[str, Tensor]:
+    batch = _images_with_texts(count)
+    ids = torch.arange(3 * count).view(count, 3) % 9
+    ids[0], ids[1:, 2] = NO_ENTITY, NO_ENTITY
+    cover = torch.zeros(count, 3, batch[keys.TOKEN_IDS].shape[1])
+    for place in range(2):
+        cover[1:, place, 1 + place : 3 + place] = 1
+    for name in ("caption", "masked", "question"):
+        batch |= dict(zip(entity_keys(name), (ids, cover), strict=True))
+    batch |= dict(zip(entity_keys("candidates"), (torch.stack([ids] * 3, 1), torch.stack([cover] * 3, 1)), strict=True))
+    return batch | {TEXT_ENTITIES: ids, IMAGE_ENTITIES: ids}
+
+
 MODULES = {
     "alignment": Small(_alignment, _features, together=True),
     "csa": Small(_csa, _features, together=True),
     "all_in_one": Small(_all_in_one, _clips),
+    "arl": Small(partial(_arl, ("mlm", "mim", "match", "align", "rank")), _images_with_entities),
+    "arl_fine_tuned": Small(partial(_arl, ("answer", "classify"), train_knowledge=False), _images_with_entities),
+    "arl_without": Small(partial(_arl, ("mlm", "mim"), reason=False), _images_with_entities),
+    "arl_images": Small(partial(_arl, ("mim", "align")), _images_with_entities),
     "avgn": Small(_avgn, _videos),
     "bev_fusion": Small(_bev_fusion, _recordings),
     "hammer": Small(_hammer, small_batch),
+    "mm_lego": Small(partial(_mm_lego, LegoMerge, "survival", tuple(PATIENTS), class_weights="inverse"), _patients),
+    "mm_lego_block": Small(partial(_mm_lego, OneModality, "classification", ("patches",), l1=1e-3), _patients),
+    "mm_lego_weave": Small(partial(_mm_lego, partial(LegoFuse, method="weave"), "multi_label", tuple(PATIENTS)), _patients),
     "rad_dino": Small(_rad_dino, _radiographs),
     "two_tower": Small(
         partial(_two_tower, ("mlm", "match", "rank", "answer", "reason"), negatives="given"), _images_with_texts

@@ -190,6 +190,7 @@ def test_everyday_commands_run(tmp_path):
     for command in commands:
         words = shlex.split(command.replace("<run dir>", str(run)))[2:]
         flags = words[words.index("--cfg") :] if "--cfg" in words else []
-        overrides = words[: len(words) - len(flags)] + ([] if "debug=" in command else [tiny])
+        few = [f"datamodule.simulate.{split}=24" for split in ("train", "val", "test")]
+        overrides = words[: len(words) - len(flags)] + (few if "debug=" in command else [tiny])
         done = launch(tmp_path, *flags, *overrides)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
