@@ -18,7 +18,7 @@ from experiments.benchmarks.reference import rad_dino as plain
 from models.rad_dino.backbone import DinoViT
 from models.rad_dino.head import DinoHead
 from models.rad_dino.losses import prototype_loss, sinkhorn_knopp
-from models.rad_dino.masking import BatchMasks, BlockMasks, batch_masks, official_most_cells
+from models.rad_dino.masking import BlockMasks, batch_masks, official_most_cells
 from models.rad_dino.model import StudentAndTeacher
 
 TEMPERATURE, WIDTH = 0.07, 256
@@ -63,7 +63,7 @@ def _step(prototypes: int, side: str) -> Callable[[], Tensor]:
     crops = torch.randn(2 * IMAGES, 3, 224, 224, device=device)
     local = torch.randn(LOCAL * IMAGES, 3, 98, 98, device=device)
     drawn = batch_masks(len(crops), BlockMasks((16, 16), official_most_cells(224, 14)), random.Random(0))
-    masks = BatchMasks(*(part.to(device) if isinstance(part, Tensor) else part for part in drawn))
+    masks = drawn._replace(crops=drawn.crops.to(device), indices=drawn.indices.to(device), weights=drawn.weights.to(device))
 
     def step() -> Tensor:
         model.student.zero_grad()

@@ -62,6 +62,6 @@ def step_losses(
     return {
         "dino_local": torch.stack(pairs).sum() / terms,
         "dino_global": cross_entropy(of_whole, class_targets, torch.full((rows,), 1 / rows, device=crops.device)) * 2 / terms,
-        "koleo": sum(koleo(view) for view in whole.cls.chunk(2)),
+        "koleo": torch.stack([koleo(view) for view in whole.cls.chunk(2)]).sum(),
         "ibot": cross_entropy(of_patches[:masked], patch_targets, masks.weights / rows),
     }
