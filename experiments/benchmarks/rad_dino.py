@@ -63,7 +63,7 @@ def _step(prototypes: int, side: str) -> Callable[[], Tensor]:
     crops = torch.randn(2 * IMAGES, 3, 224, 224, device=device)
     local = torch.randn(LOCAL * IMAGES, 3, 98, 98, device=device)
     drawn = batch_masks(len(crops), BlockMasks((16, 16), official_most_cells(224, 14)), random.Random(0))
-    masks = drawn._replace(**{name: getattr(drawn, name).to(device) for name in ("crops", "indices", "weights")})
+    masks = drawn._replace(crops=drawn.crops.to(device), indices=drawn.indices.to(device), weights=drawn.weights.to(device))
 
     def step() -> Tensor:
         model.student.zero_grad()
