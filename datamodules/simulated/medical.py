@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from datamodules.simulated.radiographs import FINDINGS, IMAGES_PER_PATIENT, phantom
+from datamodules.simulated.radiographs import FINDINGS, IMAGES_PER_PATIENT, Person, phantom
 from datamodules.simulated.worlds import SPLIT_STARTS
 from datamodules.tokenizers.base import BERT_SPECIALS
 from models.io import atomic_directory, stable_hash
 
-WORLD = 1  # raise it when the same arguments would give other images, reports, questions or names
+WORLD = 2  # raise it when the same arguments would give other images, reports, questions or names
 
 NAMES = {
     "Cardiomegaly": ("cardiomegaly", "enlarged heart", "cardiac enlargement"),
@@ -135,10 +135,11 @@ def write_medical_world(
                 identity = SPLIT_STARTS[split] + number // IMAGES_PER_PATIENT
                 rng = np.random.default_rng((seed, SPLIT_STARTS[split] + number, 3))
                 person = np.random.default_rng((seed, identity, 2))
-                male, age = bool(person.random() < 0.5), int(person.integers(20, 90))
+                patient = Person(bool(person.random() < 0.5), int(person.integers(20, 90)), person)
                 present = {finding for finding in FINDINGS if rng.random() < prevalence}
                 name = f"{split}_{identity}_{number % IMAGES_PER_PATIENT}.png"
-                Image.fromarray(phantom(image_size, present, male, age, person, rng)).save(scratch / "imgs" / name)
+                pixels = phantom(image_size, present, patient, supine=False, rng=rng).pixels
+                Image.fromarray(pixels).save(scratch / "imgs" / name)
                 lines.append(f"{name}\t{report(present, rng)}")
                 for i, (text, answer, kind) in enumerate(questions(present, diseases, rng)):
                     ids = {"img_id": number, "img_name": name, "qid": 10 * number + i, "q_lang": "en"}

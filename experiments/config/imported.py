@@ -34,9 +34,10 @@ def check_imported(cfg: DictConfig) -> None:
     for path, node in _target_nodes(config, ""):
         problems += _unfitting_parts(node, path, sources)
     problems += _unbuildable(cfg)
-    trains = "fit" in config["stages"] or config["checkpoint"] or config["resume"]
-    for name in config["stages"]:
-        if getattr(get_object(config["pipeline"][name]["_target_"]), "needs_weights", False) and not trains:
+    stages = {name: get_object(config["pipeline"][name]["_target_"]) for name in config["stages"]}
+    trained = config["checkpoint"] or config["resume"] or any(getattr(s, "gives_weights", False) for s in stages.values())
+    for name, stage in stages.items():
+        if getattr(stage, "needs_weights", False) and not trained:
             problems.append(f"stages: {name} without fit needs checkpoint=<run dir or file> or resume=<run dir>")
     if problems:
         raise validation.ConfigError("\n".join(["The configuration cannot run:", *(f"  - {p}" for p in problems)]))

@@ -27,7 +27,7 @@ MUCH_WAITING = 0.1  # share of the training time that is worth a note
 ENOUGH_STEPS = 20  # with fewer the first batch, whose readers have yet to start, would decide
 
 
-@stage(every_rank=True)
+@stage(every_rank=True, gives_weights=True)
 def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
     """Train from scratch, from ``checkpoint`` (fine-tuning), or from this run's own last checkpoint (resume).
 

@@ -110,7 +110,7 @@ class LegoBlock(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.depth, self.share, self.modality_attention = depth, share, modality_attention
+        self.width, self.depth, self.share, self.modality_attention = width, depth, share, modality_attention
         self.frequency_domain, self.fourier_dim = frequency_domain, fourier_dim
         self.track_imaginary, self.normalise = track_imaginary, normalise
         self.latent = nn.Parameter(torch.randn(latent_tokens, latent_dim))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.mm_lego.block import LegoBlock
 from models.mm_lego.heads import HeadMethod
-from models.mm_lego.merge import Modular
+from models.mm_lego.merge import Modular, check_present
 
 
 class LegoFuse(Modular):
@@ -46,8 +46,7 @@ class LegoFuse(Modular):
         """The latent (B, L, D) behind all blocks."""
         if present is None:
             present = torch.ones(len(inputs[0]), len(self.blocks), dtype=torch.bool, device=inputs[0].device)
-        if not bool(present.any(dim=1).all()):
-            raise ValueError(f"sample {int((~present.any(dim=1)).nonzero()[0])} of the batch has no modality at all")
+        check_present(present)
         columns = [column[:, None, None] for column in present.unbind(1)]
         return self._weave(inputs, columns) if self.method == "weave" else self._stack(inputs, columns)
 

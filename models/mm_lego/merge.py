@@ -45,8 +45,13 @@ class Modular(nn.Module):
                 f"merging needs two or more blocks of equal latent shape and domain, not {len(blocks)} of {shapes}."
             )
         self.blocks = nn.ModuleList(blocks)
-        heads = [block.head for block in blocks]
-        self.head = merge_heads(heads if heads_of == "all" else heads[:2], head_method, head_weights)
+        self.head_method, self.head_weights, self.heads_of = head_method, head_weights, heads_of
+        self.merge_heads()
+
+    def merge_heads(self) -> None:
+        """Make the merged head of the blocks' heads, as they are now."""
+        heads = [block.head for block in self.blocks]
+        self.head = merge_heads(heads if self.heads_of == "all" else heads[:2], self.head_method, self.head_weights)
 
     def encode(self, inputs: Sequence[Tensor], present: Tensor | None = None) -> Tensor:
         raise NotImplementedError
@@ -100,6 +105,12 @@ class LegoMerge(Modular):
         return merge_latents(latents, self.method, self.weights, present, self.phase, self.official_constant, self.density)
 
 
+def check_present(present: Tensor) -> None:
+    """Raises ValueError for a sample without any modality, on a CPU: another device would have to be waited for."""
+    if present.device.type == "cpu" and not bool(present.any(dim=1).all()):
+        raise ValueError(f"sample {int((~present.any(dim=1)).nonzero()[0])} of the batch has no modality at all")
+
+
 def merge_latents(
     latents: Tensor,
     method: MergeMethod,
@@ -128,8 +139,7 @@ def merge_latents(
     count, batch_size = latents.shape[:2]
     if present is None:
         present = torch.ones(batch_size, count, dtype=torch.bool, device=latents.device)
-    if not bool(present.any(dim=1).all()):
-        raise ValueError(f"sample {int((~present.any(dim=1)).nonzero()[0])} of the batch has no modality at all")
+    check_present(present)
     counts = present.T[:, :, None, None]
     shares = latents.real.new_tensor(weights if weights is not None else [1 / count] * count)[:, None, None, None] * counts
     shares = shares / shares.sum(dim=0)

@@ -24,7 +24,9 @@ from lightning_modules.bev_fusion import BevFusionModule
 from lightning_modules.csa import CSAModule
 from lightning_modules.hammer import TERMS, HammerModule
 from lightning_modules.llava_manager import LlavaManagerModule
+from lightning_modules.mm_lego import MMLegoModule
 from lightning_modules.rad_dino import RadDinoModule, by_view
+from lightning_modules.rad_dino_baselines import SupervisedRadiographs
 from lightning_modules.two_tower import TwoTowerModule
 from models import batch as keys
 from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
@@ -41,6 +43,12 @@ from models.bev_fusion.losses import OccupancyLoss
 from models.bev_fusion.network import BEVFusion
 from models.losses.contrastive import InfoNCELoss
 from models.losses.structure import StructureRegulariser
+from models.mm_lego.batch import BIN, CENSORED, PRESENT, TARGETS, TIME, modality_key
+from models.mm_lego.block import LegoBlock
+from models.mm_lego.encoders import SNN
+from models.mm_lego.fuse import LegoFuse
+from models.mm_lego.merge import LegoMerge
+from models.mm_lego.networks import OneModality
 from models.rad_dino.backbone import DinoViT
 from models.rad_dino.batch import FINDINGS, GLOBAL_CROPS, LOCAL_CROPS, MASK_INDICES, MASK_WEIGHTS, MASKS
 from models.rad_dino.head import DinoHead
@@ -186,6 +194,37 @@ def _hammer() -> HammerModule:
     return HammerModule(partial(small_hammer, queue_size=24), SGD, loss_weights=dict.fromkeys(TERMS, 1.0))
 
 
+# ---- MM-Lego -----------------------------------------------------------------------------------------------------------
+
+
+PATIENTS = {"table": (1, 5), "patches": (6, 4)}
+
+
+def _mm_lego(model: Callable, task: Any, modalities: tuple[str, ...], **options: Any) -> MMLegoModule:
+    block = partial(LegoBlock, latent_tokens=5, latent_dim=8, heads=2, dim_head=4)
+    data = {"shapes": {name: PATIENTS[name] for name in modalities}, "task": task, "num_classes": 3}
+    encoders = {"table": partial(SNN, widths=(8, 8), dropout=0.0)}
+    data |= {"bin_edges": (0.0, 4.0, 8.0, 20.0), "class_counts": (3, 4, 2)} | options
+    return MMLegoModule(model, block, encoders, SGD, **data)
+
+
+def _patients(count: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    times = torch.rand(count, generator=generator) * 15 + 1
+    present = torch.ones(count, len(PATIENTS), dtype=torch.bool)
+    present[::3, 1] = False
+    return {
+        keys.INDEX: torch.arange(count),
+        **{modality_key(name): torch.randn(count, *shape, generator=generator) for name, shape in PATIENTS.items()},
+        PRESENT: present,
+        TIME: times,
+        CENSORED: torch.arange(count) % 4 == 3,
+        BIN: torch.bucketize(times, torch.tensor([4.0, 8.0])),
+        keys.LABEL: torch.arange(count) % 3,
+        TARGETS: (torch.rand(count, 3, generator=generator) < 0.5).float(),
+    }
+
+
 # ---- RAD-DINO ----------------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +233,11 @@ def _rad_dino() -> RadDinoModule:
     head = partial(DinoHead, prototypes=12, hidden=16, bottleneck=8)
     model = partial(StudentAndTeacher, backbone, head, ibot_head=partial(head, prototypes=10), centring="centering")
     return RadDinoModule(model, SGD, temperature_epochs=1, freeze_last_layer_epochs=0, momentum=0.9)
+
+
+def _radiographs_with_labels(labels: str) -> SupervisedRadiographs:
+    backbone = partial(DinoViT, image_size=16, patch_size=8, dim=16, depth=2, heads=2)
+    return SupervisedRadiographs(backbone, SGD, labels=labels, num_findings=3)
 
 
 def _radiographs(count: int) -> dict[str, Tensor]:
@@ -284,7 +328,11 @@ MODULES = {
     "avgn": Small(_avgn, _videos),
     "bev_fusion": Small(_bev_fusion, _recordings),
     "hammer": Small(_hammer, small_batch),
+    "mm_lego": Small(partial(_mm_lego, LegoMerge, "survival", tuple(PATIENTS), class_weights="inverse"), _patients),
+    "mm_lego_block": Small(partial(_mm_lego, OneModality, "classification", ("patches",), l1=1e-3), _patients),
+    "mm_lego_weave": Small(partial(_mm_lego, partial(LegoFuse, method="weave"), "multi_label", tuple(PATIENTS)), _patients),
     "rad_dino": Small(_rad_dino, _radiographs),
+    "radiograph_findings": Small(partial(_radiographs_with_labels, "findings"), _radiographs),
     "two_tower": Small(
         partial(_two_tower, ("mlm", "match", "rank", "answer", "reason"), negatives="given"), _images_with_texts
     ),

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from experiments.benchmarks.reference.mm_lego import encode as official_order
 from models.mm_lego.block import real_spectrum
 from models.mm_lego.encoders import SNN, GatedAttentionPooling
+from models.mm_lego.layers import GatedProduct
 from tests.models.mm_lego.stand_in import small_block
 
 
@@ -86,3 +88,16 @@ def test_a_bag_does_not_depend_on_its_neighbours_unless_officially():
     for kind, depends in (("patches", False), ("batch", True)):
         pool = GatedAttentionPooling(7, 12, 6, 10, softmax_over=kind).eval()
         assert torch.allclose(pool(bags)[:1], pool(bags[:1]), atol=1e-6) is not depends
+
+
+def test_the_gated_product_has_the_gradients_of_its_equation():
+    x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    a, g = x.chunk(2, dim=-1)
+    torch.testing.assert_close(GatedProduct.apply(x), a * nn.functional.selu(g))
+    assert torch.autograd.gradcheck(GatedProduct.apply, x)
+
+
+def test_the_order_of_the_benchmark_computes_the_same():
+    block = small_block(modality_attention="unused")
+    x = torch.randn(2, 4, 6)
+    torch.testing.assert_close(block.encode(x), official_order(block, x), rtol=1e-4, atol=1e-4)
