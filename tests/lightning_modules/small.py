@@ -300,11 +300,11 @@ def _images_with_texts(count: int) -> dict[str, Tensor]:
 # ---- ARL ---------------------------------------------------------------------------------------------------------------
 
 
-def _arl(tasks: tuple[str, ...], graph: Graph | None = None, **options: Any) -> ARLModule:
+def _arl(tasks: tuple[str, ...], graph: Graph | None = None, sizes: dict[str, Any] | None = None, **options: Any) -> ARLModule:
     graph = graph or Graph([f"entity {i}" for i in range(9)], torch.tensor([[0, 1], [1, 2], [5, 3], [3, 3]]))
-    return ARLModule(
-        partial(ARL, **ARL_SIZES), tasks, SGD, graph=graph, vocab_size=40, padding_id=1, answers=5, mim_levels=2, **options
-    )
+    model = partial(ARL, **{**ARL_SIZES, **(sizes or {})})
+    of_data = {"vocab_size": 40, "padding_id": 1, "answers": 5}
+    return ARLModule(model, tasks, SGD, graph=graph, **of_data, **{"mim_levels": 2, **options})
 
 
 def _images_with_entities(count: int) -> dict[str, Tensor]:
@@ -325,9 +325,6 @@ MODULES = {
     "csa": Small(_csa, _features, together=True),
     "all_in_one": Small(_all_in_one, _clips),
     "arl": Small(partial(_arl, ("mlm", "mim", "match", "align", "rank")), _images_with_entities),
-    "arl_fine_tuned": Small(partial(_arl, ("answer", "classify"), train_knowledge=False), _images_with_entities),
-    "arl_without": Small(partial(_arl, ("mlm", "mim"), reason=False), _images_with_entities),
-    "arl_images": Small(partial(_arl, ("mim", "align")), _images_with_entities),
     "avgn": Small(_avgn, _videos),
     "bev_fusion": Small(_bev_fusion, _recordings),
     "hammer": Small(_hammer, small_batch),

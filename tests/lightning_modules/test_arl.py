@@ -22,6 +22,26 @@ def batch_of(count: int = 6) -> dict:
     return batch | {"matched": torch.tensor([1, 1, 1, 0, 0, 0]), "false_rows": torch.tensor([0, 5, 4])}
 
 
+@pytest.mark.parametrize(
+    ("tasks", "options"),
+    [
+        (("answer", "classify"), {"train_knowledge": False}),
+        (("rank",), {}),
+        (("mlm", "mim"), {"reason": False}),
+        (("mim", "align"), {}),
+        (("mim",), {"mim_levels": None}),
+        (("align",), {"reason": False}),
+        (("answer",), {"sizes": {"entity_source": "table"}}),
+    ],
+)
+def test_whatever_asks_for_a_gradient_gets_one(tasks, options):
+    module = built(*tasks, **options).train()
+    sum(module.shared_step(batch_of(), "train").losses.values()).backward()
+    assert [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+    learns = module.model.align_head.x.requires_grad
+    assert learns == (options.get("train_knowledge", True) and (options.get("reason", True) or "align" in tasks))
+
+
 def test_graph_texts_and_images_are_encoded_once_for_all_objectives():
     counts = {}
     for share in (True, False):
