@@ -1,11 +1,18 @@
-"""Radiographs, and images of any other kind, for self-supervised training and for the probes behind it."""
+"""Radiographs, and images of any other kind, for self-supervised training and for the probes behind it.
+
+Beside the files of any set may lie, below its root, ``reports.csv`` (columns path and report) and
+``masks/<structure>/<path of the image>.png``, white inside the structure.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,18 +24,37 @@ from datamodules.base import BaseDataModule
 from datamodules.order import BatchRequest
 from datamodules.readers.base import inside
 from datamodules.readers.dicom import open_radiograph
-from datamodules.readers.radiographs import Layout, RadiographTable, assign_splits, nih_cxr14
+from datamodules.readers.images import open_image
+from datamodules.readers.radiographs import SPLITS, Layout, RadiographTable, assign_splits, nih_cxr14, read_rows
 from datamodules.rows import RowDataset
 from datamodules.transforms.multi_crop import Crops, MultiCrop
-from models.batch import IMAGE, INDEX
+from models.batch import IMAGE, INDEX, VOID_LABEL
 from models.encoders.preprocess import ImagePreprocess
 from models.errors import UserError
 from models.io import stable_hash
-from models.rad_dino.batch import FINDINGS, GLOBAL_CROPS, LOCAL_CROPS, MASK_INDICES, MASK_WEIGHTS, MASKS
+from models.rad_dino.batch import (
+    FINDINGS,
+    GLOBAL_CROPS,
+    LOCAL_CROPS,
+    MASK_INDICES,
+    MASK_WEIGHTS,
+    MASKS,
+    METADATA,
+    REPORT,
+    STRUCTURE_MASKS,
+)
 from models.rad_dino.masking import BlockMasks, batch_masks, official_most_cells
 
-SPLITS = ("train", "val", "test")
 OF_MASKS = 1  # purpose of a generator: the masks of a batch
+OF_FIRST_ROWS = 2  # and the order of which the first rows are taken
+
+
+class Sample(NamedTuple):
+    """``whole`` (3, H, W), the crops, and ``masks`` (S, H, W), each where it is wanted."""
+
+    whole: Tensor | None
+    crops: Crops | None
+    masks: Tensor | None
 
 
 class Radiographs(RowDataset):
@@ -44,6 +70,7 @@ class Radiographs(RowDataset):
         mask_probability, mask_ratio: see :func:`~models.rad_dino.masking.batch_masks`.
         training: replace bad samples, and draw other crops in every epoch.
         window: see :func:`~datamodules.readers.dicom.open_radiograph`.
+        structures: whose masks are read.
     """
 
     def __init__(
@@ -58,12 +85,18 @@ class Radiographs(RowDataset):
         mask_ratio: tuple[float, float],
         training: bool = False,
         window: bool = False,
+        structures: Sequence[str] = (),
     ):
         self.root, self.crops, self.preprocess, self.masks = root, crops, preprocess, masks
         self.mask_probability, self.mask_ratio, self.training, self.window = mask_probability, mask_ratio, training, window
         self.paths = [table.paths[row] for row in rows]
         self.patients = [table.patients[row] for row in rows]
         self.findings = torch.from_numpy(table.findings[rows])
+        self.metadata = torch.from_numpy(table.metadata[rows])
+        self.reports = [table.reports[row] for row in rows]
+        self.members = {path: table.members[path] for path in self.paths if path in table.members}
+        self.structures = structures
+        self.of_mask = replace(preprocess, interpolation="NEAREST", mean=(0.0,) * 3, std=(1.0,) * 3)
         self.fingerprint = stable_hash([self.paths, self.findings.tolist()])
 
     def __len__(self) -> int:
@@ -74,24 +107,37 @@ class Radiographs(RowDataset):
 
     def image(self, row: int) -> Image.Image:
         """The image in mode L or RGB. Raises BadSample."""
-        return open_radiograph(inside(self.root, self.paths[row]), self.window)
+        if (member := self.members.get(self.paths[row])) is None:
+            return open_radiograph(inside(self.root, self.paths[row]), self.window)
+        tar, start, size = member
+        with open(self.root / tar, "rb") as file:
+            return open_radiograph(os.pread(file.fileno(), size, start), self.window)
 
-    def read(self, row: int, rng: np.random.Generator) -> tuple[Tensor | None, Crops | None]:
+    def mask(self, row: int, structure: str) -> Tensor:
+        """(H, W) uint8, see STRUCTURE_MASKS. Raises BadSample."""
+        file = inside(self.root, "masks", structure, str(Path(self.paths[row]).with_suffix(".png")))
+        if not file.is_file():
+            return torch.full(self.preprocess.size, VOID_LABEL, dtype=torch.uint8)
+        return (self.of_mask(open_image(file).convert("RGB"))[0] > 0.5).to(torch.uint8)
+
+    def read(self, row: int, rng: np.random.Generator) -> Sample:
         image = self.image(row)
         whole = None if self.training else self.preprocess(image)
-        return whole, self.crops(image, rng) if self.crops else None
+        masks = [self.mask(row, structure) for structure in self.structures]
+        return Sample(whole, self.crops(image, rng) if self.crops else None, torch.stack(masks) if masks else None)
 
-    def collate(
-        self, rows: list[int], samples: list[tuple[Tensor | None, Crops | None]], request: BatchRequest
-    ) -> dict[str, Any]:
-        batch: dict[str, Any] = {FINDINGS: self.findings[rows]}
+    def collate(self, rows: list[int], samples: list[Sample], request: BatchRequest) -> dict[str, Any]:
+        reports = [self.reports[row] for row in rows]
+        batch: dict[str, Any] = {FINDINGS: self.findings[rows], METADATA: self.metadata[rows], REPORT: reports}
         if not self.training:
-            batch[IMAGE] = torch.stack([whole for whole, _ in samples])
+            batch[IMAGE] = torch.stack([sample.whole for sample in samples])
+        if self.structures:
+            batch[STRUCTURE_MASKS] = torch.stack([sample.masks for sample in samples])
         if self.crops:
             drawn = random.Random(int(self.rng(request, rows[0], OF_MASKS).integers(2**63)))
             masks = batch_masks(2 * len(rows), self.masks, drawn, self.mask_probability, self.mask_ratio)
-            batch[GLOBAL_CROPS] = torch.stack([torch.stack(crops.global_) for _, crops in samples])
-            batch[LOCAL_CROPS] = torch.stack([crops.local for _, crops in samples])
+            batch[GLOBAL_CROPS] = torch.stack([torch.stack(sample.crops.global_) for sample in samples])
+            batch[LOCAL_CROPS] = torch.stack([sample.crops.local for sample in samples])
             batch[MASKS] = masks.crops.unflatten(0, (2, len(rows))).transpose(0, 1)
             batch |= {MASK_INDICES: masks.indices, MASK_WEIGHTS: masks.weights}
         return batch
@@ -115,6 +161,7 @@ class RadiologyDataModule(BaseDataModule):
         mask_probability: share of the global crops that are masked.
         mask_ratio: least and greatest share of their patches that are masked.
         window: apply the window that a DICOM file names.
+        train_images: how many images of the split train are trained on, drawn once; None: all. Probes take all.
         simulate: writes a simulated set, ``simulate(root) -> folder``, used where ``root`` holds no set itself.
         seed, num_workers, max_skipped: see :class:`BaseDataModule`.
 
@@ -123,7 +170,7 @@ class RadiologyDataModule(BaseDataModule):
     """
 
     preprocessing = ("image_size", "mean", "std", "window")
-    provides = (INDEX, FINDINGS, GLOBAL_CROPS, LOCAL_CROPS, MASKS, MASK_INDICES, MASK_WEIGHTS)
+    provides = (INDEX, FINDINGS, METADATA, REPORT, GLOBAL_CROPS, LOCAL_CROPS, MASKS, MASK_INDICES, MASK_WEIGHTS)
 
     def __init__(
         self,
@@ -141,6 +188,7 @@ class RadiologyDataModule(BaseDataModule):
         mask_probability: float = 0.5,
         mask_ratio: tuple[float, float] = (0.1, 0.5),
         window: bool = False,
+        train_images: int | None = None,
         simulate: Callable[[str], Path] | None = None,
         seed: int = 0,
         num_workers: int | Literal["auto"] = "auto",
@@ -152,7 +200,7 @@ class RadiologyDataModule(BaseDataModule):
                 raise UserError(f"datamodule.{name}={side} is no multiple of datamodule.patch_size={patch_size}.")
         self.root, self.layout, self.augment, self.simulate, self.window = root, layout, augment, simulate, window
         self.preprocess = ImagePreprocess((image_size, image_size), image_size, mean=_three(mean), std=_three(std))
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.batch_size, self.eval_batch_size, self.train_images = batch_size, eval_batch_size, train_images
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         side = augment.global_size
         self.masks = BlockMasks((side // patch_size, side // patch_size), official_most_cells(side, patch_size))
@@ -165,7 +213,8 @@ class RadiologyDataModule(BaseDataModule):
         if self.splits:
             return
         root = self.folder()
-        self.table = table = self.layout(root)
+        self.table = table = with_reports(self.layout(root), root)
+        self.structures = sorted(folder.name for folder in root.glob("masks/*/"))
         splits = np.array(assign_splits(table, self.val_fraction, self.test_fraction))
         self.label_names = table.names
         for split in SPLITS:
@@ -177,28 +226,55 @@ class RadiologyDataModule(BaseDataModule):
         self.report_skipped("train", table.skipped)
         self._root = root
 
-    def _dataset(self, root: Path, rows: np.ndarray, crops: MultiCrop | None, training: bool) -> Radiographs:
-        options = (self.preprocess, self.masks, self.mask_probability, self.mask_ratio, training, self.window)
+    def _dataset(
+        self, root: Path, rows: np.ndarray, crops: MultiCrop | None, training: bool, structures: Sequence[str] = ()
+    ) -> Radiographs:
+        options = (self.preprocess, self.masks, self.mask_probability, self.mask_ratio, training, self.window, structures)
         return Radiographs(root, self.table, rows, crops, *options)
 
-    def train_dataloader(self) -> DataLoader:
-        return self.train_loader(self.splits["train"], self.batch_size)
+    def facts(self) -> dict[str, Any]:
+        return {"num_findings": len(self.label_names)}
 
-    def evaluation_dataloader(self, split: str, crops: bool = True) -> DataLoader:
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.splits["train"]
+        if self.train_images is not None and self.train_images < len(dataset):
+            rows = np.array([self._row_of[dataset.paths[row]] for row in self.first_rows(self.train_images)])
+            dataset = self._dataset(self._root, rows, self.augment, training=True)
+        return self.train_loader(dataset, self.batch_size)
+
+    def first_rows(self, count: int) -> np.ndarray:
+        """The first rows of the split train in an order drawn by ``seed``: the few images or labels of an experiment."""
+        order = np.random.default_rng((self.seed, OF_FIRST_ROWS)).permutation(len(self.splits["train"]))
+        return order[:count]
+
+    def evaluation_dataloader(
+        self, split: str, crops: bool = True, masks: bool = False, rows: Sequence[int] | None = None
+    ) -> DataLoader:
         """Batches of whole images with their findings.
 
         Args:
             split: train, val or test.
             crops: with crops and masks beside, the same at every call, for the held-out losses.
+            masks: with the masks of the structures.
+            rows: of the split, the only ones; INDEX then counts among them.
         """
-        known = self.splits[split]
-        rows = np.array([self._row_of[path] for path in known.paths])
-        dataset = self._dataset(self._root, rows, self.augment if crops else None, training=False)
+        paths = self.splits[split].paths
+        chosen = paths if rows is None else [paths[row] for row in rows]
+        of_table = np.array([self._row_of[path] for path in chosen])
+        dataset = self._dataset(self._root, of_table, self.augment if crops else None, False, self.structures if masks else ())
         return self.evaluation_loader(dataset, self.eval_batch_size)
 
-    @property
+    @cached_property
     def _row_of(self) -> dict[str, int]:
         return {path: row for row, path in enumerate(self.table.paths)}
+
+
+def with_reports(table: RadiographTable, root: Path) -> RadiographTable:
+    """The table with the reports of ``reports.csv``, where the root has it."""
+    if not (file := root / "reports.csv").is_file():
+        return table
+    reports = {row.get("path") or "": row.get("report") or "" for row in read_rows(file)}
+    return table._replace(reports=[reports.get(path, "") for path in table.paths])
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.base import BaseDataModule
@@ -76,17 +77,30 @@ class VisionLanguageDataModule(BaseDataModule):
         self.common: dict[str, Any] = {
             "tasks": tuple(tasks), "negatives": negatives, "false_texts": false_texts, "keep_megabytes": keep_megabytes,
         }  # fmt: skip
-        self.words: TextTokenizer | None = None
+        self.words: TextTokenizer
 
     def setup(self, stage: str | None = None) -> None:
         if self.splits:
             return
         root = str(self.folder())
         self.words = TextTokenizer(self.vocabulary or str(Path(root, "vocab.txt")), self.text_length)
-        for split, rows in self._read(root).items():
-            transform = self.train_transform if split == "train" else self.transform
-            self.splits[split] = VisionLanguageDataset(rows, self.words, transform, training=split == "train", **self.common)
+        annotations = self._read(root)
+        self.prepare_splits(root, annotations)
+        for split, rows in annotations.items():
+            self.splits[split] = self.dataset(rows, training=split == "train")
             self.report_skipped(split, rows.skipped)
+
+    def prepare_splits(self, root: str, splits: Mapping[str, ImageAnnotations]) -> None:
+        """What a kind of data makes of all of its texts before there are datasets."""
+
+    def dataset(self, rows: ImageAnnotations, training: bool) -> VisionLanguageDataset:
+        """The dataset of a split."""
+        transform = self.train_transform if training else self.transform
+        return VisionLanguageDataset(rows, self.words, transform, training=training, **self.common)
+
+    def questions(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """What a model reads of a user's own questions or sentences."""
+        return next(iter(self.splits.values())).texts("question", texts)
 
     @property
     def provides(self) -> tuple[str, ...]:
@@ -99,7 +113,6 @@ class VisionLanguageDataModule(BaseDataModule):
     def facts(self) -> dict[str, Any]:
         """How many word pieces and answers there are, and which word id is padding."""
         words = self.words
-        assert words is not None
         answers = {"answers": len(self.label_names)} if self.label_names else {}
         return {"vocab_size": len(words), "padding_id": words.tokenizer.pad_token_id, **answers}
 
@@ -143,7 +156,7 @@ def hold_out(rows: ImageAnnotations, share: float) -> tuple[ImageAnnotations, Im
         name = sample.key.split("#")[0]
         digest = hashlib.sha256(name.encode("utf-8", "replace")).digest()
         parts[int.from_bytes(digest[:4], "big") < share * 2**32].append(sample)
-    return rows._replace(samples=parts[0]), ImageAnnotations(parts[1], rows.answers)
+    return rows._replace(samples=parts[0]), rows._replace(samples=parts[1], skipped=())
 
 
 def check_copy(reader: str, root: str) -> list[str]:

@@ -26,8 +26,6 @@ from models.batch import IGNORE_INDEX
 from models.io import stable_hash
 from models.two_tower.batch import (
     ANSWER_SCORES,
-    CAPTION_IDS,
-    CAPTION_MASK,
     CAPTION_OWNER,
     FALSE_IMAGE,
     FALSE_ROWS,
@@ -35,9 +33,10 @@ from models.two_tower.batch import (
     QUESTION_IDS,
     QUESTION_MASK,
     SECOND_IMAGE,
+    TEXTS,
 )
 
-QUESTIONS = ("answer", "entail", "reason")  # tasks that read the question, all others read a caption
+QUESTIONS = ("answer", "classify", "entail", "reason")  # tasks that read the question, all others read a caption
 FALSE_DRAWS = 20  # other images that are tried where one cannot be read
 
 
@@ -58,8 +57,9 @@ class VisionLanguageDataset(RowDataset):
         transform: see :class:`Transform`.
         tasks: which keys a batch holds beside INDEX and IMAGE, see :func:`provided_keys`.
         training: random crops and captions, and bad samples replaced; else the first caption.
-        negatives: for ``match``: ``dataset`` draws other images of the split (official, which may be the true one), ``batch``
-            takes another one of the batch, which decodes nothing; ``hard``: none, the model draws them.
+        negatives: for ``match``: ``dataset`` draws other images of the split (official, which may be the true one, unless
+            images have findings, which then differ), ``batch`` takes another one of the batch, which decodes nothing;
+            ``hard``: none, the model draws them.
         false_texts: for ``rank``: how many texts of other images stand beside the right one.
         keep_megabytes: opened images that stay in memory.
     """
@@ -122,10 +122,14 @@ class VisionLanguageDataset(RowDataset):
 
     # ---- texts and targets ------------------------------------------------------------------------------------------
 
+    def texts(self, name: str, texts: Sequence[str]) -> dict[str, Tensor]:
+        """What a model reads of texts: ids and mask (n, L), by the keys of ``TEXTS[name]``."""
+        return dict(zip(TEXTS[name], self.words(texts), strict=True))
+
     def _questions(self, samples: list[ImageSample]) -> dict[str, Tensor]:
-        ids, mask = self.words([sample.question for sample in samples])
         answers = [IGNORE_INDEX if sample.answer == UNKNOWN else sample.answer for sample in samples]
-        batch = {QUESTION_IDS: ids, QUESTION_MASK: mask, keys.ANSWER: torch.tensor(answers)}
+        batch = self.texts("question", [sample.question for sample in samples])
+        batch[keys.ANSWER] = torch.tensor(answers)
         if "answer" in self.tasks:
             scores = torch.zeros(len(samples), len(self.answers))
             for row, sample in enumerate(samples):
@@ -135,20 +139,21 @@ class VisionLanguageDataset(RowDataset):
         return batch
 
     def _captions(self, request: BatchRequest, rows: list[int], captions: Sequence[str]) -> dict[str, Tensor]:
-        ids, mask = self.words(captions)
-        batch = {keys.TOKEN_IDS: ids, keys.TOKEN_MASK: mask}
+        batch = self.texts("caption", captions)
         batch[MEDIUM] = torch.tensor([self.samples[row].medium for row in rows])
         if "mlm" in self.tasks:
-            drawn = [mask_tokens(ids[i].numpy(), self.words, self.rng(request, row, 1)) for i, row in enumerate(rows)]
-            batch[keys.MASKED_IDS], batch[keys.MASKED_LABELS] = (
-                torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True)
-            )
+            batch |= self.masked(captions, batch[keys.TOKEN_IDS].numpy(), [self.rng(request, row, 1) for row in rows])
         if "rank" in self.tasks:
             lists = [[text, *self._other_texts(request, row)] for row, text in zip(rows, captions, strict=True)]
-            ids, mask = self.words([text for texts in lists for text in texts])
-            shape = (len(lists), -1, ids.shape[1])
-            batch |= {keys.CANDIDATE_IDS: ids.view(shape), keys.CANDIDATE_MASK: mask.view(shape)}
+            candidates = self.texts("candidates", [text for texts in lists for text in texts])
+            batch |= {name: value.unflatten(0, (len(lists), -1)) for name, value in candidates.items()}
         return batch
+
+    def masked(self, captions: Sequence[str], ids: NDArray[np.int64], rngs: Sequence[np.random.Generator]) -> dict[str, Tensor]:
+        """The captions, whose ``ids`` (B, L) are given, with masked tokens, and what those tokens were."""
+        drawn = [mask_tokens(of_text, self.words, rng) for of_text, rng in zip(ids, rngs, strict=True)]
+        masked, labels = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
+        return {keys.MASKED_IDS: masked, keys.MASKED_LABELS: labels}
 
     def _caption(self, sample: ImageSample, rng: np.random.Generator | None) -> str:
         if not sample.captions:
@@ -175,8 +180,17 @@ class VisionLanguageDataset(RowDataset):
         if self.negatives == "batch":
             shift = 1 + rng.integers(0, max(len(rows) - 1, 1), len(false))  # never the image itself
             return batch | {FALSE_ROWS: torch.from_numpy((false + shift) % len(rows))}
-        drawn = [self._readable(int(rng.integers(len(self.samples))), rng, images[place - 1]) for place in false.tolist()]
+        drawn = [self._readable(self._other_row(rows[place], rng), rng, images[place - 1]) for place in false.tolist()]
         return batch | {FALSE_IMAGE: torch.stack(drawn)}
+
+    def _other_row(self, row: int, rng: np.random.Generator) -> int:
+        """Any row; where images have findings, one with others, unless none is met."""
+        other = int(rng.integers(len(self.samples)))
+        for _ in range(FALSE_DRAWS):
+            if not self.samples[row].findings or self.samples[other].findings != self.samples[row].findings:
+                break
+            other = int(rng.integers(len(self.samples)))
+        return other
 
     def _readable(self, row: int, rng: np.random.Generator, otherwise: Tensor) -> Tensor:
         """The image of the row, or of the first one behind it that can be read, or ``otherwise``."""
@@ -226,9 +240,9 @@ class ImageRows(RowDataset):
 
     def collate(self, rows: list[int], samples: list[Tensor], request: BatchRequest) -> dict[str, Any]:
         texts = [self.captions[row] for row in rows]
-        ids, mask = self.rows.words([text for of_image in texts for text in of_image])
+        batch = self.rows.texts("all_captions", [text for of_image in texts for text in of_image])
         owner = torch.tensor([i for i, of_image in enumerate(texts) for _ in of_image])
-        return {keys.IMAGE: torch.stack(samples), CAPTION_IDS: ids, CAPTION_MASK: mask, CAPTION_OWNER: owner}
+        return {keys.IMAGE: torch.stack(samples), **batch, CAPTION_OWNER: owner}
 
 
 def provided_keys(tasks: Sequence[str], negatives: str) -> tuple[str, ...]:

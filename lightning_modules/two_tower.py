@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from models.two_tower.batch import (
     QUESTION_IDS,
     QUESTION_MASK,
     SECOND_IMAGE,
+    TEXTS,
 )
 from models.two_tower.checkpoint import load_official
 from models.two_tower.model import Encoded, TwoTower
@@ -43,7 +45,29 @@ NAMES = {
     "entail": "snli_classifier", "reason": "nlvr2_classifier",
 }  # fmt: skip
 POOLED = {"match", "rank", "answer", "entail", "reason"}  # tasks that read token 0 of both modalities
-CLASSIFIERS = ("entail", "reason")
+
+
+class Encodings:
+    """The images and texts of a batch by name, each encoded when an objective first reads it.
+
+    Args:
+        encode: ``(name, encodings) -> Encoded``.
+        share: False encodes anew for every objective.
+    """
+
+    def __init__(self, encode: Callable[[str, Encodings], Any], share: bool = True):
+        self._encode, self._share = encode, share
+        self._made: dict[str, Any] = {}
+
+    def __call__(self, name: str) -> Any:
+        if name not in self._made or not self._share:
+            self._made[name] = self._encode(name, self)
+        return self._made[name]
+
+
+Terms = tuple[dict[str, Tensor], dict[str, Tensor]]  # losses, held-out rows
+MatchTerms = tuple[Tensor, dict[str, Tensor]]
+Step = Callable[[dict, Encodings], Terms]
 
 
 class TwoTowerModule(BaseModule):
@@ -70,7 +94,13 @@ class TwoTowerModule(BaseModule):
             ``cross``-modal part (ManagerTower).
         temperature_lr_scale: of the temperature, which officially learns as the towers do; at the rates of a training from
             scratch it would fall to its bound.
+        share_encodings: False encodes images and texts anew for every objective, so that each draws its own dropout (official).
     """
+
+    needs_of: Mapping[str, tuple[str, ...]] = NEEDS
+    heads: Mapping[str, str] = NAMES
+    pooled: set[str] = POOLED
+    classifiers: tuple[str, ...] = ("entail", "reason")
 
     def __init__(
         self,
@@ -90,11 +120,12 @@ class TwoTowerModule(BaseModule):
         cross_lr_scale: float = 5.0,
         contrastive_heads: Literal["head", "cross"] = "head",
         temperature_lr_scale: float = 1.0,
+        share_encodings: bool = True,
     ):
         super().__init__(optimizer, scheduler, loss_weights)
-        unknown = set(tasks) - NEEDS.keys()
+        unknown = set(tasks) - self.needs_of.keys()
         if unknown or not tasks:
-            raise UserError(f"module.tasks: {sorted(unknown) or 'none given'}; choose from {', '.join(NEEDS)}.")
+            raise UserError(f"module.tasks: {sorted(unknown) or 'none given'}; choose from {', '.join(self.needs_of)}.")
         if "match" in tasks and negatives == "hard" and "contrastive" not in tasks:
             raise UserError(
                 "module.negatives=hard draws them by the contrastive similarity: add contrastive to module.tasks, or take "
@@ -110,21 +141,35 @@ class TwoTowerModule(BaseModule):
         self.negatives, self.negative_scope, self.soft_targets = negatives, negative_scope, soft_targets
         self.head_lr_scale, self.cross_lr_scale = head_lr_scale, cross_lr_scale
         self.contrastive_heads, self.temperature_lr_scale = contrastive_heads, temperature_lr_scale
+        self.share_encodings = share_encodings
         self._freeze()
 
     @property
     def needs(self) -> tuple[str, ...]:
         matched = (keys.MATCHED,) if "match" in self.tasks and self.negatives == "given" else ()
-        return (keys.IMAGE, *dict.fromkeys(key for task in self.tasks for key in NEEDS[task]), *matched)
+        return (keys.IMAGE, *dict.fromkeys(key for task in self.tasks for key in self.needs_of[task]), *matched)
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
+    def encodings(self, batch: dict) -> Encodings:
+        """What the towers say about a batch: ``image``, and its texts by the names of :data:`~models.two_tower.batch.TEXTS`."""
+        return Encodings(partial(self.encode, batch), self.share_encodings)
+
+    def encode(self, batch: dict, name: str, encodings: Encodings) -> Encoded:
+        """The images or texts ``name`` of a batch."""
+        if name == "image":
+            return self.model.encode_image(batch[keys.IMAGE])
+        ids, mask = (batch[key].flatten(0, -2) for key in TEXTS[name])
+        # Texts of other batches or ranks, trimmed to other lengths, could not be joined with these.
+        whole = name == "all_captions" or (name == "caption" and self.negatives == "hard" and self.negative_scope == "all")
+        return self.model.encode_text(ids, mask, trim=not whole)
+
     def shared_step(self, batch: dict, split: str) -> StepOutput:
-        image = self.model.encode_image(batch[keys.IMAGE])
+        encodings = self.encodings(batch)
         losses: dict[str, Tensor] = {}
         rows: dict[str, Tensor] = {}
-        for step in (self._captions, self._questions):
-            step_losses, step_rows = step(batch, image)
+        for step in self._steps():
+            step_losses, step_rows = step(batch, encodings)
             losses |= step_losses
             rows |= step_rows
         if split != "train":
@@ -132,48 +177,43 @@ class TwoTowerModule(BaseModule):
         report = {"temperature": self.model.temperature.detach().clone()} if "contrastive" in self.tasks else {}
         return StepOutput(losses, report)
 
-    def _captions(self, batch: dict, image: Encoded) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _steps(self) -> tuple[Step, ...]:
+        """Functions that give the losses and held-out rows of some of the tasks each."""
+        return self._captions, self._questions
+
+    def _captions(self, batch: dict, encodings: Encodings) -> Terms:
         """The tasks that read a caption."""
         losses: dict[str, Tensor] = {}
         rows: dict[str, Tensor] = {}
-        text = None
-        if {"match", "contrastive"} & set(self.tasks):
-            # Texts of other ranks, trimmed to other lengths, could not be joined with these.
-            trim = self.negatives == "given" or self.negative_scope == "own"
-            text = self.model.encode_text(batch[keys.TOKEN_IDS], batch[keys.TOKEN_MASK], trim)
         contrast = None
         if "contrastive" in self.tasks:
             medium = batch[MEDIUM] if self.soft_targets else None
             scope = GradientScope.ALL if self.training else GradientScope.RANK
-            contrast = objectives.contrastive(self.model, text, image, medium, scope)
+            contrast = objectives.contrastive(self.model, encodings("caption"), encodings("image"), medium, scope)
             losses["contrastive"] = contrast.loss
             rows |= {"text": contrast.text.detach(), "media": contrast.image.detach(), "medium": batch[MEDIUM]}
         if "match" in self.tasks:
-            losses["match"], of_match = self._match(batch, text, image, contrast)
+            losses["match"], of_match = self._match(batch, encodings("caption"), encodings("image"), contrast)
             rows |= of_match
         if "mlm" in self.tasks:
-            masked = self.model.encode_text(batch[keys.MASKED_IDS], batch[keys.TOKEN_MASK])
             labels = batch[keys.MASKED_LABELS]
-            losses["mlm"], logits = objectives.masked_language(self.model, masked, image, labels)
+            losses["mlm"], logits = objectives.masked_language(self.model, encodings("masked"), encodings("image"), labels)
             predicted = labels.clone()
             predicted[labels != IGNORE_INDEX] = logits.detach().argmax(dim=-1)
             rows |= {"mlm_predicted": predicted, "mlm_labels": labels}
         if "rank" in self.tasks:
-            ids, mask = (batch[key].flatten(0, 1) for key in (keys.CANDIDATE_IDS, keys.CANDIDATE_MASK))
-            scores = objectives.rank_scores(self.model, self.model.encode_text(ids, mask), image)
+            scores = objectives.rank_scores(self.model, encodings("candidates"), encodings("image"))
             truth = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
             losses["rank"] = F.cross_entropy(scores.float(), truth)
-            rows |= _predicted("rank", scores, truth)
+            rows |= predicted_rows("rank", scores, truth)
         return losses, rows
 
-    def _match(
-        self, batch: dict, text: Encoded, image: Encoded, contrast: objectives.Contrast | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _match(self, batch: dict, text: Encoded, image: Encoded, contrast: objectives.Contrast | None) -> MatchTerms:
         if self.negatives == "given":
             matched = batch[keys.MATCHED]
             false = image.rows(batch[FALSE_ROWS]) if FALSE_ROWS in batch else self.model.encode_image(batch[FALSE_IMAGE])
             loss, logits = objectives.matching(self.model, text, objectives.with_false_images(image, false, matched), matched)
-            return loss, _predicted("match", logits, matched)
+            return loss, predicted_rows("match", logits, matched)
         weights = objectives.negative_weights(contrast, self.negative_scope)
         pools = None
         if self.negative_scope == "all" and self.training:
@@ -186,32 +226,32 @@ class TwoTowerModule(BaseModule):
         count = len(other_images)
         matched = torch.ones(count, dtype=torch.int64, device=logits.device)
         # One row per sample: whether its true pair is recognised.
-        return loss, _predicted("match", logits[:count], matched)
+        return loss, predicted_rows("match", logits[:count], matched)
 
-    def _questions(self, batch: dict, image: Encoded) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _questions(self, batch: dict, encodings: Encodings) -> Terms:
         """The tasks that read a question or a sentence."""
         losses: dict[str, Tensor] = {}
         rows: dict[str, Tensor] = {}
-        if not {"answer", *CLASSIFIERS} & set(self.tasks):
-            return losses, rows
-        text, labels = self.model.encode_text(batch[QUESTION_IDS], batch[QUESTION_MASK]), batch[keys.ANSWER]
         if "answer" in self.tasks:
-            logits = objectives.answer_logits(self.model, text, image)
+            logits = objectives.answer_logits(self.model, encodings("question"), encodings("image"))
             losses["answer"] = objectives.answer_loss(logits, batch[ANSWER_SCORES])
-            rows |= _predicted("answer", logits, labels)
+            rows |= predicted_rows("answer", logits, batch[keys.ANSWER])
             rows["answer_score"] = batch[ANSWER_SCORES].gather(1, rows["answer_predicted"][:, None])[:, 0]
-        for task in CLASSIFIERS:
+        for task in self.classifiers:
             if task in self.tasks:
-                if task == "entail":
-                    logits = objectives.entailment_logits(self.model, text, image)
-                else:
-                    second = self.model.encode_image(batch[SECOND_IMAGE], kind=2)
-                    logits = objectives.pair_logits(self.model, text, image, second)
+                logits, labels = self.class_logits(task, batch, encodings), batch[keys.ANSWER]
                 known = (labels != IGNORE_INDEX).sum().clamp(min=1)
                 losses[task] = F.cross_entropy(logits.float(), labels, reduction="sum") / known
-                rows |= _predicted("choice", logits, labels)
+                rows |= predicted_rows("choice", logits, labels)
                 rows["choice_options"] = torch.full_like(labels, logits.shape[1])
         return losses, rows
+
+    def class_logits(self, task: str, batch: dict, encodings: Encodings) -> Tensor:
+        """(B, classes) logits of one of ``classifiers``."""
+        text, image = encodings("question"), encodings("image")
+        if task == "entail":
+            return objectives.entailment_logits(self.model, text, image)
+        return objectives.pair_logits(self.model, text, image, self.model.encode_image(batch[SECOND_IMAGE], kind=2))
 
     def before_forward(self) -> None:
         if "contrastive" in self.tasks:
@@ -242,7 +282,7 @@ class TwoTowerModule(BaseModule):
 
     def check_trained(self, task: str) -> None:
         """Raises UserError where no checkpoint has filled the head of a task."""
-        self.check_head(task, NAMES[task])
+        self.check_head(task, self.heads[task])
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
@@ -261,7 +301,7 @@ class TwoTowerModule(BaseModule):
         """What no loss of these tasks reaches: DDP wants a gradient for whatever asks for one."""
         model, tasks = self.model, set(self.tasks)
         still: list[torch.nn.Module] = [] if "match" in tasks or not hasattr(model, "itm_score") else [model.itm_score]
-        if not POOLED & tasks:
+        if not self.pooled & tasks:
             still += [model.cross_modal_text_pooler, model.cross_modal_image_pooler, model.cross_modal_image_layers[-1]]
         if tasks == {"contrastive"}:
             still += [
@@ -293,6 +333,6 @@ def contrastive_recalls(rows: Mapping[str, Tensor]) -> dict[str, float]:
     return recalls(rows["media"][first] @ rows["text"].T, owner)
 
 
-def _predicted(task: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def predicted_rows(task: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The rows of a classification: the class of the largest logit beside the label."""
     return {f"{task}_predicted": logits.detach().argmax(dim=-1), f"{task}_labels": labels}

@@ -21,20 +21,22 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 MAGIC = slice(128, 132)  # of a DICOM file: b"DICM"
 
 
-def open_radiograph(source: Path, window: bool = False) -> Image.Image:
+def open_radiograph(source: Path | bytes, window: bool = False) -> Image.Image:
     """A radiograph in mode L, or RGB where the file has colours.
 
     Files of 16 bits are scaled by their full range; DICOM as :func:`open_dicom` says.
 
     Args:
-        source: of a DICOM file or of anything Pillow reads.
+        source: path or content of a DICOM file or of anything Pillow reads.
         window: apply the window that a DICOM file names, instead of scaling from its least to its greatest value.
 
     Raises:
         BadSample: the file is missing or cannot be decoded.
     """
-    if source.suffix.lower() in DICOM_SUFFIXES:
+    if isinstance(source, Path) and source.suffix.lower() in DICOM_SUFFIXES:
         return open_dicom(read_file(source, "image"), window)
+    if isinstance(source, bytes) and source[MAGIC] == b"DICM":
+        return open_dicom(source, window)
     image = open_rgb(source)
     pixels = np.asarray(image)
     grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all())

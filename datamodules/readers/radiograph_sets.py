@@ -6,13 +6,23 @@ Columns are those that the sets' publications and pages name; no copy of the set
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from datamodules.readers.base import BadSample
-from datamodules.readers.radiographs import UNKNOWN, Entry, RadiographTable, one_file, read_rows, table_of
+from datamodules.readers.images import read_file
+from datamodules.readers.radiographs import (
+    UNKNOWN,
+    Entry,
+    RadiographTable,
+    one_file,
+    person,
+    read_rows,
+    table_of,
+)
 
 CHEXPERT_FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
@@ -22,23 +32,32 @@ FRONTAL = {"PA", "AP"}
 PADCHEST_FRONTAL = {"PA", "AP", "AP_horizontal"}
 
 
-def mimic_cxr_jpg(root: Path, frontal: bool = True) -> RadiographTable:
+def mimic_cxr_jpg(root: Path, frontal: bool = True, reports: bool = False) -> RadiographTable:
     """MIMIC-CXR-JPG: ``mimic-cxr-2.0.0-{metadata,split,chexpert}.csv[.gz]`` beside ``files/pXX/pSUBJECT/sSTUDY/DICOM.jpg``.
+
+    Sex and age come from MIMIC-IV's ``patients.csv[.gz]``, where it lies in the same folder.
 
     Args:
         root: folder of the set.
         frontal: leave out images whose ViewPosition is neither PA nor AP.
+        reports: read ``mimic-cxr-reports/files/pXX/pSUBJECT/sSTUDY.txt`` of MIMIC-CXR, one small file per image: its section
+            FINDINGS, else IMPRESSION. A missing file skips the image.
     """
     split_of = {row["dicom_id"]: row["split"] for row in read_rows(one_file(root, "mimic-cxr-2.0.0-split.csv*"))}
     labels = {row["study_id"]: row for row in read_rows(one_file(root, "mimic-cxr-2.0.0-chexpert.csv*"))}
     splits = {"train": "train", "validate": "val", "test": "test"}
+    people = {row["subject_id"]: row for file in root.glob("patients.csv*") for row in read_rows(file)}
 
     def entry(row: dict[str, str]) -> Entry:
         subject, study, dicom = row["subject_id"], row["study_id"], row["dicom_id"]
         path = f"files/p{subject[:2]}/p{subject}/s{study}/{dicom}.jpg"
         study_labels = labels.get(study, {})
         findings = [_chexpert_label(study_labels.get(name, "")) for name in CHEXPERT_FINDINGS]
-        return path, subject, findings, splits[split_of[dicom]]
+        record = people.get(subject, {})
+        known = person(record.get("gender"), record.get("anchor_age"), row.get("ViewPosition"))
+        file = root / "mimic-cxr-reports" / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{study}.txt"
+        text = report_findings(read_file(file, "report").decode("utf-8", "replace")) if reports else ""
+        return Entry(path, subject, findings, splits[split_of[dicom]], known, text)
 
     rows = read_rows(one_file(root, "mimic-cxr-2.0.0-metadata.csv*"))
     wanted = (row for row in rows if not frontal or row.get("ViewPosition") in FRONTAL)
@@ -57,7 +76,9 @@ def chexpert(root: Path, frontal: bool = True) -> RadiographTable:
         def entry(row: dict[str, str]) -> Entry:
             inside_set = row["Path"].partition("/")[2]
             patient = next(part for part in inside_set.split("/") if part.startswith("patient"))
-            return inside_set, patient, [_chexpert_label(row[name]) for name in CHEXPERT_FINDINGS], split
+            findings = [_chexpert_label(row[name]) for name in CHEXPERT_FINDINGS]
+            known = person(row.get("Sex"), row.get("Age"), row.get("AP/PA"))
+            return Entry(inside_set, patient, findings, split, known)
 
         rows = (row for row in read_rows(one_file(root, file)) if not frontal or row.get("Frontal/Lateral") == "Frontal")
         return table_of(rows, entry, CHEXPERT_FINDINGS, "Path")
@@ -82,7 +103,12 @@ def padchest(root: Path, frontal: bool = True, least: int = 100) -> RadiographTa
 
     def entry(row: dict[str, str]) -> Entry:
         present = set(_padchest_labels(row))
-        return f"{row['ImageDir']}/{row['ImageID']}", row["PatientID"], [int(name in present) for name in names], ""
+        born, taken = row.get("PatientBirth") or "", row.get("StudyDate_DICOM") or ""
+        age = str(float(taken[:4]) - float(born)) if born and taken else None
+        known = person(row.get("PatientSex_DICOM"), age, row.get("Projection"))
+        findings = [int(name in present) for name in names]
+        path = f"{row['ImageDir']}/{row['ImageID']}"
+        return Entry(path, row["PatientID"], findings, "", known, (row.get("Report") or "").strip())
 
     wanted = (row for row in rows if not frontal or row.get("Projection") in PADCHEST_FRONTAL)
     return table_of(wanted, entry, names, "ImageID")
@@ -115,7 +141,8 @@ def vindr_cxr(root: Path) -> RadiographTable:
         ) -> Entry:
             readers = votes[row["image_id"]]
             seen = [2 * sum(float(reader[name]) > 0 for reader in readers) > len(readers) for name in names]
-            return f"{place[0]}/{row['image_id']}.dicom", row["image_id"], [int(value) for value in seen], place[1]
+            path = f"{place[0]}/{row['image_id']}.dicom"
+            return Entry(path, row["image_id"], [int(value) for value in seen], place[1])
 
         tables.append(table_of([readers[0] for readers in votes.values()], entry, names, "image_id"))
     return _joined(*tables)
@@ -132,7 +159,7 @@ def rsna_pneumonia(root: Path) -> RadiographTable:
 
     def entry(row: dict[str, str]) -> Entry:
         patient = row["patientId"]
-        return f"stage_2_train_images/{patient}.dcm", patient, [present[patient]], ""
+        return Entry(f"stage_2_train_images/{patient}.dcm", patient, [present[patient]])
 
     return table_of(({"patientId": patient} for patient in present), entry, ["Pneumonia"], "patientId")
 
@@ -152,9 +179,16 @@ def candid_ptx(root: Path) -> RadiographTable:
 
     def entry(row: dict[str, str]) -> Entry:
         name = row["SOPInstanceUID"]
-        return f"dataset/{name}.dcm", patients[name], [int(masks[name])], ""
+        return Entry(f"dataset/{name}.dcm", patients[name], [int(masks[name])])
 
     return table_of(({"SOPInstanceUID": name} for name in masks), entry, ["Pneumothorax"], "SOPInstanceUID")
+
+
+def report_findings(text: str) -> str:
+    """The section FINDINGS of a report, else IMPRESSION, in one line; empty where it has neither."""
+    sections = re.split(r"^ *([A-Z][A-Z /]+):", text, flags=re.MULTILINE)
+    by_name = {name.strip(): " ".join(body.split()) for name, body in zip(sections[1::2], sections[2::2], strict=True)}
+    return by_name.get("FINDINGS") or by_name.get("IMPRESSION") or ""
 
 
 def _chexpert_label(value: str) -> int:
@@ -190,4 +224,6 @@ def _joined(*tables: RadiographTable) -> RadiographTable:
         first.names,
         [split for table in tables for split in table.splits],
         [entry for table in tables for entry in table.skipped],
+        np.concatenate([table.metadata for table in tables]),
+        [report for table in tables for report in table.reports],
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ from models.batch import Skipped
 from models.errors import UserError
 
 UNKNOWN = -1  # of a finding that a label file leaves open
+SPLITS = ("train", "val", "test")
+METADATA = ("sex", "view", "age")  # 1 male, 0 female; 1 AP, 0 PA; years
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".dcm", ".dicom")
 
 
@@ -30,6 +34,9 @@ class RadiographTable(NamedTuple):
         names: of the C findings.
         splits: (N,) train, val or test; empty where the set does not say.
         skipped: rows of the files that cannot be used.
+        metadata: (N, len(METADATA)) float32, NaN where the set does not say.
+        reports: (N,) findings in words; empty where the set has none.
+        members: of paths inside tars: the tar below the root, the position and the size in bytes.
     """
 
     paths: list[str]
@@ -38,10 +45,23 @@ class RadiographTable(NamedTuple):
     names: list[str]
     splits: list[str]
     skipped: list[Skipped]
+    metadata: np.ndarray
+    reports: list[str]
+    members: Mapping[str, tuple[str, int, int]] = {}
+
+
+class Entry(NamedTuple):
+    """One row of a :class:`RadiographTable`; ``metadata`` holds what the set says of :data:`METADATA`."""
+
+    path: str
+    patient: str
+    findings: Sequence[int]
+    split: str = ""
+    metadata: Mapping[str, float] = {}
+    report: str = ""
 
 
 Layout = Callable[[Path], RadiographTable]
-Entry = tuple[str, str, Sequence[int], str]  # path, patient, findings, split
 
 
 def image_folder(root: Path) -> RadiographTable:
@@ -52,9 +72,13 @@ def image_folder(root: Path) -> RadiographTable:
     paths = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not paths:
         raise UserError(f"datamodule.root: {root} holds no image ({', '.join(SUFFIXES)}).")
-    tops = [path.split("/")[0] for path in paths]
-    splits = [top if top in ("train", "val", "test") and "/" in path else "" for top, path in zip(tops, paths, strict=True)]
-    return RadiographTable(paths, list(paths), np.zeros((len(paths), 0), dtype=np.int64), [], splits, [])
+    return as_table([Entry(path, path, (), split_of_folder(path)) for path in paths], ())
+
+
+def split_of_folder(path: str) -> str:
+    """train, val or test where that is the first folder of a path; else empty."""
+    top, _, inner = path.partition("/")
+    return top if top in SPLITS and inner else ""
 
 
 NIH_FINDINGS = (
@@ -79,7 +103,10 @@ def nih_cxr14(root: Path) -> RadiographTable:
             raise BadSample(f"unknown finding: {sorted(unknown)[0]!r}")
         if image not in where:
             raise BadSample(f"missing image: no images*/**/{image}")
-        return where[image], row["Patient ID"], [int(name in named) for name in NIH_FINDINGS], split_of.get(image, "")
+        findings = [int(name in named) for name in NIH_FINDINGS]
+        sex = row.get("Patient Gender") or row.get("Patient Sex")
+        known = person(sex, row.get("Patient Age"), row.get("View Position"))
+        return Entry(where[image], row["Patient ID"], findings, split_of.get(image, ""), known)
 
     return table_of(read_rows(table), entry, NIH_FINDINGS, "Image Index")
 
@@ -106,15 +133,46 @@ def table_of(
     for number, row in enumerate(rows):
         try:
             entry = read(row)
-            inside("", entry[0])
+            inside("", entry.path)
             entries.append(entry)
         except BadSample as error:
             skipped.append(Skipped(-1, row.get(key) or f"row {number}", str(error)))
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             skipped.append(Skipped(-1, row.get(key) or f"row {number}", f"bad row: {error!r}"))
-    findings = np.array([entry[2] for entry in entries], dtype=np.int64).reshape(len(entries), len(names))
-    paths, patients = [entry[0] for entry in entries], [entry[1] for entry in entries]
-    return RadiographTable(paths, patients, findings, list(names), [entry[3] for entry in entries], skipped)
+    return as_table(entries, names, skipped)
+
+
+def as_table(entries: Sequence[Entry], names: Sequence[str], skipped: Sequence[Skipped] = ()) -> RadiographTable:
+    """Rows as columns."""
+    metadata = [[entry.metadata.get(name, math.nan) for name in METADATA] for entry in entries]
+    return RadiographTable(
+        paths=[entry.path for entry in entries],
+        patients=[entry.patient for entry in entries],
+        findings=np.array([entry.findings for entry in entries], dtype=np.int64).reshape(len(entries), len(names)),
+        names=list(names),
+        splits=[entry.split for entry in entries],
+        skipped=list(skipped),
+        metadata=np.array(metadata, dtype=np.float32).reshape(len(entries), len(METADATA)),
+        reports=[entry.report for entry in entries],
+    )
+
+
+def person(sex: str | None = None, age: str | None = None, view: str | None = None) -> dict[str, float]:
+    """The values of :data:`METADATA` in a set's words; what is not understood is left out.
+
+    Args:
+        sex: beginning with M or F.
+        age: in years, also as ``063Y`` of DICOM.
+        view: PA or AP, also as AP_horizontal.
+    """
+    known: dict[str, float] = {}
+    if sex and sex[0].upper() in "MF":
+        known["sex"] = float(sex[0].upper() == "M")
+    with contextlib.suppress(ValueError):
+        known["age"] = float((age or "").strip().rstrip("Yy"))
+    if view and view[:2].upper() in ("PA", "AP"):
+        known["view"] = float(view[:2].upper() == "AP")
+    return {name: value for name, value in known.items() if math.isfinite(value)}
 
 
 def assign_splits(table: RadiographTable, val_fraction: float, test_fraction: float) -> list[str]:

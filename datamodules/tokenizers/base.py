@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast, RobertaTokenizerFast
 
@@ -72,13 +73,29 @@ class TextTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """n texts to ids and mask (n, length) int64."""
+        ids, mask, _ = self._encoded(texts, offsets=False)
+        return ids, mask
+
+    def with_offsets(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """The same, and (n, length, 2) the first character of each token and the one behind its last; equal where a token has
+        none."""
+        return self._encoded(texts, offsets=True)
+
+    def _encoded(self, texts: Sequence[str], offsets: bool) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
         inner = self.length - 2
         ids = np.full((len(texts), self.length), self.tokenizer.pad_token_id)
-        mask = np.zeros_like(ids)
-        encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
-        for row, pieces in enumerate(encoded):
+        mask, places = np.zeros_like(ids), np.zeros((*ids.shape, 2), dtype=np.int64)
+        options = {"add_special_tokens": False, "return_offsets_mapping": offsets}
+        encoded = self.tokenizer(list(texts), **options) if len(texts) else {"input_ids": []}
+        for row, pieces in enumerate(encoded["input_ids"]):
+            shown = np.arange(min(len(pieces), inner))
             if len(pieces) > inner and self.keep_tail:
-                pieces = pieces[: inner - self.keep_tail] + pieces[-self.keep_tail :]
-            pieces = [self.tokenizer.cls_token_id, *pieces[:inner], self.tokenizer.sep_token_id]
-            ids[row, : len(pieces)], mask[row, : len(pieces)] = pieces, 1
-        return torch.from_numpy(ids), torch.from_numpy(mask)
+                shown[-self.keep_tail :] += len(pieces) - inner
+            end = len(shown) + 1
+            ids[row, 0], ids[row, 1:end], ids[row, end] = (
+                self.tokenizer.cls_token_id, np.array(pieces, dtype=np.int64)[shown], self.tokenizer.sep_token_id,
+            )  # fmt: skip
+            mask[row, : end + 1] = 1
+            if offsets and end > 1:
+                places[row, 1:end] = np.array(encoded["offset_mapping"][row])[shown]
+        return torch.from_numpy(ids), torch.from_numpy(mask), places

@@ -1,10 +1,12 @@
 """DINOv2's losses over 65,536 prototypes, forward and backward from the bottleneck, against the official order of operations.
 
-``losses`` are Sinkhorn-Knopp of the teacher and the cross-entropy of the student, ``sinkhorn`` the former alone.
+``losses`` are Sinkhorn-Knopp of the teacher and the cross-entropy of the student, ``sinkhorn`` the former alone. ``step`` is a
+whole step of ViT-S/14 at 224 pixels, with the gradients and without the optimiser.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 
@@ -13,9 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.benchmarks.reference import rad_dino as plain
+from models.rad_dino.backbone import DinoViT
+from models.rad_dino.head import DinoHead
 from models.rad_dino.losses import prototype_loss, sinkhorn_knopp
+from models.rad_dino.masking import BlockMasks, batch_masks, official_most_cells
+from models.rad_dino.model import StudentAndTeacher
 
 TEMPERATURE, WIDTH = 0.07, 256
+IMAGES, LOCAL = 2, 8
 
 
 def _losses(rows: int, prototypes: int, side: str) -> Callable[[], Tensor]:
@@ -31,7 +38,7 @@ def _losses(rows: int, prototypes: int, side: str) -> Callable[[], Tensor]:
         with torch.no_grad():
             logits = teacher @ weight.T
         if side == "ours":
-            targets = sinkhorn_knopp(logits, TEMPERATURE)
+            targets = sinkhorn_knopp(logits, TEMPERATURE, overwrite=True)
             value = prototype_loss(student, weight, targets, weights)
         else:
             targets = plain.sinkhorn_knopp(logits, TEMPERATURE)
@@ -49,7 +56,31 @@ def _sinkhorn(rows: int, prototypes: int, side: str) -> Callable[[], Tensor]:
     return lambda: function(logits, TEMPERATURE).norm()[None]
 
 
+def _step(prototypes: int, side: str) -> Callable[[], Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = partial(DinoViT, image_size=224, dim=384, heads=6)
+    model = StudentAndTeacher(backbone, partial(DinoHead, prototypes=prototypes)).to(device)
+    crops = torch.randn(2 * IMAGES, 3, 224, 224, device=device)
+    local = torch.randn(LOCAL * IMAGES, 3, 98, 98, device=device)
+    drawn = batch_masks(len(crops), BlockMasks((16, 16), official_most_cells(224, 14)), random.Random(0))
+    masks = drawn._replace(crops=drawn.crops.to(device), indices=drawn.indices.to(device), weights=drawn.weights.to(device))
+
+    def step() -> Tensor:
+        model.student.zero_grad()
+        if side == "ours":
+            losses = model.losses(crops, local, masks.crops, masks.indices, masks.weights, TEMPERATURE)
+        else:
+            losses = plain.step_losses(model, crops, local, masks, TEMPERATURE)
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()
+        gradients = [parameter.grad for parameter in model.student.parameters() if parameter.grad is not None]
+        return torch.stack([total.detach(), torch.stack(torch._foreach_norm(gradients)).norm()])
+
+    return step
+
+
 CASES = {
     "losses_1024x65536": partial(_losses, 1024, 65536),
+    "step_vits14": partial(_step, 65536),
     "sinkhorn_1024x65536": partial(_sinkhorn, 1024, 65536),
 }

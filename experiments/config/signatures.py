@@ -102,7 +102,7 @@ def _without_alias(annotation: ast.expr | None, module: ast.Module) -> ast.expr 
 def _class_signature(node: ast.ClassDef, module: ast.Module) -> Signature:
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return _function_signature(item, skip_first=True)
+            return _with_passed_on(item, node, module)
     decorators = {ast.unparse(d).split("(")[0].split(".")[-1] for d in node.decorator_list}
     bases = [ast.unparse(b) for b in node.bases]
     if "dataclass" in decorators or "NamedTuple" in bases:
@@ -113,6 +113,22 @@ def _class_signature(node: ast.ClassDef, module: ast.Module) -> Signature:
         if origin is not None and is_ours(origin):
             return signature_of(origin)
     return Signature({}, open_ended=bool(bases))
+
+
+def _with_passed_on(init: ast.FunctionDef, node: ast.ClassDef, module: ast.Module) -> Signature:
+    """Of a constructor: with the arguments of the base class, where ``**kwargs`` are handed on to it."""
+    own = _function_signature(init, skip_first=True)
+    origin = _resolve(ast.unparse(node.bases[0]), module) if node.bases else None
+    if not init.args.kwarg or origin is None or not is_ours(origin):
+        return own
+    for call in (part for part in ast.walk(init) if isinstance(part, ast.Call)):
+        spread = [word.value.id for word in call.keywords if word.arg is None and isinstance(word.value, ast.Name)]
+        if ast.unparse(call.func) == "super().__init__" and spread == [init.args.kwarg.arg]:
+            base = signature_of(origin)
+            settled = {*list(base.parameters)[: len(call.args)], *(word.arg for word in call.keywords)}
+            passed_on = {name: parameter for name, parameter in base.parameters.items() if name not in settled}
+            return Signature(passed_on | own.parameters, base.open_ended)
+    return own
 
 
 def _resolve(name: str, module: ast.Module) -> str | None:

@@ -20,7 +20,7 @@ from models.metrics.retrieval import chance_recall_at
 from models.metrics.video_retrieval import pair_ranks, text_to_video_ranks
 from models.two_tower import objectives
 from models.two_tower.attention import image_attention, manager_weights
-from models.two_tower.batch import CAPTION_IDS, CAPTION_MASK, CAPTION_OWNER, QUESTION_IDS, QUESTION_MASK
+from models.two_tower.batch import CAPTION_OWNER, QUESTION_IDS, QUESTION_MASK
 from models.two_tower.cost import multiply_adds
 from models.two_tower.managers import Managers
 from models.two_tower.retrieval import candidates, match_scores, recalls
@@ -51,8 +51,8 @@ def questions(split: TrainedSplit) -> SuiteResult:
 def _figures(split: TrainedSplit) -> dict[str, Any]:
     """Attention over the images of some questions and, of a model with managers, their weights over a batch."""
     model, batch = split.module.model, next(split.batches())
-    text = model.encode_text(batch[QUESTION_IDS], batch[QUESTION_MASK])
-    image = model.encode_image(batch[keys.IMAGE])
+    encodings = split.module.encodings(batch)
+    text, image = encodings("question"), encodings("image")
     answers, names = objectives.answer_logits(model, text, image).argmax(dim=1).tolist(), split.dataset.answers
     maps, rows = image_attention(model, text, image).cpu(), batch[keys.INDEX].tolist()
     examples = [
@@ -132,10 +132,9 @@ class _Texts:
             read = batch[keys.INDEX].tolist()
             self.rows += [images.first[i] for i in read]
             captions += [caption for i in read for caption in images.captions[i]]
-            texts.append((batch[CAPTION_IDS], batch[CAPTION_MASK]))
+            texts.append(split.module.encodings(batch)("all_captions"))
         self.owner, self.captions = torch.cat(owner), captions
-        ids, mask = (torch.cat(part) for part in zip(*texts, strict=True))
-        self.encoded = split.module.model.encode_text(ids, mask)
+        self.encoded = objectives.join(*texts)
         self._display = split.dataset.display
 
     def errors(self, similarity: Tensor) -> list[ErrorRow]:

@@ -48,8 +48,8 @@ def images_with_texts(run: Run, images: Sequence[str] = (), texts: Sequence[str]
     if "reason" in module.tasks and len(images) % 2:
         raise UserError("predict.images: this model judges pairs of images; give an even number of them.")
     pixels = torch.stack([_open(name, data) for name in images]).to(module.device)
-    ids, mask = (part.to(module.device) for part in data.words(list(texts)))
-    text = module.model.encode_text(ids, mask)
+    batch = {name: part.to(module.device) for name, part in data.questions(list(texts)).items()}
+    text = module.encodings(batch)("question")
     step = 2 if "reason" in module.tasks else 1
     table = Table(Column("image", overflow="fold"), *texts)
     predictions, drawn = [], []

@@ -7,6 +7,7 @@ triples, K width of an entity, H heads, C channels of a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,19 @@ from torch import Tensor, nn
 NO_ENTITY = -100  # id of an empty place in a list of entities
 PREDICTORS = ("img_linear1", "img_linear2", "txt_linear1", "txt_linear2")  # heads of the task ``align``
 _TINY = 1e-16  # added to the denominator of the attention
+
+
+class Graph:
+    """A knowledge graph in numbers.
+
+    Args:
+        names: of the E entities.
+        triples: (T, 2) int64 head and tail of each triple.
+        vectors: (E, K) initial entity vectors; None: random ones.
+    """
+
+    def __init__(self, names: Sequence[str], triples: Tensor, vectors: Tensor | None = None):
+        self.names, self.triples, self.vectors = names, triples, vectors
 
 
 class GraphAttention(nn.Module):
@@ -140,3 +154,23 @@ def pick(table: Tensor, ids: Tensor) -> Tensor:
     """Rows (B, M, K) of ``table`` (E, K); zeros where ``ids`` (B, M) is NO_ENTITY."""
     absent = ids == NO_ENTITY
     return table[ids.masked_fill(absent, 0)].masked_fill(absent[..., None], 0)
+
+
+def entity_labels(ids: Tensor, count: int) -> Tensor:
+    """(B, ``count``) float32, 1 at the entities that ``ids`` (B, n) lists; NO_ENTITY is none."""
+    labels = torch.zeros(len(ids), count + 1, device=ids.device)
+    return labels.scatter_(1, ids.masked_fill(ids == NO_ENTITY, count), 1.0)[:, :count]
+
+
+def entity_auroc(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B,) share of the pairs of a named and another entity in which the named one has the larger logit; -1 without a pair.
+
+    Args:
+        logits: (B, E).
+        labels: (B, E), 1 at named entities.
+    """
+    ranks = logits.float().argsort(dim=1).argsort(dim=1)
+    named = labels.sum(dim=1)
+    above = (ranks * labels).sum(dim=1) - named * (named - 1) / 2
+    pairs = named * (labels.shape[1] - named)
+    return torch.where(pairs > 0, above / pairs.clamp(min=1), -1.0)

@@ -1,4 +1,4 @@
-"""Overlap of label maps as Dice: twice the intersection over the sum of the areas."""
+"""Overlap of areas as Dice: twice the intersection over the sum of the areas."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from torch import Tensor
 
 def dice_per_image(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """(N, C) float64 of label maps (N, H, W); NaN where a class is in neither."""
-    classes = torch.arange(num_classes, device=target.device)
-    p, t = (labels.flatten(1)[:, None] == classes[None, :, None] for labels in (predicted, target))
+    classes = torch.arange(num_classes, device=target.device)[:, None, None]
+    return dice_of_masks(*(labels[:, None] == classes for labels in (predicted, target)))
+
+
+def dice_of_masks(predicted: Tensor, target: Tensor) -> Tensor:
+    """(N, C) float64 of masks (N, C, H, W) bool, which may overlap; NaN where both are empty."""
+    p, t = predicted.flatten(2), target.flatten(2)
     return 2 * (p & t).sum(-1).double() / (p.sum(-1) + t.sum(-1)).double()
 
 

@@ -22,22 +22,24 @@ CPU_ENTRIES, GPU_ENTRIES = 2**22, 2**26  # student logits that exist at once
 
 
 @torch.no_grad()
-def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = ITERATIONS) -> Tensor:
+def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = ITERATIONS, overwrite: bool = False) -> Tensor:
     """Targets (n, K) float32 whose rows sum to 1 and whose columns are balanced over the rows of all processes.
 
     The official code divides a K x n matrix by its row and column sums in turn. Here the matrix stays as it is and the
-    factors of rows and columns are iterated instead, which reads it half as often and holds it once. The divisions by
-    K and by the number of rows cancel in the result. The largest logit is
-    subtracted first, which the divisions cancel: at low temperatures the exponential would overflow.
+    factors of rows and columns are iterated instead, which reads it half as often. The divisions by K and by the number of
+    rows cancel in the result. The largest logit is subtracted first, which the divisions cancel: at low temperatures the
+    exponential would overflow.
 
     Args:
         logits: (n, K) of the teacher; processes may have different numbers of rows, also none.
         temperature: of the teacher.
         iterations: of the alternation; official: 3.
+        overwrite: put the targets into the place of float32 logits, so that no second matrix is held.
     """
-    scaled = logits.float() / temperature
-    largest = _over_processes(scaled.amax() if len(scaled) else scaled.new_tensor(-torch.inf), dist.ReduceOp.MAX)
-    q = scaled.sub_(largest).exp_()
+    q = logits.float()
+    q = q.clone() if q is logits and not overwrite else q
+    largest = _over_processes(q.amax() if len(q) else q.new_tensor(-torch.inf), dist.ReduceOp.MAX)
+    q.sub_(largest).div_(temperature).exp_()
     of_row, of_prototype = q.new_ones(len(q)), q.new_ones(q.shape[1])
     for _ in range(iterations):
         of_prototype = _inverse(_over_processes(of_row @ q))
@@ -78,7 +80,14 @@ class CentredTargets(nn.Module):
 class _PrototypeLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, unit: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, temperature: float, entries: int
+        ctx: Any,
+        unit: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        row_weights: Tensor,
+        temperature: float,
+        target_of: Tensor | None,
+        entries: int,
     ) -> Tensor:
         dtype = product_dtype(unit.device, unit.dtype)
         x, prototypes = unit.to(dtype), weight.to(dtype)
@@ -90,7 +99,7 @@ class _PrototypeLoss(torch.autograd.Function):
                 rows = slice(first, first + step)
                 logits, target, row_weight = (
                     (x[rows] @ prototypes.T).float().div_(temperature),
-                    targets[rows],
+                    targets[rows] if target_of is None else targets[target_of[rows]],
                     row_weights[rows],
                 )
                 mass = target.sum(dim=1)
@@ -107,11 +116,16 @@ class _PrototypeLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_unit, of_weight = ctx.saved_tensors
-        return of_unit * gradient.to(of_unit.dtype), of_weight * gradient.to(of_weight.dtype), None, None, None, None
+        return of_unit * gradient.to(of_unit.dtype), of_weight * gradient.to(of_weight.dtype), None, None, None, None, None
 
 
 def prototype_loss(
-    unit: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, temperature: float = STUDENT_TEMPERATURE
+    unit: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    row_weights: Tensor,
+    temperature: float = STUDENT_TEMPERATURE,
+    target_of: Tensor | None = None,
 ) -> Tensor:
     """``sum_n row_weights_n H(targets_n, softmax(unit_n weight^T / temperature))``, the cross-entropy of DINO and iBOT.
 
@@ -124,9 +138,10 @@ def prototype_loss(
         targets: (n, K) float32; rows may sum to any mass.
         row_weights: (n,) float32: one over the number of rows for a mean.
         temperature: of the student.
+        target_of: (n,) the row of ``targets`` that belongs to each row, where several share one; None: they are in order.
     """
     entries = GPU_ENTRIES if unit.is_cuda else CPU_ENTRIES
-    return _PrototypeLoss.apply(unit, weight, targets, row_weights, temperature, entries)
+    return _PrototypeLoss.apply(unit, weight, targets, row_weights, temperature, target_of, entries)
 
 
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:

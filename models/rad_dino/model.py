@@ -94,10 +94,11 @@ class StudentAndTeacher(nn.Module):
         even = class_targets.new_full((len(global_crops),), VIEWS / (len(global_crops) * terms))
         losses = {"dino_global": prototype_loss(units[0], prototypes, class_targets, even)}
         if count:
-            # Linear in the targets: one pass per crop over the sum of both views.
-            both, even = torch.stack(class_targets.chunk(VIEWS)).sum(dim=0), even.new_full((images,), 1 / (images * terms))
-            crop_losses = [prototype_loss(crop, prototypes, both, even) for crop in units[1].chunk(count)]
-            losses["dino_local"] = torch.stack(crop_losses).sum()
+            # Linear in the targets: all crops of an image meet the sum of both views.
+            both = class_targets.unflatten(0, (VIEWS, images)).sum(dim=0)
+            target_of = torch.arange(images, device=both.device).repeat(count)
+            even = even.new_full((len(local_crops),), 1 / (images * terms))
+            losses["dino_local"] = prototype_loss(units[1], prototypes, both, even, target_of=target_of)
         losses["koleo"] = torch.stack([koleo(view) for view in outputs[0].cls.chunk(VIEWS)]).sum()
         if self.patch_objective:
             masked = outputs[0].patches.flatten(0, 1)[mask_indices]
@@ -118,8 +119,8 @@ class StudentAndTeacher(nn.Module):
         if self.patch_objective:
             patch_logits = self.head(self.teacher, patches=True)(output.patches.flatten(0, 1)[mask_indices])
         if self.centring == "sinkhorn_knopp":
-            targets = sinkhorn_knopp(logits, temperature)
-            return targets, None if patch_logits is None else sinkhorn_knopp(patch_logits, temperature)
+            targets = sinkhorn_knopp(logits, temperature, overwrite=True)
+            return targets, None if patch_logits is None else sinkhorn_knopp(patch_logits, temperature, overwrite=True)
         targets = self.dino_loss(logits, temperature, move)
         return targets, None if patch_logits is None else self.ibot_patch_loss(patch_logits, temperature, move)
 

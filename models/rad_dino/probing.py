@@ -96,6 +96,35 @@ def neighbour_metrics(rows: dict[str, Tensor]) -> dict[str, float]:
     return metrics | {"knn/auroc": float(area)}
 
 
+class AgeProbe(NamedTuple):
+    """``values = (features - mean) weight + bias``."""
+
+    mean: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(N,) values of features (N, D)."""
+        return (features.double() - self.mean) @ self.weight + self.bias
+
+
+def fit_ridge(features: Tensor, values: Tensor, penalty: float) -> AgeProbe:
+    """Least squares with an L2 penalty, in closed form.
+
+    Args:
+        features: (N, D).
+        values: (N,) of a number such as the age; NaN does not count.
+        penalty: of the squared weights, in multiples of N times the mean variance of the features.
+    """
+    known = ~values.isnan()
+    x, y = features[known].double(), values[known].double()
+    mean, bias = x.mean(dim=0), y.mean()
+    centred = x - mean
+    covariance = centred.T @ centred
+    covariance.diagonal().add_(penalty * covariance.diagonal().mean().clamp_min(1e-12))
+    return AgeProbe(mean, torch.linalg.solve(covariance, centred.T @ (y - bias)), bias)
+
+
 class LinearProbes(NamedTuple):
     """``weight`` (R, D, C) and ``bias`` (R, C) of one classifier per rate."""
 

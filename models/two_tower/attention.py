@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.layers.bert import BertAttention
 from models.two_tower.connectors import SIDES
 from models.two_tower.managers import AdaptiveManager
 from models.two_tower.model import Encoded, TwoTower
@@ -13,16 +14,20 @@ from models.two_tower.model import Encoded, TwoTower
 @torch.no_grad()
 def image_attention(model: TwoTower, text: Encoded, image: Encoded) -> Tensor:
     """(B, n, n) attention of token 0 of the text to the n x n patches, the mean of the last cross-modal layer's heads."""
-    layer = model.cross_modal_text_layers[-1].crossattention
+    return patch_attention(model, model.cross_modal_text_layers[-1].crossattention, text, image)[:, 0]
+
+
+@torch.no_grad()
+def patch_attention(model: TwoTower, layer: BertAttention, text: Encoded, image: Encoded) -> Tensor:
+    """(B, L, n, n) attention of what attends to the image in ``layer`` to the n x n patches, the mean of the heads."""
     seen: list[tuple[Tensor, Tensor]] = []
     hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append((inputs[0], inputs[1])))
     try:
         model.fuse(text, image, read="first")
     finally:
         hook.remove()
-    x, context = seen[0]
     grid = model.vit_model.visual.grid
-    return layer.weights(x[:, :1], context).mean(dim=1)[:, 0, 1:].unflatten(-1, (grid, grid)).float()
+    return layer.weights(*seen[0]).mean(dim=1)[:, :, 1:].unflatten(-1, (grid, grid)).float()
 
 
 @torch.no_grad()

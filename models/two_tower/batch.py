@@ -1,5 +1,7 @@
 """The batch keys of the two-tower family alone."""
 
+from models.batch import CANDIDATE_IDS, CANDIDATE_MASK, MASKED_IDS, TOKEN_IDS, TOKEN_MASK
+
 FALSE_IMAGE = "false_image"  # (n, 3, H, W): other images, for the rows of MATCHED that are 0, in their order
 FALSE_ROWS = "false_rows"  # (n,) int64 rows of this batch whose images take the place of FALSE_IMAGE
 SECOND_IMAGE = "second_image"  # (B, 3, H, W): the right one of a pair (NLVR2)
@@ -8,3 +10,11 @@ ANSWER_SCORES = "answer_scores"  # (B, answers) float32 in [0, 1]: the soft targ
 MEDIUM = "medium"  # (B,) int64: number of the image within its split, the same for captions of one image
 CAPTION_IDS, CAPTION_MASK = "caption_ids", "caption_mask"  # (M, L): all captions of the images of a batch
 CAPTION_OWNER = "caption_owner"  # (M,) int64: the row of the batch that each of them belongs to
+
+TEXTS = {  # name -> ids and mask of the texts of a batch
+    "caption": (TOKEN_IDS, TOKEN_MASK),
+    "masked": (MASKED_IDS, TOKEN_MASK),
+    "question": (QUESTION_IDS, QUESTION_MASK),
+    "candidates": (CANDIDATE_IDS, CANDIDATE_MASK),
+    "all_captions": (CAPTION_IDS, CAPTION_MASK),
+}

@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules.radiology import RadiologyDataModule
 from datamodules.readers.base import BadSample
 from datamodules.readers.dicom import open_radiograph
-from datamodules.readers.radiographs import RadiographTable, assign_splits, image_folder, nih_cxr14
+from datamodules.readers.radiographs import Entry, as_table, assign_splits, image_folder, nih_cxr14
 from datamodules.simulated.radiographs import FINDINGS, nih_phantoms
 from datamodules.transforms.multi_crop import MultiCrop, gaussian_blur
 from models.batch import IMAGE, INDEX, SKIPPED
@@ -89,7 +89,7 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path):
 def test_a_patient_is_in_one_split():
     patients = [str(number // 3) for number in range(300)]
     stated = ["test" if number % 50 == 0 else "" for number in range(300)]
-    table = RadiographTable([""] * 300, patients, np.zeros((300, 0)), [], stated, [])
+    table = as_table([Entry("", patient, (), split) for patient, split in zip(patients, stated, strict=True)], ())
     splits = assign_splits(table, 0.2, 0.3)
     assert all(len({split for p, split in zip(patients, splits, strict=True) if p == patient}) == 1 for patient in patients)
     assert splits.count("test") == 18 and 20 < splits.count("val") < 100

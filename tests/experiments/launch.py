@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
-    places = [f"paths.outputs={folder / 'outputs'}", f"paths.data={folder / 'data'}"]
-    return [sys.executable, str(ROOT / "run.py"), *overrides, *places]
+    places = {"paths.outputs": folder / "outputs", "paths.data": folder / "data"}
+    others = [f"{key}={place}" for key, place in places.items() if not any(word.startswith(f"{key}=") for word in overrides)]
+    return [sys.executable, str(ROOT / "run.py"), *overrides, *others]
 
 
 def environment(folder: Path) -> dict[str, str]:

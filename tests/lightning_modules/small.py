@@ -17,6 +17,7 @@ from datamodules.simulated.driving.camera import make_camera
 from datamodules.simulated.driving.ultrasound import make_rig
 from lightning_modules.alignment import AlignmentModule
 from lightning_modules.all_in_one import AllInOneModule
+from lightning_modules.arl import ARLModule
 from lightning_modules.avgn import AVGNModule
 from lightning_modules.base import BaseModule
 from lightning_modules.bev_fusion import BevFusionModule
@@ -32,6 +33,9 @@ from models.alignment.head import AlignmentHead
 from models.alignment.projectors import CentredProjector, LinearProjector
 from models.all_in_one.batch import FALSE_ROWS
 from models.all_in_one.model import AllInOne
+from models.arl.batch import IMAGE_ENTITIES, TEXT_ENTITIES, entity_keys
+from models.arl.graph import NO_ENTITY, Graph
+from models.arl.model import ARL
 from models.bev_fusion.backbones import image_backbone
 from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, TRACES, VIEW_GRID, VIEW_VALID
 from models.bev_fusion.losses import OccupancyLoss
@@ -53,6 +57,7 @@ from models.two_tower.batch import ANSWER_SCORES, MEDIUM, QUESTION_IDS, QUESTION
 from models.two_tower.llava import small_managed_llava
 from models.two_tower.managers import Managers
 from models.two_tower.model import TwoTower
+from tests.models.arl.stand_in import SIZES as ARL_SIZES
 from tests.models.avgn.conftest import small_network
 from tests.models.hammer.stand_in import small_batch, small_hammer
 from tests.models.two_tower.stand_in import SIZES, small_images, small_texts
@@ -286,10 +291,37 @@ def _images_with_texts(count: int) -> dict[str, Tensor]:
     }
 
 
+# ---- ARL ---------------------------------------------------------------------------------------------------------------
+
+
+def _arl(tasks: tuple[str, ...], graph: Graph | None = None, **options: Any) -> ARLModule:
+    graph = graph or Graph([f"entity {i}" for i in range(9)], torch.tensor([[0, 1], [1, 2], [5, 3], [3, 3]]))
+    return ARLModule(
+        partial(ARL, **ARL_SIZES), tasks, SGD, graph=graph, vocab_size=40, padding_id=1, answers=5, mim_levels=2, **options
+    )
+
+
+def _images_with_entities(count: int) -> dict[str, Tensor]:
+    batch = _images_with_texts(count)
+    ids = torch.arange(3 * count).view(count, 3) % 9
+    ids[0], ids[1:, 2] = NO_ENTITY, NO_ENTITY
+    cover = torch.zeros(count, 3, batch[keys.TOKEN_IDS].shape[1])
+    for place in range(2):
+        cover[1:, place, 1 + place : 3 + place] = 1
+    for name in ("caption", "masked", "question"):
+        batch |= dict(zip(entity_keys(name), (ids, cover), strict=True))
+    batch |= dict(zip(entity_keys("candidates"), (torch.stack([ids] * 3, 1), torch.stack([cover] * 3, 1)), strict=True))
+    return batch | {TEXT_ENTITIES: ids, IMAGE_ENTITIES: ids}
+
+
 MODULES = {
     "alignment": Small(_alignment, _features, together=True),
     "csa": Small(_csa, _features, together=True),
     "all_in_one": Small(_all_in_one, _clips),
+    "arl": Small(partial(_arl, ("mlm", "mim", "match", "align", "rank")), _images_with_entities),
+    "arl_fine_tuned": Small(partial(_arl, ("answer", "classify"), train_knowledge=False), _images_with_entities),
+    "arl_without": Small(partial(_arl, ("mlm", "mim"), reason=False), _images_with_entities),
+    "arl_images": Small(partial(_arl, ("mim", "align")), _images_with_entities),
     "avgn": Small(_avgn, _videos),
     "bev_fusion": Small(_bev_fusion, _recordings),
     "hammer": Small(_hammer, small_batch),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ class ImageSample(NamedTuple):
         group: kind of question, for the report.
         second: the right image of a pair.
         number: identifier of the question, for a submission.
+        findings: labels of the image; a false image for its text has others. Empty where there are none.
     """
 
     key: str
@@ -55,6 +56,7 @@ class ImageSample(NamedTuple):
     group: str = ""
     second: ImageSource | None = None
     number: int | str = -1
+    findings: tuple[int, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -62,12 +64,17 @@ class ImageSample(NamedTuple):
         return (self.question,) if self.question else self.captions
 
 
+Span = tuple[int, int, int]  # first character, the one behind the last, number of the entity
+
+
 class ImageAnnotations(NamedTuple):
-    """The rows of one split; the names of the answers, in the order of their numbers; and records that cannot be used."""
+    """The rows of one split; the names of the answers, in the order of their numbers; records that cannot be used; and the
+    entities of the texts, where the files hold them."""
 
     samples: list[ImageSample]
     answers: tuple[str, ...] = ()
     skipped: Sequence[Skipped] = ()
+    links: Mapping[str, Sequence[Span]] | None = None
 
 
 class MissingSplit(LookupError):
@@ -111,7 +118,12 @@ def concatenate(parts: Sequence[ImageAnnotations]) -> ImageAnnotations:
     for part in parts:
         first = 1 + max((sample.medium for sample in samples), default=-1)
         samples += [sample._replace(medium=sample.medium + first) for sample in part.samples] if first else part.samples
-    return ImageAnnotations(samples, next(iter(answers), ()), [entry for part in parts for entry in part.skipped])
+    links = [part.links for part in parts if part.links is not None]
+    if links and len(links) < len(parts):
+        raise UserError("datamodule.annotations: some of these data sets hold linked entities and others do not; join none.")
+    joined = {text: spans for of_part in links for text, spans in of_part.items()} if links else None
+    skipped = [entry for part in parts for entry in part.skipped]
+    return ImageAnnotations(samples, next(iter(answers), ()), skipped, joined)
 
 
 def unique(texts: Iterable[Any]) -> tuple[str, ...]:

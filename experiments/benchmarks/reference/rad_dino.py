@@ -1,9 +1,13 @@
-"""The losses of DINOv2 over many prototypes in the official order of operations."""
+"""DINOv2's losses over many prototypes, and a step with them, in the official order of operations."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from models.rad_dino.losses import koleo
+from models.rad_dino.masking import BatchMasks
+from models.rad_dino.model import StudentAndTeacher
 
 
 @torch.no_grad()
@@ -23,3 +27,41 @@ def sinkhorn_knopp(logits: Tensor, temperature: float) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Tensor, row_weights: Tensor, temperature: float = 0.1) -> Tensor:
     """Weighted sum over rows of the cross-entropy of student logits (n, K)."""
     return -((targets * (logits.float() / temperature).log_softmax(dim=-1)).sum(dim=-1) * row_weights).sum()
+
+
+def step_losses(
+    model: StudentAndTeacher, crops: Tensor, local: Tensor, masks: BatchMasks, temperature: float
+) -> dict[str, Tensor]:
+    """The four terms of a step: masked rows padded to their upper bound, all logits and log-softmaxes in memory, and a
+    cross-entropy for each pair of a student crop and a teacher view.
+
+    Args:
+        model: one head for class tokens and patches, Sinkhorn-Knopp.
+        crops: (2B, 3, H, W), view by view. local: (L * B, 3, h, w), crop by crop.
+        masks: of the global crops.
+        temperature: of the teacher.
+    """
+    rows, images, masked = len(crops), len(crops) // 2, len(masks.indices)
+    teacher, student = model.teacher, model.student
+    with torch.no_grad():
+        output = teacher["backbone"](crops)
+        padded = torch.zeros(rows + masks.upper_bound, output.cls.shape[1], device=crops.device)
+        padded[:rows] = torch.cat(output.cls.chunk(2)[::-1])
+        padded[rows : rows + masked] = output.patches.flatten(0, 1)[masks.indices]
+        logits = teacher["dino_head"](padded)
+        class_targets = sinkhorn_knopp(logits[:rows], temperature)
+        patch_targets = sinkhorn_knopp(logits[rows : rows + masked], temperature)
+    whole, small = student["backbone"].forward_crops([crops, local], [masks.crops, None])
+    padded = torch.zeros(masks.upper_bound, whole.cls.shape[1], device=crops.device)
+    padded[:masked] = whole.patches.flatten(0, 1)[masks.indices]
+    logits = student["dino_head"](torch.cat([small.cls, whole.cls, padded]))
+    of_local, of_whole, of_patches = logits.split([len(local), rows, masks.upper_bound])
+    count = len(local) // images
+    terms, even = 2 + 2 * count, torch.full((images,), 1 / images, device=crops.device)
+    pairs = [cross_entropy(crop, view, even) for crop in of_local.chunk(count) for view in class_targets.chunk(2)]
+    return {
+        "dino_local": torch.stack(pairs).sum() / terms,
+        "dino_global": cross_entropy(of_whole, class_targets, torch.full((rows,), 1 / rows, device=crops.device)) * 2 / terms,
+        "koleo": torch.stack([koleo(view) for view in whole.cls.chunk(2)]).sum(),
+        "ibot": cross_entropy(of_patches[:masked], patch_targets, masks.weights / rows),
+    }

@@ -21,7 +21,7 @@ def infer(model: TwoTower, ids: Tensor, mask: Tensor, image: Tensor) -> tuple[Te
     """Text and image features of all tokens, and the pooled features (B, 2D)."""
     additive = {"text": (1.0 - mask[:, None, None].float()) * -10000.0, "image": None}
     additive["image"] = torch.zeros(len(image), 1, 1, 1 + model.vit_model.visual.grid**2, device=image.device)
-    states = {"text": _text_states(model, ids, additive["text"]), "image": _image_states(model, image)}
+    states = {"text": text_states(model, ids, additive["text"]), "image": image_states(model, image)}
     experts = {}
     for kind, side in enumerate(SIDES):
         transform = getattr(model, f"cross_modal_{side}_transform")
@@ -36,7 +36,7 @@ def infer(model: TwoTower, ids: Tensor, mask: Tensor, image: Tensor) -> tuple[Te
         entered = {side: _enter(model, side, level, experts[side], x, mask) for side in SIDES}
         for side, other in zip(SIDES, SIDES[::-1], strict=True):
             layer = getattr(model, f"cross_modal_{side}_layers")[level]
-            x[side] = _layer(layer, entered[side], additive[side], entered[other], additive[other])
+            x[side] = layer_output(layer, entered[side], additive[side], entered[other], additive[other])
     return x["text"], x["image"], model.pool(x["text"], x["image"])
 
 
@@ -69,20 +69,23 @@ def rerank(model: TwoTower, ids: Tensor, mask: Tensor, images: Tensor, count: in
     return scores
 
 
-def _text_states(model: TwoTower, ids: Tensor, additive: Tensor) -> list[Tensor]:
+def text_states(model: TwoTower, ids: Tensor, additive: Tensor) -> list[Tensor]:
     text = model.text_transformer
     real = ids != text.padding_id
     x, states = text.embeddings(ids, real.cumsum(1) * real + text.padding_id), []
     for layer in text.encoder.layer:
-        x = _layer(layer, x, additive, None, None)
+        x = layer_output(layer, x, additive, None, None)
         states.append(x)
     return states
 
 
-def _image_states(model: TwoTower, image: Tensor) -> list[Tensor]:
+def image_states(model: TwoTower, image: Tensor, left: Tensor | None = None) -> list[Tensor]:
     visual = model.vit_model.visual
     x = visual.conv1(image).flatten(2).transpose(1, 2)
-    x = visual.ln_pre(torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + visual.positional_embedding)
+    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1) + visual.positional_embedding
+    if left is not None:
+        x = torch.cat([x[:, :1], x.take_along_dim(1 + left[..., None], dim=1)], dim=1)
+    x = visual.ln_pre(x)
     states = []
     for block in visual.transformer.resblocks:
         packed = F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
@@ -120,14 +123,14 @@ def _enter(model: TwoTower, side: str, level: int, experts: list[Tensor], x: dic
     return ((scores / manager.softmax_temperature).softmax(dim=1) * normed).sum(dim=1) + manager.layer_scores_cross[0] * cross
 
 
-def _layer(layer: BertLayer, x: Tensor, additive: Tensor, context: Tensor | None, of_context: Tensor | None) -> Tensor:
-    x = _attend(layer.attention, x, x, additive)
+def layer_output(layer: BertLayer, x: Tensor, additive: Tensor, context: Tensor | None, of_context: Tensor | None) -> Tensor:
+    x = attended(layer.attention, x, x, additive)
     if layer.crossattention is not None:
-        x = _attend(layer.crossattention, x, context, of_context)
+        x = attended(layer.crossattention, x, context, of_context)
     return layer.output(F.gelu(layer.intermediate.dense(x)), x)
 
 
-def _attend(attention: nn.Module, x: Tensor, context: Tensor, additive: Tensor) -> Tensor:
+def attended(attention: nn.Module, x: Tensor, context: Tensor, additive: Tensor) -> Tensor:
     assert isinstance(attention, BertAttention)
     query, key, value = (
         part.unflatten(-1, (attention.heads, -1)).transpose(1, 2)

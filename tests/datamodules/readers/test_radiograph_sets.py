@@ -2,6 +2,7 @@
 
 import gzip
 
+import numpy as np
 import pytest
 
 from datamodules.readers import radiograph_sets as sets
@@ -28,6 +29,13 @@ def test_mimic_cxr_jpg(tmp_path):
     assert table.findings[0].tolist() == [0, 0, 1, -1] + [0] * 10
     assert [entry.key for entry in table.skipped] == ["d4"]
     assert len(sets.mimic_cxr_jpg(tmp_path, frontal=False).paths) == 3
+    assert table.metadata[:, 1].tolist() == [0, 1] and np.isnan(table.metadata[:, 0]).all() and table.reports == ["", ""]
+    write(tmp_path / "patients.csv", "subject_id,gender,anchor_age", "10000032,F,52")
+    report = tmp_path / "mimic-cxr-reports" / "files" / "p10" / "p10000032" / "s50.txt"
+    write(report, " EXAMINATION:  CHEST", " FINDINGS:", " Clear lungs.", " No effusion.", " IMPRESSION:", " Normal.")
+    with_reports = sets.mimic_cxr_jpg(tmp_path, reports=True)
+    assert with_reports.metadata[0].tolist() == [0, 0, 52] and with_reports.reports == ["Clear lungs. No effusion."]
+    assert [entry.reason.split(":")[0] for entry in with_reports.skipped] == ["missing report", "missing report"]
 
 
 def test_chexpert(tmp_path):
@@ -43,6 +51,7 @@ def test_chexpert(tmp_path):
     assert table.paths == [f"{s}/patient{p}/study1/view1_frontal.jpg" for s, p in (("train", "00001"), ("valid", "64541"))]
     assert table.patients == ["patient00001", "patient64541"] and table.splits == ["", "test"]
     assert table.findings[0].tolist() == [1] + [0] * 12 + [1] and len(table.skipped) == 1
+    assert table.metadata.tolist() == [[0, 1, 68], [1, 1, 73]]
 
 
 def test_padchest(tmp_path):

@@ -9,17 +9,18 @@ from models.arl.graph import NO_ENTITY
 from models.arl.model import ARL
 
 ENTITIES, TRIPLES = 9, 20
+SIZES = {
+    "image_size": 16, "patch_size": 4, "image_width": 16, "image_layers": 2, "image_heads": 2, "text_width": 12,
+    "text_layers": 2, "text_heads": 2, "text_intermediate": 24, "max_positions": 16, "width": 16, "levels": 3, "heads": 2,
+    "mlp_ratio": 2.0, "knowledge_width": 8, "knowledge_heads": 2, "knowledge_intermediate": 12, "graph_channels": 4,
+    "graph_heads": 2, "mim_width": 8, "mim_layers": 1, "mim_heads": 2, "init_std": 0.2,
+}  # fmt: skip
 
 
 def small_arl(**settings) -> ARL:
     torch.manual_seed(0)
-    sizes = {
-        "tasks": ("mlm", "mim", "match", "align", "answer", "classify", "rank"), "image_size": 16, "patch_size": 4,
-        "image_width": 16, "image_layers": 2, "image_heads": 2, "text_width": 12, "text_layers": 2, "text_heads": 2,
-        "text_intermediate": 24, "vocab_size": 30, "max_positions": 16, "width": 16, "levels": 3, "heads": 2, "mlp_ratio": 2.0,
-        "answers": 5, "classes": 4, "knowledge_width": 8, "knowledge_heads": 2, "knowledge_intermediate": 12,
-        "graph_channels": 4, "graph_heads": 2, "mim_width": 8, "mim_layers": 1, "mim_heads": 2, "init_std": 0.2,
-    }  # fmt: skip
+    tasks = ("mlm", "mim", "match", "align", "answer", "classify", "rank")
+    sizes = {**SIZES, "tasks": tasks, "vocab_size": 30, "answers": 5, "classes": 4}
     model = ARL(ENTITIES, TRIPLES, **{**sizes, **settings})
     model.align_head.set_graph(torch.randint(0, ENTITIES, (TRIPLES, 2)))
     return model.eval()

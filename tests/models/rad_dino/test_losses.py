@@ -4,6 +4,8 @@ import random
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from models.rad_dino.backbone import DinoViT
 from models.rad_dino.head import DinoHead
@@ -31,6 +33,30 @@ def test_sinkhorn_equals_the_plain_form_and_does_not_overflow():
     assert sinkhorn_knopp(torch.zeros(0, 30), 0.1).shape == (0, 30)
 
 
+def test_sinkhorn_overwrites_where_it_may():
+    logits = torch.randn(12, 30)
+    before = logits.clone()
+    expected = sinkhorn_knopp(logits, 0.1)
+    assert torch.equal(logits, before)
+    assert torch.equal(sinkhorn_knopp(logits, 0.1, overwrite=True), expected) and torch.equal(logits, expected)
+
+
+def _sinkhorn_of_rank(rank: int, store: str, results: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
+    logits = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    torch.save(sinkhorn_knopp(logits.tensor_split((5, 12))[rank], 0.1), f"{results}/{rank}.pt")
+
+
+@pytest.mark.ddp
+def test_sinkhorn_balances_over_ranks(tmp_path):
+    """Three processes, with 5, 7 and no rows."""
+    mp.spawn(_sinkhorn_of_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=3)
+    joined = torch.cat([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)])
+    logits = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(joined, sinkhorn_knopp(logits, 0.1))
+
+
 @pytest.mark.parametrize("entries", [30, 2**22], ids=["row by row", "at once"])
 def test_prototype_loss_equals_the_plain_form_with_its_gradients(entries, monkeypatch):
     monkeypatch.setattr("models.rad_dino.losses.CPU_ENTRIES", entries)
@@ -45,6 +71,18 @@ def test_prototype_loss_equals_the_plain_form_with_its_gradients(entries, monkey
     torch.testing.assert_close(ours.double(), plain, rtol=1e-4, atol=1e-4)
     for expected, actual in zip(*tensors, strict=True):
         torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_may_share_targets(monkeypatch):
+    monkeypatch.setattr("models.rad_dino.losses.CPU_ENTRIES", 60)  # tiles of two rows
+    unit, weight, targets, target_of = (
+        torch.randn(6, 5),
+        torch.randn(30, 5),
+        torch.rand(3, 30),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+    )
+    shared = prototype_loss(unit, weight, targets, torch.ones(6), target_of=target_of)
+    torch.testing.assert_close(shared, prototype_loss(unit, weight, targets[target_of], torch.ones(6)))
 
 
 def test_prototype_loss_without_rows():
