@@ -117,7 +117,7 @@ class RadDinoModule(BaseModule):
             targets_move=split == "train",
         )
         self.loss_weights = {name: weight for name, weight in self.term_weights.items() if name in losses}
-        return StepOutput(losses, outputs={} if split == "train" else self.rows(batch))
+        return StepOutput(losses, outputs={} if split == "train" else class_token_rows(self.encoder, batch))
 
     def at_this_step(self, quantity: str) -> float:
         """``temperature`` or ``momentum`` of the teacher, or ``weight_decay``, at the optimiser step that is being taken."""
@@ -170,20 +170,24 @@ class RadDinoModule(BaseModule):
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
-    def rows(self, batch: dict) -> dict[str, Tensor]:
-        """The teacher's class tokens of whole images, with the truth."""
-        features = self.encoder(batch[IMAGE]).cls
-        return {INDEX: batch[INDEX], "features": features.float(), "findings": batch[FINDINGS]}
-
     def predict_step(self, batch: dict, batch_idx: int = 0) -> dict[str, Tensor]:
-        return self.rows(batch)
+        return class_token_rows(self.encoder, batch)
 
     def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        """k-NN metrics of each image among the others of its split, where the data has findings, and the features' rank."""
-        return {name: value for name, value in neighbour_metrics(rows).items() if not math.isnan(value)}
+        return class_token_metrics(rows)
 
     def load_official(self, weights: dict[str, Tensor]) -> None:
         load_official(self.model, weights)
+
+
+def class_token_rows(encoder: DinoViT, batch: dict) -> dict[str, Tensor]:
+    """The class tokens of whole images, with the truth."""
+    return {INDEX: batch[INDEX], "features": encoder(batch[IMAGE]).cls.float(), "findings": batch[FINDINGS]}
+
+
+def class_token_metrics(rows: dict[str, Tensor]) -> dict[str, float]:
+    """k-NN metrics of each image among the others of its split, where the data has findings, and the features' rank."""
+    return {name: value for name, value in neighbour_metrics(rows).items() if not math.isnan(value)}
 
 
 def by_view(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.base import BaseModule, StepOutput
+from lightning_modules.rad_dino import class_token_metrics, class_token_rows
 from models.errors import UserError
 from models.optim.schedules import Multiplier
 from models.rad_dino.backbone import DinoViT
@@ -42,6 +43,7 @@ class SupervisedRadiographs(BaseModule):
         if labels == "findings" and not num_findings:
             raise UserError("module.labels=findings needs data with findings; datamodule has none.")
         self.encoder, self.labels = backbone(), labels
+        self.encoder.mask_token.requires_grad_(False)  # nothing is masked
         self.head = nn.Linear(self.encoder.dim, num_findings if labels == "findings" else width)
         if labels == "reports":
             self.text = ReportVectors(width)
@@ -50,13 +52,19 @@ class SupervisedRadiographs(BaseModule):
     needs = (GLOBAL_CROPS, FINDINGS, REPORT)
 
     def shared_step(self, batch: dict, split: str) -> StepOutput:
+        return StepOutput(self.losses(batch), outputs={} if split == "train" else class_token_rows(self.encoder, batch))
+
+    def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        return class_token_metrics(rows)
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
         outputs = self.head(self.encoder(batch[GLOBAL_CROPS][:, 0]).cls)
         if self.labels == "reports":
             loss = report_contrast(outputs, self.text(batch[REPORT]), batch[REPORT], self.log_scale.exp().clamp(max=100))
-            return StepOutput({"contrastive": loss})
+            return {"contrastive": loss}
         known = batch[FINDINGS] >= 0
         entropy = F.binary_cross_entropy_with_logits(outputs, batch[FINDINGS].clamp_min(0).to(outputs), reduction="none")
-        return StepOutput({"findings": (entropy * known).sum() / known.sum().clamp_min(1)})
+        return {"findings": (entropy * known).sum() / known.sum().clamp_min(1)}
 
 
 class ReportVectors(nn.Module):

@@ -19,7 +19,7 @@ from datamodules.simulated.worlds import SPLIT_STARTS
 from datamodules.tokenizers.base import BERT_SPECIALS
 from models.io import atomic_directory, stable_hash
 
-WORLD = 1  # raise it when the same arguments would give other images, reports, questions or names
+WORLD = 2  # raise it when the same arguments would give other images, reports, questions or names
 
 NAMES = {
     "Cardiomegaly": ("cardiomegaly", "enlarged heart", "cardiac enlargement"),

@@ -75,8 +75,8 @@ def _neighbours(split: TrainedSplit, count: int, neighbours: int, searched: int,
     nearest = (asked @ stored.T).topk(min(neighbours, len(stored)), dim=1).indices
     rows = []
     for query, similar in zip(asked_rows, nearest, strict=True):
-        found = [_described(split, train, stored_rows[place]) for place in similar.tolist()]
-        rows.append([_described(split, split.dataset, query), *found])
+        similar_images = [_described(split, train, stored_rows[place]) for place in similar.tolist()]
+        rows.append([_described(split, split.dataset, query), *similar_images])
     drawing.neighbours(rows, path)
 
 

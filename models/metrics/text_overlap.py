@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from collections.abc import Sequence
+
+from torchmetrics.functional.text import bleu_score
 
 
 def words(text: str) -> list[str]:
@@ -20,19 +20,8 @@ def bleu(generated: Sequence[str], references: Sequence[str], order: int = 4) ->
         generated, references: N texts.
         order: longest n-grams.
     """
-    met, made = [0] * order, [0] * order
-    lengths = [0, 0]
-    for text, reference in zip(generated, references, strict=True):
-        tokens, wanted = words(text), words(reference)
-        lengths = [lengths[0] + len(tokens), lengths[1] + len(wanted)]
-        for n in range(1, order + 1):
-            grams, allowed = _grams(tokens, n), _grams(wanted, n)
-            met[n - 1] += sum((grams & allowed).values())
-            made[n - 1] += sum(grams.values())
-    if not all(met):
-        return 0.0
-    precision = sum(math.log(m / n) for m, n in zip(met, made, strict=True)) / order
-    return math.exp(precision + min(0.0, 1 - lengths[1] / lengths[0]))
+    texts, wanted = ([" ".join(words(text)) for text in side] for side in (generated, references))
+    return float(bleu_score(texts, [[text] for text in wanted], n_gram=order))
 
 
 def rouge_l(generated: Sequence[str], references: Sequence[str]) -> float:
@@ -43,10 +32,6 @@ def rouge_l(generated: Sequence[str], references: Sequence[str]) -> float:
         common = _longest_common(tokens, wanted)
         scores.append(2 * common / (len(tokens) + len(wanted)) if common else 0.0)
     return sum(scores) / max(len(scores), 1)
-
-
-def _grams(tokens: Sequence[str], n: int) -> Counter:
-    return Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:

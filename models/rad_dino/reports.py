@@ -192,8 +192,8 @@ def report_metrics(
     metrics = {"bleu4": 100 * bleu(generated, references), "rouge_l": 100 * rouge_l(generated, references)}
     if not names:
         return metrics
-    found, there = (torch.tensor([labels(text, names) for text in texts]).bool() for texts in (generated, references))
-    hits, sizes = (found & there).sum(dim=0).double(), (found.sum(dim=0) + there.sum(dim=0)).double()
+    named, true = (torch.tensor([labels(text, names) for text in texts]).bool() for texts in (generated, references))
+    hits, sizes = (named & true).sum(dim=0).double(), (named.sum(dim=0) + true.sum(dim=0)).double()
     metrics["findings_f1_macro"] = 100 * float((2 * hits / sizes).nanmean())
     metrics["findings_f1_micro"] = 100 * float(2 * hits.sum() / sizes.sum().clamp_min(1))
     return metrics

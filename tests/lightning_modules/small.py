@@ -26,6 +26,7 @@ from lightning_modules.hammer import TERMS, HammerModule
 from lightning_modules.llava_manager import LlavaManagerModule
 from lightning_modules.mm_lego import MMLegoModule
 from lightning_modules.rad_dino import RadDinoModule, by_view
+from lightning_modules.rad_dino_baselines import SupervisedRadiographs
 from lightning_modules.two_tower import TwoTowerModule
 from models import batch as keys
 from models.alignment.batch import IMAGE_FEATURES, TEXT_FEATURES
@@ -234,6 +235,11 @@ def _rad_dino() -> RadDinoModule:
     return RadDinoModule(model, SGD, temperature_epochs=1, freeze_last_layer_epochs=0, momentum=0.9)
 
 
+def _radiographs_with_labels(labels: str) -> SupervisedRadiographs:
+    backbone = partial(DinoViT, image_size=16, patch_size=8, dim=16, depth=2, heads=2)
+    return SupervisedRadiographs(backbone, SGD, labels=labels, num_findings=3)
+
+
 def _radiographs(count: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     batch = {
@@ -329,6 +335,7 @@ MODULES = {
     "mm_lego_block": Small(partial(_mm_lego, OneModality, "classification", ("patches",), l1=1e-3), _patients),
     "mm_lego_weave": Small(partial(_mm_lego, partial(LegoFuse, method="weave"), "multi_label", tuple(PATIENTS)), _patients),
     "rad_dino": Small(_rad_dino, _radiographs),
+    "radiograph_findings": Small(partial(_radiographs_with_labels, "findings"), _radiographs),
     "two_tower": Small(
         partial(_two_tower, ("mlm", "match", "rank", "answer", "reason"), negatives="given"), _images_with_texts
     ),
