@@ -56,7 +56,7 @@ def cross_validate(
         cost: numbers of modalities for which time and memory are measured.
     """
     methods = run.cfg.cross_validation.methods
-    if main not in methods:
+    if not methods.get(main):
         raise UserError(f"cross_validation.methods has no '{main}', whose metrics would be this run's; it has {[*methods]}.")
     data = parts.datamodule(run)
     names = [*data.cohort.modalities]
@@ -78,11 +78,12 @@ def cross_validate(
     for note in measured.notes if measured else ():
         run.note(note)
     run.note(f"CROSS-VALIDATED: means over {data.folds} folds; intervals of {bootstrap} draws of the test patients.")
-    facts: Facts = {"metrics": named(table.pop(main)), "baselines": {name: named(row) for name, row in table.items()}}
+    others = {name: named(row) for name, row in table.items() if name != main}
+    facts: Facts = {"metrics": named(table[main]), "baselines": others}
     if label in CHANCE:
         facts["baselines"]["chance"] = {f"test/{label}": CHANCE[label]}
     facts["metrics"] |= named(measured.metrics) if measured else {}
-    drawn = drawings(judged, main, label, bootstrap) | suites.latents(of_main).figures | (measured.figures if measured else {})
+    drawn = drawings(judged, table, main, label) | suites.latents(of_main).figures | (measured.figures if measured else {})
     facts["figures"] = {}
     for name, draw in drawn.items():
         facts["figures"][name] = draw(run.dir / "figures" / f"{name}.png").name
@@ -142,9 +143,10 @@ def judge(split: TrainedSplit, missing: Sequence[float], draws: int) -> Judged:
 
 
 def summary(folds: Sequence[Judged], label: str, bootstrap: int) -> Metrics:
-    """Means over the folds of all metrics; of the first one also its interval, standard deviation, and the values when
-    modalities are missing."""
-    metrics = {name: float(np.mean([fold.metrics[name] for fold in folds])) for name in folds[0].metrics}
+    """Means over the folds of the metrics that are defined in all of them; of the first one also its interval, standard
+    deviation, and the values when modalities are missing."""
+    defined = [name for name in folds[0].metrics if all(name in fold.metrics for fold in folds)]
+    metrics = {name: float(np.mean([fold.metrics[name] for fold in folds])) for name in defined}
     metrics[f"{label}_std"] = float(np.std([fold.metrics[label] for fold in folds]))
     metrics |= suites.interval_of(label, resampled_means(folds, label, bootstrap))
     for share in folds[0].missing:
@@ -175,10 +177,11 @@ def named(metrics: Metrics) -> Metrics:
     return {f"test/{name}": value for name, value in metrics.items() if value == value}
 
 
-def drawings(judged: Mapping[str, Sequence[Judged]], main: str, label: str, bootstrap: int) -> dict[str, Callable]:
+def drawings(
+    judged: Mapping[str, Sequence[Judged]], table: Mapping[str, Metrics], main: str, label: str
+) -> dict[str, Callable]:
     """Functions that draw the figures of all folds, by name."""
-    values = {name: summary(folds, label, bootstrap) for name, folds in judged.items()}
-    bounds = {name: (row[label], row[f"{label}_95_low"], row[f"{label}_95_high"]) for name, row in values.items()}
+    bounds = {name: (row[label], row[f"{label}_95_low"], row[f"{label}_95_high"]) for name, row in table.items()}
     drawn: dict[str, Callable] = {"methods": partial(figures.intervals, bounds, label, CHANCE.get(label, 0.0))}
     folds = judged[main]
     if folds[0].missing:

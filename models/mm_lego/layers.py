@@ -75,13 +75,16 @@ class GatedProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         a, g = x.chunk(2, dim=-1)
-        return a * F.selu(g)
+        return F.selu(g).mul_(a)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         a, g = x.chunk(2, dim=-1)
-        gate = F.selu(g)
-        slope = torch.where(g > 0, SELU_SCALE, gate + SELU_SCALE * SELU_ALPHA)
-        return torch.cat([grad * gate, slope.mul_(a).mul_(grad)], dim=-1)
+        out, gate = torch.empty_like(x), F.selu(g)
+        out_a, out_g = out.chunk(2, dim=-1)
+        out_a.copy_(gate).mul_(grad)
+        slope = gate.add_(SELU_SCALE * SELU_ALPHA).masked_fill_(g > 0, SELU_SCALE)  # below zero selu' = selu + scale * alpha
+        out_g.copy_(slope.mul_(a)).mul_(grad)
+        return out

@@ -164,14 +164,14 @@ def survival_metrics(rows: dict[str, Tensor], edges: Sequence[float]) -> dict[st
 
 
 def class_metrics(rows: dict[str, Tensor]) -> dict[str, float]:
-    """Percent, of rows "logits" (N, C) and "label": accuracy and AUC, macro over one class against the rest beyond two classes;
+    """Percent, of rows "logits" (N, C) and "label": AUC, macro over one class against the rest beyond two classes; accuracy;
     for two classes also the official AUC of predicted labels."""
     logits, labels = rows["logits"].double(), rows["label"]
-    metrics = {"accuracy": float((logits.argmax(dim=1) == labels).double().mean())}
     if logits.shape[1] == 2:
-        metrics |= {"auc": auc(logits[:, 1] - logits[:, 0], labels), "hard_auc": hard_binary_auc(logits, labels)}
+        metrics = {"auc": auc(logits[:, 1] - logits[:, 0], labels), "hard_auc": hard_binary_auc(logits, labels)}
     else:
-        metrics["auc"] = macro_auc(logits, labels)
+        metrics = {"auc": macro_auc(logits, labels)}
+    metrics["accuracy"] = float((logits.argmax(dim=1) == labels).double().mean())
     return {f"class/{name}": 100 * value for name, value in metrics.items() if not math.isnan(value)}
 
 
