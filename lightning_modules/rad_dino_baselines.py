@@ -49,7 +49,9 @@ class SupervisedRadiographs(BaseModule):
             self.text = ReportVectors(width)
             self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
-    needs = (GLOBAL_CROPS, FINDINGS, REPORT)
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return GLOBAL_CROPS, FINDINGS if self.labels == "findings" else REPORT
 
     def shared_step(self, batch: dict, split: str) -> StepOutput:
         return StepOutput(self.losses(batch), outputs={} if split == "train" else class_token_rows(self.encoder, batch))
