@@ -29,7 +29,8 @@ def test_each_kind_of_data_serves_its_family_alone(name):
         assert type(module).__name__ in problem and "needs" in problem
 
 
-HELD_OUT = {"rad_dino": ("image", "findings"), "radiograph_findings": ("image",)}  # of held-out batches alone, whose images are whole
+# Keys of held-out batches alone, whose images are whole.
+HELD_OUT = {"rad_dino": ("image", "findings"), "radiograph_findings": ("image",)}
 
 
 @pytest.mark.parametrize("name", MODULES)
