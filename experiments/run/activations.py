@@ -14,16 +14,17 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute_blocks(module: nn.Module) -> int:
+def recompute_blocks(module: nn.Module) -> list[Any]:
     """Let every block of ``module`` be computed again in the backward pass. Losses, gradients and state dicts stay the same.
 
     Returns:
-        the number of blocks.
+        the blocks. ``recomputed`` says of each whether it has been: not if a network calls another method than ``forward``.
     """
-    blocks = list(repeated_blocks(module))
+    blocks: list[Any] = list(repeated_blocks(module))
     for block in blocks:
+        block.recomputed = False
         block.forward = MethodType(_recomputed, block)  # a method of the block, so that a deep copy runs its own weights
-    return len(blocks)
+    return blocks
 
 
 def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -48,7 +49,8 @@ def _can_be_recomputed(block: nn.Module) -> bool:
     return called and composed and trained and not batch_norm
 
 
-def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _recomputed(block: Any, *args: Any, **kwargs: Any) -> Any:
     if not (block.training and torch.is_grad_enabled()):
         return type(block).forward(block, *args, **kwargs)
+    block.recomputed = True
     return checkpoint(type(block).forward, block, *args, use_reentrant=False, **kwargs)

@@ -63,14 +63,15 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    if run.cfg.get("activation_checkpointing") and not recompute_blocks(module):
-        run.note("NO BLOCKS: activation_checkpointing=true finds no repeated blocks that are trained, and changes nothing.")
+    blocks = recompute_blocks(module) if run.cfg.get("activation_checkpointing") else None
     if run.cfg.get("compile"):
         compilation.compile_networks(module)
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info("fit: %.2f M trainable parameters, from step %d", count / 1e6, meta["global_step"])
     with interruption.deferred(), interruption.handled_here(trainer):
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
+    if blocks is not None and not any(block.recomputed for block in blocks):
+        run.note("NOTHING RECOMPUTED: activation_checkpointing=true finds no blocks in this network and saves no memory.")
     parts.note_skipped(run)
     results = {**_data_wait(run, trainer, datamodule), **_compilation(run)}
     datamodule.trainer = None  # later stages see whole splits, not one rank's share
