@@ -2,37 +2,9 @@
 
 import json
 
-import pytest
-import yaml
-from hydra import compose, initialize_config_dir
-
-from experiments.config.resolvers import register_resolvers
-from experiments.config.validation import CONF, check
 from tests.experiments.launch import launch, result, runs
 
 ALIGN = ("experiment=structure_dinov2", "compare=null", "debug=tiny/alignment/structure_dinov2")
-
-
-@pytest.mark.parametrize(
-    "sweep, experiment",
-    [
-        ("alignment/structure_low_data", "structure_dinov2"),
-        ("alignment/structure_layers", "structure_dinov2"),
-        ("alignment/structure_agreement", "structure_agreement"),
-        ("alignment/structure_few_samples", "paper/alignment/structure_linear"),
-    ],
-)
-def test_sweeps_name_what_there_is(sweep, experiment):
-    file = yaml.safe_load((CONF / "sweep" / f"{sweep}.yaml").read_text())
-    values = {key: str(value).split(",") for key, value in file["hydra"]["sweeper"]["params"].items()}
-    table = file["hydra"]["callbacks"]["sweep_table"]
-    assert {table[key] for key in ("x", "paired") if key in table} <= {key.lstrip("+") for key in values}
-    root = ["++datamodule.root=tars"] if experiment.startswith("paper/") else []
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for pick in range(max(map(len, values.values()))):  # every value of every axis once
-            job = [f"{key}={choices[pick % len(choices)]}" for key, choices in values.items()]
-            check(compose("config", [f"experiment={experiment}", f"sweep={sweep}", *root, *job]))
 
 
 def test_sails_projector_and_loss_with_the_regulariser_on_chosen_layers_of_a_curated_subset(tmp_path):
