@@ -14,19 +14,19 @@ COLOURS = {"low risk": "#2c7bb6", "high risk": "#d7191c"}
 
 
 def kaplan_meier_by_risk(times: Tensor, censored: Tensor, high: Tensor, path: Path) -> Path:
-    """Survival of the patients with a higher and with a lower predicted risk than the median, and the log-rank p.
+    """Survival of the samples (a patient with two slides is two) with a higher and with a lower predicted risk than the median, and the log-rank p.
 
     Args:
         times: (N,) of the event or the last visit.
         censored: (N,) bool.
-        high: (N,) bool, the patients of high risk.
+        high: (N,) bool, the samples of high risk.
     """
     drawing, ((axis,),) = figure(figsize=(5.2, 3.8), layout="constrained")
     last = float(times.max())
     for name, group in (("low risk", ~high), ("high risk", high)):
         at, curve = kaplan_meier(times[group], censored[group])
         x, y = [0.0, *at.tolist(), last], [1.0, *curve.tolist(), float(curve[-1]) if len(curve) else 1.0]
-        axis.step(x, y, where="post", color=COLOURS[name], label=f"{name}, {int(group.sum())} patients", linewidth=1.6)
+        axis.step(x, y, where="post", color=COLOURS[name], label=f"{name}, {int(group.sum())} samples", linewidth=1.6)
         lost = times[group & censored]
         level = [y[max(i for i, t in enumerate(x[:-1]) if t <= float(time))] for time in lost]
         axis.plot(lost.tolist(), level, "|", color=COLOURS[name], markersize=5, alpha=0.6)
