@@ -14,7 +14,9 @@ COLOURS = {"low risk": "#2c7bb6", "high risk": "#d7191c"}
 
 
 def kaplan_meier_by_risk(times: Tensor, censored: Tensor, high: Tensor, path: Path) -> Path:
-    """Survival of the samples (a patient with two slides is two) with a higher and with a lower predicted risk than the median, and the log-rank p.
+    """Survival of the samples with a higher and with a lower predicted risk than the median, and the log-rank p.
+
+    A patient with two slides is two samples.
 
     Args:
         times: (N,) of the event or the last visit.
