@@ -130,8 +130,8 @@ class MedicalDataModule(VisionLanguageDataModule):
     def prepare_splits(self, root: str, splits: Mapping[str, ImageAnnotations]) -> None:
         """Link all texts and take over the graph."""
         texts = {split: [text for sample in rows.samples for text in texts_of(sample)] for split, rows in splits.items()}
-        given = [rows.links for rows in splits.values() if rows.links is not None]
-        links = {text: spans for of_split in given for text, spans in of_split.items()} if given else None
+        links_of_splits = [rows.links for rows in splits.values() if rows.links is not None]
+        links = {text: spans for of_split in links_of_splits for text, spans in of_split.items()} if links_of_splits else None
         self.linked = self.knowledge.of(Path(root), texts, links)
 
     def dataset(self, rows: ImageAnnotations, training: bool) -> LinkedDataset:

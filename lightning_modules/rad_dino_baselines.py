@@ -99,7 +99,9 @@ def report_contrast(images: Tensor, reports: Tensor, texts: Sequence[str], scale
         scale: of the cosines.
     """
     logits = scale * F.normalize(images, dim=1) @ F.normalize(reports, dim=1).T
-    same = torch.tensor([[a == b for b in texts] for a in texts], dtype=logits.dtype, device=logits.device)
+    numbers = {text: number for number, text in enumerate(texts)}
+    number_of = torch.tensor([numbers[text] for text in texts], device=logits.device)
+    same = (number_of[:, None] == number_of).to(logits.dtype)
     targets = same / same.sum(dim=1, keepdim=True)
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 

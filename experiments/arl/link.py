@@ -39,8 +39,8 @@ def link(run: Run) -> Facts:
     with atomic_write(run.dir / "links.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
         for split, text in _texts(data.splits):
             spans = links[text]
-            found = [{"text": text[a:b], "id": linked.identifiers[n], "name": names[n]} for a, b, n in spans]
-            file.write(json.dumps({"split": split, "text": text, "entities": found}, ensure_ascii=False) + "\n")
+            named_entities = [{"text": text[a:b], "id": linked.identifiers[n], "name": names[n]} for a, b, n in spans]
+            file.write(json.dumps({"split": split, "text": text, "entities": named_entities}, ensure_ascii=False) + "\n")
             entities.update(entity for _, _, entity in spans)
             words.update(_uncovered(text, spans))
             texts, named = texts + 1, named + bool(spans)

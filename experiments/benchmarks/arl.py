@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.entity_linking import EntityLinker
+from experiments.benchmarks.measure import optimizer_step
 from experiments.benchmarks.reference import arl as plain
 from models.arl import objectives
 from models.arl.graph import NO_ENTITY, entity_labels
@@ -78,11 +79,7 @@ def _pretraining_step(side: str) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         total = _losses(model, batch) if side == "ours" else plain.training_losses(model, batch, MIM_LEVELS)
-        optimizer.zero_grad()
-        total.backward()
-        norm = torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])).norm()
-        optimizer.step()
-        return torch.stack([total.detach(), norm])
+        return optimizer_step(optimizer, total)
 
     return step
 
@@ -101,9 +98,9 @@ def _linking() -> dict[str, float]:
         captions.append(" ".join(caption) + ".")
     linker = EntityLinker([name] for name in names)
     began = time.process_time()
-    found = sum(len(linker(caption)) for caption in captions)
+    num_entities = sum(len(linker(caption)) for caption in captions)
     seconds = time.process_time() - began
-    return {"captions_per_cpu_second": CAPTIONS / seconds, "entities_per_caption": found / CAPTIONS, "names": NAMES}
+    return {"captions_per_cpu_second": CAPTIONS / seconds, "entities_per_caption": num_entities / CAPTIONS, "names": NAMES}
 
 
 CASES = {"pretraining_step": _pretraining_step}

@@ -15,6 +15,16 @@ def synchronize(device: torch.device | str | None = None) -> None:
         torch.cuda.synchronize(device)
 
 
+def optimizer_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> torch.Tensor:
+    """(2,): the loss, and the norm of its gradients, after one step of the optimiser."""
+    optimizer.zero_grad()
+    loss.backward()
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    optimizer.step()
+    return torch.stack([loss.detach(), norm])
+
+
 def seconds(work: Callable[[], Any], device: torch.device | str | None = None) -> float:
     """Seconds of one call."""
     synchronize(device)

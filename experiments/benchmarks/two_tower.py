@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import BridgeTowerModel
 
+from experiments.benchmarks.measure import optimizer_step
 from experiments.benchmarks.reference import two_tower as plain
 from models.two_tower import objectives
 from models.two_tower.connectors import Bridge, Connector
@@ -71,11 +72,7 @@ def _training_step(connector: Callable[..., Connector], side: str) -> Callable[[
             total = mlm + objectives.matching(model, text, mixed, batch["matched"])[0]
         else:
             total = plain.training_losses(model, batch)
-        optimizer.zero_grad()
-        total.backward()
-        norm = torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])).norm()
-        optimizer.step()
-        return torch.stack([total.detach(), norm])
+        return optimizer_step(optimizer, total)
 
     return step
 

@@ -117,18 +117,18 @@ def _class_signature(node: ast.ClassDef, module: ast.Module) -> Signature:
 
 def _with_passed_on(init: ast.FunctionDef, node: ast.ClassDef, module: ast.Module) -> Signature:
     """Of a constructor: with the arguments of the base class, where ``**kwargs`` are handed on to it."""
-    own = _function_signature(init, skip_first=True)
+    constructor = _function_signature(init, skip_first=True)
     origin = _resolve(ast.unparse(node.bases[0]), module) if node.bases else None
     if not init.args.kwarg or origin is None or not is_ours(origin):
-        return own
+        return constructor
     for call in (part for part in ast.walk(init) if isinstance(part, ast.Call)):
         spread = [word.value.id for word in call.keywords if word.arg is None and isinstance(word.value, ast.Name)]
         if ast.unparse(call.func) == "super().__init__" and spread == [init.args.kwarg.arg]:
             base = signature_of(origin)
             settled = {*list(base.parameters)[: len(call.args)], *(word.arg for word in call.keywords)}
             passed_on = {name: parameter for name, parameter in base.parameters.items() if name not in settled}
-            return Signature(passed_on | own.parameters, base.open_ended)
-    return own
+            return Signature(passed_on | constructor.parameters, base.open_ended)
+    return constructor
 
 
 def _resolve(name: str, module: ast.Module) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datamodules.readers.base import BadSample
 from models.io import atomic_write
 
 WORST = 24  # errors of a table
@@ -70,7 +71,10 @@ def write_table(folder: Path, name: str, rows: Sequence[ErrorRow]) -> Path:
 def _stored(folder: Path, table: str, stem: str, value: Any) -> Any:
     if not callable(value):
         return value
-    image = value().convert("RGB")
+    try:
+        image = value().convert("RGB")
+    except BadSample:  # a file that has changed since it was judged
+        return ""
     image.thumbnail((SIDE, SIDE))
     file = Path(table, f"{stem}.jpg")
     (folder / table).mkdir(exist_ok=True)

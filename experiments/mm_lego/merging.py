@@ -82,17 +82,17 @@ def block_runs(run: Run, names: Sequence[str]) -> dict[str, Path]:
             f"blocks.runs.{missing[0]}=<run>."
         )
     now, others = _folds(run.cfg.datamodule), []
-    found: dict[str, list[Path]] = {name: [] for name in missing}
+    candidates: dict[str, list[Path]] = {name: [] for name in missing}
     for file in sorted(Path(str(chosen.folder or "")).glob("*/run.json")) if missing else ():
         config: Any = OmegaConf.load(file.parent / "config.yaml")
         modalities = list(config.datamodule.get("modalities") or ())
-        if len(modalities) != 1 or modalities[0] not in found or not _is_trained(file):
+        if len(modalities) != 1 or modalities[0] not in candidates or not _is_trained(file):
             continue
         if _folds(config.datamodule) == now:
-            found[modalities[0]].append(file.parent)
+            candidates[modalities[0]].append(file.parent)
         else:
             others.append(file.parent.name)
-    for name, folders in found.items():
+    for name, folders in candidates.items():
         if len(folders) != 1:
             problem = f"has {len(folders)} blocks of {name!r} with {now}" if folders else f"has no block of {name!r} with {now}"
             hint = f" Of other folds or settings: {', '.join(others[:5])}." if others and not folders else ""

@@ -37,6 +37,6 @@ def encode(block: LegoBlock, x: Tensor) -> Tensor:
         spectrum = torch.fft.fft(latent / latent.norm(dim=dim, keepdim=True), dim=dim)
         out = attend(step.cross_attention, spectrum.real, torch.fft.fft(read, dim=dim).real) + spectrum.real
         out = feed_forward(step.feed_forward, out) + out
-        kept = torch.complex(out, spectrum.imag)
-        latent = torch.fft.ifft(kept, dim=dim)
-    return kept
+        latent_spectrum = torch.complex(out, spectrum.imag)
+        latent = torch.fft.ifft(latent_spectrum, dim=dim)
+    return latent_spectrum

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.readers.base import BadSample
 from experiments.evaluation.errors import WORST, confidence_of_wrong, read_table, strip, worst, write_table, wrong_retrievals
 
 
@@ -37,6 +38,13 @@ def test_texts_whose_own_image_ranks_last(tmp_path):
 def test_a_text_with_commas_and_line_breaks_stays_one_cell(tmp_path):
     rows = [{"text": 'a "red", round\nthing', "rank": 2}]
     assert read_table(write_table(tmp_path / "errors", "texts", rows))[1] == [['a "red", round\nthing', 2.0]]
+
+
+def test_an_image_that_can_no_longer_be_opened_leaves_its_cell_empty(tmp_path):
+    def broken():
+        raise BadSample("unreadable: a.jpg")
+
+    assert read_table(write_table(tmp_path / "errors", "texts", [{"text": "a", "image": broken}]))[1] == [["a", ""]]
 
 
 def test_frames_stand_side_by_side():

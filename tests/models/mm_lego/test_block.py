@@ -19,9 +19,9 @@ def with_round_trips(block, x):
         spectrum = torch.fft.fft(latent, dim=dim)
         read = torch.fft.fft(step.read(x, attend=block.modality_attention == "applied"), dim=dim).real
         out = step.update(spectrum.real, read)
-        kept = torch.complex(out, spectrum.imag)
-        latent = torch.fft.ifft(kept if block.track_imaginary else out, dim=dim)
-    return kept
+        latent_spectrum = torch.complex(out, spectrum.imag)
+        latent = torch.fft.ifft(latent_spectrum if block.track_imaginary else out, dim=dim)
+    return latent_spectrum
 
 
 @pytest.mark.parametrize("fourier_dim", [1, 2])
