@@ -6,6 +6,7 @@ import socket
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.lightning_modules.small import MODULES, Data, built, trainer
@@ -45,6 +46,8 @@ def _rank(rank: int, port: int, queue) -> None:
         ranks = {"devices": RANKS, "strategy": "ddp"}
         held_out = {size: _validate(name, BATCH, size, **ranks) for size in (HELD_OUT, 3)}
         queue.put((rank, name, held_out, _fit(name, BATCH, **ranks) if name != "csa" else None))
+    dist.barrier()  # a rank that leaves while another still exchanges aborts it
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,7 @@ def _rank(rank: int, store: str, queue) -> None:
             # In evaluation ranks may come with unlike batches: nothing must be exchanged.
             alone = make("rank")(*[leaves[0], leaves[1:3], *leaves[3:]]).losses["contrastive"]
             assert make(scope).eval()(leaves[0], leaves[1:3], *leaves[3:]).losses["contrastive"] == alone
+    dist.barrier()  # a rank that leaves while another still exchanges aborts it
     dist.destroy_process_group()
 
 
