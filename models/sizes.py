@@ -74,7 +74,7 @@ CPU_VALUES = (
 
 
 def hidden_rows(device: torch.device, rows: int, hidden: int, itemsize: int) -> int:
-    """Rows of a gated projector that pass through its hidden layer at once.
+    """Rows of a gated layer that pass through its hidden layer at once.
 
     On a GPU all of them where they fit: in chunks of 512 the float32 accumulation of the weights' gradients cost more than all
     products. SAIL's step at 32,768 pairs took 361 ms on an H200 in such chunks, 108 ms in chunks of 4,096 and 98 ms in one.

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.mm_lego.layers import Attention, FeedForward
+from models.mm_lego.layers import Attention, FeedForward, Memory
+from models.mm_lego.spectrum import fold, half_spectrum, multiplicity, real_spectrum
 
 ModalityAttention = Literal["none", "unused", "applied"]
 Sharing = Literal["none", "after_first", "all"]
@@ -56,9 +57,21 @@ class Step(nn.Module):
             x = self.modality_attention(x) + x
         return x if self.modality_feed_forward is None else self.modality_feed_forward(x) + x
 
-    def update(self, latent: Tensor, x: Tensor) -> Tensor:
-        """The real latent (B, L, D) after it has looked at ``x`` (B, N, W)."""
-        latent = self.cross_attention(latent, x) + latent
+    def memory(self, x: Tensor, attend: bool, fourier_dim: int | None) -> Memory:
+        """What :meth:`update` reads: :meth:`read`, or the real part of its transform along ``fourier_dim``."""
+        if fourier_dim != 1:
+            x = self.read(x, attend)
+            return self.cross_attention.memory(x if fourier_dim is None else real_spectrum(x))
+        if attend and self.modality_attention is not None:
+            x = self.modality_attention(x) + x
+        count, feed_forward = x.shape[1], self.modality_feed_forward
+        folded = fold(x) if feed_forward is None else feed_forward.folded(x) + fold(x)
+        counts = multiplicity(count, x.device) if count > 2 else None
+        return self.cross_attention.memory(half_spectrum(folded, count), counts)
+
+    def update(self, latent: Tensor, memory: Memory) -> Tensor:
+        """The real latent (B, L, D) after it has looked at a modality."""
+        latent = self.cross_attention.read(latent, memory) + latent
         return self.feed_forward(latent) + latent
 
 
@@ -67,7 +80,8 @@ class LegoBlock(nn.Module):
 
     Between two steps the latent stays in the frequency domain. The official code transforms it back, normalises it and
     transforms it again; by Parseval's theorem that is a rescaling of the spectrum. A latent column of zeros stays zero
-    (officially it becomes NaN). An encoder is run once, not at each step.
+    (officially it becomes NaN). An encoder is run once, not at each step, and so are the modality's layers where steps share
+    them; dropout is then drawn once.
 
     Args:
         width: W, of the input or of what ``encoder`` returns.
@@ -133,18 +147,20 @@ class LegoBlock(nn.Module):
         """
         x = self.inputs(x)
         latent = self.start(len(x)) if latent is None else latent
+        attend, transformed = self.modality_attention == "applied", self.fourier_dim if self.frequency_domain else None
         for i in range(self.depth):
-            step = self.steps[min(i, len(self.steps) - 1)]
-            read = step.read(x, attend=self.modality_attention == "applied")
+            if i < len(self.steps):
+                step = self.steps[i]
+                memory = step.memory(x, attend, transformed)
             if not self.frequency_domain:
-                latent = step.update(latent, read)
+                latent = step.update(latent, memory)
                 continue
             if i > 0 and not self.track_imaginary:
                 latent = torch.complex(latent.real, torch.zeros_like(latent.imag))
             if self.normalise:  # ||signal|| = ||spectrum|| / sqrt(n)
                 norm = latent.norm(dim=self.fourier_dim, keepdim=True) / latent.shape[self.fourier_dim] ** 0.5
                 latent = latent / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-            latent = torch.complex(step.update(latent.real, real_spectrum(read, self.fourier_dim)), latent.imag)
+            latent = torch.complex(step.update(latent.real, memory), latent.imag)
         return latent
 
     def inputs(self, x: Tensor) -> Tensor:
@@ -160,13 +176,3 @@ class LegoBlock(nn.Module):
     def transform(self, signal: Tensor) -> Tensor:
         """A real latent (B, L, D) in the domain that :meth:`encode` works in."""
         return torch.fft.fft(signal.float(), dim=self.fourier_dim) if self.frequency_domain else signal
-
-
-def real_spectrum(x: Tensor, dim: int) -> Tensor:
-    """The real part of the Fourier transform of a real ``x``: an even function, of which half is computed."""
-    n = x.shape[dim]
-    if n == 1:
-        return x
-    half = torch.fft.rfft(x.float(), dim=dim).real
-    mirrored = half.narrow(dim, 1, (n - 1) // 2).flip(dim)
-    return torch.cat([half, mirrored], dim=dim)

@@ -68,5 +68,5 @@ class LegoFuse(Modular):
             for i, (block, has) in enumerate(zip(self.blocks, present, strict=True)):
                 step = block.steps[0]
                 states[i] = step.read(states[i], attend=True)
-                latent = torch.where(has, step.update(latent, states[i]), latent)
+                latent = torch.where(has, step.update(latent, step.cross_attention.memory(states[i])), latent)
         return latent

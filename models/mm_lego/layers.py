@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.layers.autocast import add_product
+from models.mm_lego.spectrum import fold, multiplicity
+from models.sizes import hidden_rows
+
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # arXiv 1706.02515, equation 14
+
+
+class Memory(NamedTuple):
+    """A context as attention reads it.
+
+    Args:
+        keys, values: (B, heads, m, d).
+        bias: (m,) what is added to the scores of each row: the logarithm of how often it counts.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None = None
 
 
 class Attention(nn.Module):
@@ -43,13 +60,24 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x`` (B, n, query_dim) and ``context`` (B, m, context_dim) to (B, n, query_dim)."""
-        x = self.norm(x)
-        context = x if context is None or self.norm_context is None else self.norm_context(context)
-        projections = (self.to_q(x), *self.to_kv(context).chunk(2, dim=-1))
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projections)
+        return self.read(x, self.memory(x if context is None else context))
+
+    def memory(self, context: Tensor, counts: Tensor | None = None) -> Memory:
+        """What queries read of a context (B, m, context_dim), of which row i stands for ``counts[i]`` equal rows."""
+        norm = self.norm if self.norm_context is None else self.norm_context
+        k, v = (self._by_head(part) for part in self.to_kv(norm(context)).chunk(2, dim=-1))
+        return Memory(k, v, None if counts is None else counts.log())
+
+    def read(self, x: Tensor, memory: Memory) -> Tensor:
+        """Queries ``x`` (B, n, query_dim) to (B, n, query_dim)."""
+        q = self._by_head(self.to_q(self.norm(x)))
+        bias = None if memory.bias is None else memory.bias.to(q.dtype).expand(1, 1, q.shape[2], -1)
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+        out = F.scaled_dot_product_attention(q, memory.keys, memory.values, bias, dropout_p=dropout, scale=self.scale)
         return F.leaky_relu(self.to_out(out.transpose(1, 2).flatten(2)), 0.01)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -63,28 +91,65 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.reduce(GatedProduct.apply(self.expand(self.norm(x)))))
+        return self.dropout(self.reduce(self._hidden(x)))
+
+    def folded(self, x: Tensor) -> Tensor:
+        """``fold(self(x))`` of (B, N, dim): the last layer is linear and comes behind the sums, on half of the rows."""
+        if self.training and self.dropout.p:
+            return fold(self(x))
+        counts = multiplicity(x.shape[1], x.device)[:, None]
+        return F.linear(fold(self._hidden(x)), self.reduce.weight) + counts * self.reduce.bias
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        norm, expand = self.norm, self.expand
+        if x.requires_grad or not torch.is_grad_enabled():
+            return GatedLayer.apply(norm(x), expand.weight, expand.bias)
+        # Inputs that need no gradient: with the norm's affine part within the layer, nothing is propagated through its product.
+        x = F.layer_norm(x, x.shape[-1:], eps=norm.eps)
+        return GatedLayer.apply(x, expand.weight * norm.weight, expand.bias + expand.weight @ norm.bias)
 
 
-class GatedProduct(torch.autograd.Function):
-    """``a * selu(g)`` of the halves (a, g) of the last axis. It keeps its input alone; autograd would keep ``selu(g)`` too, a
+class GatedLayer(torch.autograd.Function):
+    """``a * selu(g)`` with (a, g) the halves of ``W x + b``. It keeps x, a and ``selu(g)``; autograd would keep g, too: a
     quarter of what a block of many patches keeps for its gradients.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        a, g = x.chunk(2, dim=-1)
-        return F.selu(g).mul_(a)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        both = F.linear(x, weight, bias)
+        a, g = both.chunk(2, dim=-1)
+        selu_(g)
+        ctx.dtype = weight.dtype
+        ctx.save_for_backward(x, weight if ctx.needs_input_grad[0] else None, both)
+        return a * g
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        a, g = x.chunk(2, dim=-1)
-        out, gate = torch.empty_like(x), F.selu(g)
-        out_a, out_g = out.chunk(2, dim=-1)
-        out_a.copy_(gate).mul_(grad)
-        slope = gate.add_(SELU_SCALE * SELU_ALPHA).masked_fill_(g > 0, SELU_SCALE)  # below zero selu' = selu + scale * alpha
-        out_g.copy_(slope.mul_(a)).mul_(grad)
-        return out
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight, both = ctx.saved_tensors
+        inputs, both, grad = x.flatten(0, -2).to(both.dtype), both.flatten(0, -2), grad.flatten(0, -2)
+        grad_inputs = None if weight is None else torch.empty_like(inputs)
+        grad_weight = inputs.new_zeros(both.shape[1], inputs.shape[1], dtype=ctx.dtype)
+        grad_bias = inputs.new_zeros(both.shape[1], dtype=ctx.dtype)
+        together = hidden_rows(x.device, len(inputs), grad.shape[1], both.itemsize)
+        for rows in (slice(start, start + together) for start in range(0, len(inputs), together)):
+            a, gate = both[rows].chunk(2, dim=-1)
+            grad_both = torch.empty_like(both[rows])
+            grad_a, grad_g = grad_both.chunk(2, dim=-1)
+            torch.mul(grad[rows], gate, out=grad_a)
+            torch.mul(grad[rows], a, out=grad_g)
+            slope = (SELU_ALPHA, SELU_SCALE, 1, True, gate)  # of selu, from its result
+            torch.ops.aten.elu_backward.grad_input(grad_g, *slope, grad_input=grad_g)
+            add_product(grad_weight, grad_both.T, inputs[rows])
+            grad_bias += grad_both.sum(dim=0)
+            if grad_inputs is not None:
+                grad_inputs[rows] = grad_both @ weight.to(both.dtype)
+        return None if grad_inputs is None else grad_inputs.view_as(x).to(x.dtype), grad_weight, grad_bias
+
+
+def selu_(x: Tensor) -> Tensor:
+    """SELU in place."""
+    if x.device.type != "cpu":
+        return F.selu_(x)
+    below = x.clamp(max=0).exp_().sub_(1)  # a third of the time of torch's expm1, which has no vector form
+    return x.clamp_(min=0).add_(below, alpha=SELU_ALPHA).mul_(SELU_SCALE)

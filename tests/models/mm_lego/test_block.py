@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 from experiments.benchmarks.reference.mm_lego import encode as official_order
-from models.mm_lego.block import real_spectrum
+from models.mm_lego import layers
 from models.mm_lego.encoders import SNN, GatedAttentionPooling
-from models.mm_lego.layers import GatedProduct
+from models.mm_lego.layers import FeedForward, GatedLayer
+from models.mm_lego.spectrum import fold, half_spectrum, multiplicity, real_spectrum
 from tests.models.mm_lego.stand_in import small_block
 
 
@@ -18,7 +19,7 @@ def with_round_trips(block, x):
             latent = latent / latent.norm(dim=dim, keepdim=True)
         spectrum = torch.fft.fft(latent, dim=dim)
         read = torch.fft.fft(step.read(x, attend=block.modality_attention == "applied"), dim=dim).real
-        out = step.update(spectrum.real, read)
+        out = step.update(spectrum.real, step.cross_attention.memory(read))
         latent_spectrum = torch.complex(out, spectrum.imag)
         latent = torch.fft.ifft(latent_spectrum if block.track_imaginary else out, dim=dim)
     return latent_spectrum
@@ -38,12 +39,39 @@ def test_staying_in_the_frequency_domain_is_exact(fourier_dim, track_imaginary, 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 8])
 def test_half_of_the_spectrum_is_enough(length):
-    x = torch.randn(3, length, 4)
-    torch.testing.assert_close(real_spectrum(x, 1), torch.fft.fft(x, dim=1).real)
+    x = torch.randn(3, 4, length)
+    torch.testing.assert_close(real_spectrum(x), torch.fft.fft(x).real)
+    rows = torch.randn(3, length, 4, requires_grad=True)
+    half, expected = half_spectrum(fold(rows), length), torch.fft.fft(rows, dim=1).real[:, : length // 2 + 1]
+    torch.testing.assert_close(half, expected)
+    weights = torch.randn_like(half)
+    gradients = (torch.autograd.grad((out * weights).sum(), rows)[0] for out in (half, expected))
+    torch.testing.assert_close(*gradients)
+    assert multiplicity(length, rows.device).sum() == length
+
+
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_a_folded_feed_forward_is_the_fold_of_the_feed_forward(needs_gradient):
+    layer = FeedForward(6)
+    torch.nn.init.normal_(layer.norm.weight)
+    torch.nn.init.normal_(layer.norm.bias)
+    x = torch.randn(3, 5, 6, requires_grad=needs_gradient)
+    outs = layer.folded(x), fold(layer.reduce(GatedLayer.apply(layer.norm(x), layer.expand.weight, layer.expand.bias)))
+    torch.testing.assert_close(*outs)
+    weights = torch.randn_like(outs[0])
+    gradients = (torch.autograd.grad((out * weights).sum(), [*layer.parameters()]) for out in outs)
+    torch.testing.assert_close(*gradients)
 
 
 def test_sharing_counts_the_steps():
     assert [len(small_block(depth=4, share=share).steps) for share in ("none", "after_first", "all")] == [4, 2, 1]
+
+
+def test_shared_steps_read_the_modality_once(monkeypatch):
+    block, x, calls = small_block(depth=3, share="all"), torch.randn(2, 4, 6), []
+    monkeypatch.setattr(block.steps[0], "memory", lambda *a: calls.append(a) or type(block.steps[0]).memory(block.steps[0], *a))
+    torch.testing.assert_close(block.encode(x), with_round_trips(block, x), rtol=1e-4, atol=1e-4)
+    assert len(calls) == 1
 
 
 def test_unused_attention_has_no_effect_and_applied_attention_does():
@@ -90,14 +118,17 @@ def test_a_bag_does_not_depend_on_its_neighbours_unless_officially():
         assert torch.allclose(pool(bags)[:1], pool(bags[:1]), atol=1e-6) is not depends
 
 
-def test_the_gated_product_has_the_gradients_of_its_equation():
-    x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
-    a, g = x.chunk(2, dim=-1)
-    torch.testing.assert_close(GatedProduct.apply(x), a * nn.functional.selu(g))
-    assert torch.autograd.gradcheck(GatedProduct.apply, x)
+@pytest.mark.parametrize("rows", [4, 512])
+def test_the_gated_layer_has_the_gradients_of_its_equation(rows, monkeypatch):
+    monkeypatch.setattr(layers, "hidden_rows", lambda *_: rows)
+    inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 4), (8, 4), (8,))]
+    a, g = nn.functional.linear(*inputs).chunk(2, dim=-1)
+    torch.testing.assert_close(GatedLayer.apply(*inputs), a * nn.functional.selu(g))
+    assert torch.autograd.gradcheck(GatedLayer.apply, inputs)
 
 
 def test_the_order_of_the_benchmark_computes_the_same():
     block = small_block(modality_attention="unused")
-    x = torch.randn(2, 4, 6)
-    torch.testing.assert_close(block.encode(x), official_order(block, x), rtol=1e-4, atol=1e-4)
+    for length in (1, 2, 4, 7):
+        x = torch.randn(2, length, 6)
+        torch.testing.assert_close(block.encode(x), official_order(block, x), rtol=1e-4, atol=1e-4)
