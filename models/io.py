@@ -34,6 +34,9 @@ DANGEROUS_MODULES = frozenset(
 )  # fmt: skip
 DANGEROUS_BUILTINS = frozenset("eval exec execfile compile open input __import__ breakpoint apply".split())
 
+LARGEST_PICKLE = 2**16  # bytes of the description of one tensor
+LARGEST_OLD_FILE = 2**30  # bytes of a file from before torch 1.6, which is one pickle
+
 READY = ".ready"  # suffix of a directory that is whole and about to replace another
 
 # Errors of writing that only the user can fix: a disk that is full or read-only, a limit, a missing permission.
@@ -105,6 +108,30 @@ def _load_torch(path: Path) -> Any:
             f"{path} cannot be read as tensors: it is truncated, damaged, or not a checkpoint. Fetch it again, or convert "
             f"it to safetensors where it was written. ({reason})"
         ) from error
+
+
+def read_tensor(path: str | os.PathLike[str]) -> Tensor:
+    """The tensor that a torch file holds alone, mapped from the disk: its numbers are read where they are used.
+
+    Raises CheckpointError for a missing, damaged or hostile file, also one that claims more numbers than it holds.
+    """
+    path = Path(path)
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(e.filename.endswith("data.pkl") and e.file_size > LARGEST_PICKLE for e in archive.infolist()):
+                    raise ValueError("its description is larger than that of any tensor")
+        elif path.stat().st_size > LARGEST_OLD_FILE:
+            raise ValueError("it is no zip file: saved by a torch before 1.6")
+        tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"it holds a {type(tensor).__name__}")
+        if tensor.nbytes > path.stat().st_size:
+            raise ValueError(f"its shape {tuple(tensor.shape)} is larger than the file")
+        return tensor
+    except Exception as error:  # a damaged or hostile file can fail anywhere in the unpickler
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"{path} cannot be read as a tensor ({reason}): write it again.") from error
 
 
 class _Placeholder:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from datamodules.readers.base import BadSample
 from models.batch import LABEL, Skipped
 from models.errors import UserError
+from models.io import CheckpointError, read_tensor
 from models.mm_lego.batch import CENSORED, TARGETS, TIME
+
+LARGEST_BAG = 2**31  # bytes of the patches of a sample: half a million of width 1,024
 
 
 class Arrays:
@@ -91,10 +93,12 @@ class PatchFiles:
 
     def _load(self, path: Path) -> np.ndarray:
         try:
-            tensor = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a broken file
-            raise BadSample(f"unreadable: {path.name}: {str(error).splitlines()[0] if str(error) else error!r}") from error
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 2 or not bool(tensor.isfinite().all()):
+            tensor = read_tensor(path)
+        except CheckpointError as error:
+            raise BadSample(f"unreadable: {error}") from error
+        if tensor.nbytes > LARGEST_BAG:
+            raise BadSample(f"patches: {path.name} has {tensor.nbytes} bytes, more than {LARGEST_BAG}")
+        if tensor.ndim != 2 or not bool(tensor.isfinite().all()):
             raise BadSample(f"patches: {path.name} is no finite tensor of two dimensions")
         return tensor.float().numpy()
 

@@ -17,6 +17,7 @@ from models.mm_lego.batch import CENSORED, TARGETS, TIME
 
 ISIC_TABLE = ("sex", "anatom_site_general_challenge")
 ISIC_LEAKS = ("diagnosis", "benign_malignant")
+LARGEST_PICKLE = 2**32  # bytes; MIMIC-III's file has some hundred million
 NUMPY = {  # what a pickle of arrays needs, under the module names of old and new NumPy
     ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
@@ -69,6 +70,8 @@ def read_arrays(path: Path) -> Any:
     """The content of a pickle of NumPy arrays. Raises UserError where it is missing, damaged or holds anything else."""
     if not path.is_file():
         raise UserError(f"{path} is missing.")
+    if (size := path.stat().st_size) > LARGEST_PICKLE:
+        raise UserError(f"{path} has {size} bytes; a pickle of more than {LARGEST_PICKLE} bytes is not read.")
     with path.open("rb") as file:
         try:
             return _Arrays(file, encoding="latin1").load()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,10 +15,8 @@ from torch import Tensor
 from datamodules.readers.tar_index import key_hash
 from models.batch import Skipped
 from models.errors import UserError
-from models.io import stable_hash
+from models.io import CheckpointError, read_tensor, stable_hash
 
-LARGEST_PICKLE = 2**16  # bytes of the description of one tensor
-LARGEST_OLD_FILE = 2**30  # bytes of a file from before torch 1.6, which is one pickle
 Modality = Literal["vision", "text"]
 
 
@@ -175,15 +172,9 @@ def _in_order(folder: Path) -> list[Path]:
 
 def _load(file: Path) -> Tensor:
     try:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                if any(e.filename.endswith("data.pkl") and e.file_size > LARGEST_PICKLE for e in archive.infolist()):
-                    raise ValueError("its description is larger than that of any tensor")
-        elif file.stat().st_size > LARGEST_OLD_FILE:
-            raise ValueError("it is no zip file: saved by a torch before 1.6")
-        chunk = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged or hostile file can fail anywhere in the unpickler
-        raise UserError(f"{file} cannot be read as a tensor ({str(error).splitlines()[0][:200]}): encode it again.") from error
-    if not isinstance(chunk, Tensor) or chunk.ndim != 2:
+        chunk = read_tensor(file)
+    except CheckpointError as error:
+        raise UserError(f"{file} is no chunk of features: {error}") from error
+    if chunk.ndim != 2:
         raise UserError(f"{file} holds no (n, d) tensor, so it is no chunk of features.")
     return chunk

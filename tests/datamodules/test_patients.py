@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from datamodules.patients import PatientsDataModule, stratified_ranks
+from datamodules.readers.base import BadSample
 from datamodules.readers.cohorts import Arrays, Cohort, PatchFiles
 from datamodules.readers.patients import isic, mimic, read_arrays, scikit_survival
 from datamodules.readers.tcga import tcga
@@ -193,6 +194,22 @@ def test_icu_stays(tmp_path):
     facts = data_of(both, val_share=0.0, folds=2).facts()
     assert (facts["task"], facts["num_classes"]) == ("multi_label", 2) and "class_counts" not in facts
     assert data_of(cohort, folds=2).facts()["num_classes"] == 6
+
+
+def test_sizes_are_checked_before_files_are_read(tmp_path, monkeypatch):
+    (tmp_path / "im.pk").write_bytes(pickle.dumps({"ep_tdata": np.zeros(100)}))
+    assert len(read_arrays(tmp_path / "im.pk")["ep_tdata"]) == 100
+    monkeypatch.setattr("datamodules.readers.patients.LARGEST_PICKLE", 500)
+    with pytest.raises(UserError, match="more than 500 bytes is not read"):
+        read_arrays(tmp_path / "im.pk")
+    torch.save(torch.ones(1, 2), tmp_path / "a.pt")
+    torch.save(torch.ones(1, 1).expand(10**9, 2), tmp_path / "b.pt")
+    torch.save(torch.ones(9, 2), tmp_path / "c.pt")
+    monkeypatch.setattr("datamodules.readers.cohorts.LARGEST_BAG", 40)
+    bags = PatchFiles([tmp_path / f"{name}.pt" for name in "abc"])
+    for sample, reason in ((1, "larger than the file"), (2, "more than 40")):
+        with pytest.raises(BadSample, match=reason):
+            bags.read(sample)
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
