@@ -15,6 +15,7 @@ from experiments.stages import Facts, stage
 from models.io import atomic_write
 
 log = logging.getLogger("run")
+FRAME, NUMBER = 3, 8  # characters around a column of the table, and of most numbers
 
 
 @stage(repeat=True)
@@ -63,19 +64,33 @@ def _draw(run: Run, figures: dict[str, str]) -> dict[str, Path]:
 
 
 def _print_table(run: Run, metrics: dict, baselines: dict[str, dict], durations: dict) -> None:
-    table = Table(title=f"{run.record['experiment']}  (percent unless the name says otherwise)")
-    table.add_column("metric")
-    for column in ("this run", *baselines):
-        table.add_column(column, justify="right")
-    for name, value in metrics.items():
-        others = (_number(baseline.get(name)) for baseline in baselines.values())
-        table.add_row(name, _number(value), *others)
     console = screen.console()
-    console.print(table)
+    for names in _groups(metrics, baselines, console.width):
+        table = Table(title=f"{run.record['experiment']}  (percent unless the name says otherwise)")
+        table.add_column("metric", no_wrap=True)
+        for column in ("this run", *names):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, value in metrics.items():
+            table.add_row(name, _number(value), *(_number(baselines[column].get(name)) for column in names))
+        console.print(table)
     for note in run.notes:
         console.print(f"! {note}", markup=False)
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in durations.items() if seconds is not None)
     console.print(f"{spent}\nresult, figures and checkpoints: {run.dir}", markup=False)
+
+
+def _groups(metrics: dict, baselines: dict[str, dict], width: int) -> list[list[str]]:
+    """The columns beside this run's, in as many tables as hold them: none is cut. A table has one at least."""
+    groups: list[list[str]] = [[]]
+    free = start = width - 1 - sum(max(map(len, column)) + FRAME for column in (["metric", *metrics], ["this run"]))
+    for name in baselines:
+        need = max(len(name), NUMBER) + FRAME
+        if need > free and groups[-1]:
+            groups.append([])
+            free = start
+        groups[-1].append(name)
+        free -= need
+    return groups
 
 
 def _number(value: float | None) -> str:
