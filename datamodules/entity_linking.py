@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from datamodules.abbreviations import abbreviations
 from datamodules.readers.image_annotations.sample import Span
 from datamodules.readers.text import read_names
 from models.io import atomic_write, exclusive, read_tensors, stable_hash
@@ -43,11 +44,18 @@ class EntityLinker:
         stop: names that are not linked, beside the words of :data:`STOP`.
         stop_file: text file of further ones, one a line.
         acronym: letters of the longest acronym.
+        abbreviations: a short form that a text defines beside the name of an entity stands for that entity in all of the text.
     """
 
     def __init__(
-        self, names: Iterable[Sequence[str]], stop: Sequence[str] = (), stop_file: str | None = None, acronym: int = 5
+        self,
+        names: Iterable[Sequence[str]],
+        stop: Sequence[str] = (),
+        stop_file: str | None = None,
+        acronym: int = 5,
+        abbreviations: bool = False,
     ):
+        self.abbreviations = abbreviations
         self._forms = _Forms()
         self._found: dict[str, list[tuple[int, str | None]]] = {}  # words of a name -> entity, surface of an acronym
         self._longest: dict[str, int] = {}  # first word -> words of the longest name that begins with it
@@ -56,7 +64,7 @@ class EntityLinker:
         for entity, of_entity in enumerate(names):
             for name in of_entity:
                 self._add(entity, name.strip(), stopped, acronym)
-        self.identity = stable_hash([sorted(self._found.items()), acronym])
+        self.identity = stable_hash([sorted(self._found.items()), acronym, *(["abbreviations"] if abbreviations else [])])
 
     def __len__(self) -> int:
         return len(self._found)
@@ -78,7 +86,19 @@ class EntityLinker:
                         place += count - 1
                         break
             place += 1
-        return spans
+        return self._resolved(text, spans) if self.abbreviations and "(" in text else spans
+
+    def _resolved(self, text: str, spans: list[Span]) -> list[Span]:
+        """With the short forms that a text defines; one within a longer name stays a part of it."""
+        for short, long in abbreviations(text).items():
+            candidates = self._found.get(self._key(long), ())
+            entity = next((entity for entity, exact in candidates if exact is None or exact == long), None)
+            if entity is None:
+                continue
+            for start, end in _places(short, text):
+                if all(last <= start or end <= first or (first, last) == (start, end) for first, last, _ in spans):
+                    spans = [span for span in spans if span[:2] != (start, end)] + [(start, end, entity)]
+        return sorted(spans)
 
     def _key(self, name: str) -> str:
         return " ".join(self._forms[word] for word in _WORD.findall(name))
@@ -96,6 +116,16 @@ class EntityLinker:
         known.sort(key=lambda pair: pair[1] is None)  # an acronym in capitals goes before the word
         words = key.split(" ")
         self._longest[words[0]] = max(self._longest.get(words[0], 0), len(words))
+
+
+def _places(word: str, text: str) -> Iterator[tuple[int, int]]:
+    """Where ``word`` stands by itself in a text."""
+    start = text.find(word)
+    while start >= 0:
+        end = start + len(word)
+        if not text[start - 1 : start].isalnum() and not text[end : end + 1].isalnum():
+            yield start, end
+        start = text.find(word, end)
 
 
 def words_of(text: str) -> list[tuple[str, int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import string
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -85,7 +85,8 @@ def _pretraining_step(side: str) -> Callable[[], Tensor]:
 
 
 def _linking() -> dict[str, float]:
-    """Captions of about 18 words with three names each, a vocabulary of 100,000 names of one to four words; one core."""
+    """Captions of about 18 words with three names each, a vocabulary of 100,000 names of one to four words; one core.
+    ``with_abbreviations``: half of the captions define one, and short forms are resolved."""
     draw = random.Random(0)
     words = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(4, 10))) for _ in range(30_000)]
     names = [" ".join(draw.choices(words, k=draw.choice((1, 1, 2, 2, 3, 4)))) for _ in range(NAMES)]
@@ -96,11 +97,23 @@ def _linking() -> dict[str, float]:
         for name in draw.sample(names, 3):
             caption.insert(draw.randint(0, len(caption)), name)
         captions.append(" ".join(caption) + ".")
-    linker = EntityLinker([name] for name in names)
+    defining = [
+        f"{caption[:-1]} {name} ({name[0]}{name[-1]})." if i % 2 else caption
+        for i, (caption, name) in enumerate(zip(captions, draw.choices(names, k=CAPTIONS), strict=True))
+    ]
+    linked, rate = _linked(EntityLinker([name] for name in names), captions)
+    _, resolving = _linked(EntityLinker(([name] for name in names), abbreviations=True), defining)
+    return {
+        "captions_per_cpu_second": rate, "with_abbreviations": resolving, "entities_per_caption": linked / CAPTIONS,
+        "names": NAMES,
+    }  # fmt: skip
+
+
+def _linked(linker: EntityLinker, captions: Sequence[str]) -> tuple[int, float]:
+    """Entities that were linked, and captions per second of CPU time."""
     began = time.process_time()
-    num_entities = sum(len(linker(caption)) for caption in captions)
-    seconds = time.process_time() - began
-    return {"captions_per_cpu_second": CAPTIONS / seconds, "entities_per_caption": num_entities / CAPTIONS, "names": NAMES}
+    count = sum(len(linker(caption)) for caption in captions)
+    return count, len(captions) / (time.process_time() - began)
 
 
 CASES = {"pretraining_step": _pretraining_step}
