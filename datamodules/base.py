@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,9 @@ class BaseDataModule(pl.LightningDataModule):
     root: str = ""  # set by families that read a folder
     provides: tuple[str, ...] = ()  # keys of every training batch; a property where they follow from the settings
     preprocessing: tuple[str, ...] = ()  # arguments that decide how the model sees a sample: those of training hold later
+    held_out: tuple[str, ...] = ()  # arguments that decide which samples are held out: training on from weights repeats them
     label_names: Sequence[str] = ()  # classes or answers that a model of this data gives by number
+    hashes: Mapping[str, str] = {}  # by name, of what numbers in the weights stand for: a graph; the same in later runs
     reads_arrays = False  # rows are copied out of arrays: nothing is decoded
     workers_key = "datamodule.num_workers"  # where a user sets the number of workers
     simulate: Callable[[str], Path] | None = None  # ``root -> folder``, of families whose data can be simulated

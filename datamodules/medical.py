@@ -21,6 +21,7 @@ from models import batch as keys
 from models.arl.batch import IMAGE_ENTITIES, TEXT_ENTITIES, entity_keys
 from models.arl.entities import Entity, Placed, continuations, place_entities, token_spans
 from models.arl.graph import NO_ENTITY
+from models.io import stable_hash
 from models.two_tower.batch import TEXTS
 
 KEPT_TEXTS = 20_000  # whose tokens are in memory
@@ -142,6 +143,11 @@ class MedicalDataModule(VisionLanguageDataModule):
     @property
     def provides(self) -> tuple[str, ...]:
         return (*super().provides, *entity_keys_of(self.common["tasks"]))
+
+    @property
+    def hashes(self) -> dict[str, str]:  # type: ignore[override]
+        """Of the knowledge graph: its entities, in the order of their vectors, and triples."""
+        return {"knowledge_graph": stable_hash([self.linked.identifiers, self.linked.graph.triples.tolist()])}
 
     def facts(self) -> dict[str, Any]:
         """As in the base, and the knowledge graph."""

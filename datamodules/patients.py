@@ -150,6 +150,7 @@ class PatientsDataModule(BaseDataModule):
     preprocessing = (
         "modalities", "fold", "folds", "splitting", "fold_seed", "num_bins", "statistics", "scale", "patches",
     )  # fmt: skip
+    held_out = ("fold", "folds", "splitting", "fold_seed", "complete_only")
 
     def __init__(
         self,

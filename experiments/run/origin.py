@@ -22,7 +22,11 @@ PLACES = ("weights", "vocabulary", "fallback")  # files that may lie elsewhere; 
 
 def origin_of(run: Run) -> Path | None:
     """The directory of the run that trained the weights of ``checkpoint``; None for official files and runs that train."""
-    if not run.cfg.checkpoint or "fit" in run.cfg.stages:
+    return None if "fit" in run.cfg.stages else _source(run)
+
+
+def _source(run: Run) -> Path | None:
+    if not run.cfg.checkpoint:
         return None
     checkpoint = Path(run.cfg.checkpoint).resolve()
     folders = (checkpoint, *checkpoint.parents[:2])  # <run>, or <run>/checkpoints/best
@@ -57,6 +61,48 @@ def check_configuration(run: Run) -> None:
     _refuse(run, differences(there, now))
 
 
+def check_held_out(run: Run) -> None:
+    """Training on from weights must hold out the samples that their run held out: it has trained on the others.
+
+    Data of another kind, reader or simulation is other data, and not compared. Raises UserError with every difference.
+    """
+    source = _source(run)
+    if source is None:
+        return
+    there, now = (OmegaConf.to_container(config.datamodule) for config in (OmegaConf.load(source / "config.yaml"), run.cfg))
+    there, now = (_with_defaults(node or {}) for node in (there, now))
+    names = getattr(_target(run.cfg.datamodule or {}), "held_out", ())
+    kind_and_readers = [
+        {key: value for key, value in node.items() if key == "_target_" or (isinstance(value, dict) and "_target_" in value)}
+        for node in (there, now)
+    ]
+    if kind_and_readers[0] != kind_and_readers[1]:
+        return
+    settings = ({f"datamodule.{name}": node.get(name) for name in names} for node in (there, now))
+    if differing := differences(*settings):
+        lines = "\n".join(f"  {line}" for line in differing)
+        raise UserError(
+            f"the weights of checkpoint={run.cfg.checkpoint} have been trained on samples that this run holds out:\n{lines}\n"
+            "Repeat these settings of its run, or start from a run of the same part."
+        )
+
+
+def check_hashes(run: Run, hashes: Mapping[str, str]) -> None:
+    """What numbers in the weights stand for, such as the entities of a graph, is as in the run of ``checkpoint``.
+
+    Weights of a run that noted no hash get a note. Raises UserError with every difference.
+    """
+    source = _source(run)
+    if source is None or not hashes:
+        return
+    there = read_record(source)["stages"].get("fit", {}).get("facts", {}).get("hashes", {})
+    for name in hashes.keys() - there.keys():
+        run.note(f"NOT COMPARED: {source} does not say of which {name} its weights are; make sure that it is this run's.")
+    _refuse(
+        run, differences({name: there[name] for name in hashes if name in there}, {n: hashes[n] for n in hashes if n in there})
+    )
+
+
 def check_fact(run: Run, name: str, there: Any, now: Any) -> None:
     """Compare what the trained run found out about its parts with what this run does."""
     if there is not None and origin_of(run) is not None:
@@ -67,7 +113,7 @@ def _refuse(run: Run, differing: Sequence[str]) -> None:
     if differing:
         lines = "\n".join(f"  {line}" for line in differing[:10])
         raise UserError(
-            f"the weights of checkpoint={run.cfg.checkpoint} are for other settings, those of its run {origin_of(run)}:\n"
+            f"the weights of checkpoint={run.cfg.checkpoint} are for other settings, those of its run {_source(run)}:\n"
             f"{lines}\nRepeat the overrides of that run (see its run.json), or train anew."
         )
 

@@ -16,7 +16,7 @@ from experiments.config.instantiation import build
 from experiments.evaluation.base import TrainedSplit
 from experiments.run.checkpoint_io import read_weights
 from experiments.run.directory import Run
-from experiments.run.origin import check_fact, origin_facts
+from experiments.run.origin import check_fact, check_hashes, origin_facts
 from models.errors import UserError
 from models.io import CheckpointError, load_strictly, read_tensors, stable_hash
 
@@ -115,6 +115,8 @@ def load_weights(module: BaseModule, checkpoint: Path, fine_tune: bool = False) 
 def trained_module(run: Run, facts: dict[str, Any]) -> BaseModule:
     """The module with the weights that evaluation and prediction use: what this run has trained, else ``checkpoint``."""
     built = module(run, facts)
+    if "fit" not in run.cfg.stages:
+        check_hashes(run, getattr(datamodule(run), "hashes", {}))
     if names := origin_facts(run, "fit").get("label_names"):
         check_fact(run, "classes", names, list(datamodule(run).label_names))
     if run.cfg.checkpoint and "fit" not in run.cfg.stages:

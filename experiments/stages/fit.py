@@ -19,6 +19,7 @@ from experiments.run.activations import recompute_blocks
 from experiments.run.callbacks import DataWait
 from experiments.run.checkpoint_io import DirectoryCheckpointIO, newest_sound, read_meta
 from experiments.run.directory import Run
+from experiments.run.origin import check_hashes, check_held_out
 from experiments.stages import Facts, stage
 from models.errors import UserError
 
@@ -45,6 +46,8 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
         raise UserError("\n".join(conflicts))
     resume = _resume_point(run)
     if run.cfg.checkpoint and not resume:
+        check_held_out(run)
+        check_hashes(run, getattr(datamodule, "hashes", {}))
         parts.load_weights(module, Path(run.cfg.checkpoint), fine_tune=True)
     if not run.cfg.checkpoint and _recipe_asks_for_weights(run):
         run.note("RANDOM WEIGHTS: the recipe starts from a checkpoint; with checkpoint=null the model starts from nothing.")
@@ -80,6 +83,7 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
         "epochs": trainer.current_epoch,
         "trainable_parameters": count,
         "label_names": list(parts.datamodule(run).label_names),
+        "hashes": dict(getattr(datamodule, "hashes", {})),
         "trained_on": parts.description_of_data(run),
         "result": results,
     }

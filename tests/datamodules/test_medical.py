@@ -139,3 +139,6 @@ def test_datamodule_gives_the_graph(tmp_path):
     assert len(graph.names) == 46 and len(graph.triples) == 45 and graph.vectors is None
     assert set(made.provides) <= set(next(iter(made.train_dataloader())))
     assert json.loads(json.dumps(made.linked.report))["entities"] == 46
+    hashes = made.hashes
+    made.linked.identifiers.reverse()  # other entities behind the same numbers
+    assert made.hashes.keys() == hashes.keys() and made.hashes != hashes

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments.run.directory import Run
-from experiments.run.origin import check_configuration, check_fact
+from experiments.run.origin import check_configuration, check_fact, check_hashes, check_held_out
 from models.errors import UserError
 from tests.experiments.launch import launch, runs
 
@@ -83,6 +83,39 @@ def test_facts_are_compared_where_they_are_known(tmp_path):
     check_fact(run, "encoder", {"size": [1, 2]}, {"size": (1, 2)})
     with pytest.raises(UserError, match=r"classes: \['b', 'a'\] there, \['a', 'b'\] now"):
         check_fact(run, "classes", ["b", "a"], ["a", "b"])
+
+
+def test_training_on_from_another_fold_is_refused(tmp_path):
+    patients = {"_target_": "datamodules.patients.PatientsDataModule", "missing": {"train": 0.5}}
+    reader = {"_target_": "datamodules.readers.tcga.tcga", "_partial_": True, "site": "blca"}
+    config = {"datamodule": {**patients, "cohort": reader, "fold": 2}}
+    (tmp_path / "run.json").write_text("{}")
+    OmegaConf.save(OmegaConf.create(config), tmp_path / "config.yaml")
+
+    def run(**changes):
+        datamodule = {**patients, "cohort": reader, "folds": 5, **changes}
+        return Run(OmegaConf.create({"checkpoint": str(tmp_path), "datamodule": datamodule}), tmp_path / "now", [])
+
+    check_held_out(run(fold=2, missing=None))
+    check_held_out(run(fold=1, cohort={**reader, "site": "brca"}))  # other patients
+    with pytest.raises(UserError, match="samples that this run holds out:\n  datamodule.fold: 2 there, 1 now"):
+        check_held_out(run(fold=1))
+
+
+@pytest.mark.parametrize("stages", [["evaluate"], ["fit"]])
+def test_weights_of_another_graph_are_refused(tmp_path, stages):
+    run = trained(tmp_path, stages=stages)
+    run.record = {"notes": []}
+    check_hashes(run, {})
+    assert not run.notes
+    check_hashes(run, {"graph": "a"})
+    assert "does not say of which graph" in run.notes[0]
+    file = tmp_path / "trained" / "run.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "stages": {"fit": {"facts": {"hashes": {"graph": "a"}}}}}))
+    check_hashes(run, {"graph": "a"})
+    with pytest.raises(UserError, match="graph: a there, b now"):
+        check_hashes(run, {"graph": "b"})
 
 
 def test_another_image_size_gives_no_silent_numbers(tmp_path):
