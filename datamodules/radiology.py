@@ -26,6 +26,7 @@ from datamodules.readers.base import inside
 from datamodules.readers.dicom import open_radiograph
 from datamodules.readers.images import open_image
 from datamodules.readers.radiographs import SPLITS, Layout, RadiographTable, assign_splits, nih_cxr14, read_rows
+from datamodules.readers.run_lengths import mask_of_runs
 from datamodules.rows import RowDataset
 from datamodules.transforms.multi_crop import Crops, MultiCrop
 from models.batch import IMAGE, INDEX, VOID_LABEL
@@ -96,6 +97,8 @@ class Radiographs(RowDataset):
         self.reports = [table.reports[row] for row in rows]
         self.members = {path: table.members[path] for path in self.paths if path in table.members}
         self.structures = structures
+        of_split = set(self.paths)
+        self.runs = {name: {p: runs for p, runs in by_path.items() if p in of_split} for name, by_path in table.runs.items()}
         self.of_mask = replace(preprocess, interpolation="NEAREST", mean=(0.0,) * 3, std=(1.0,) * 3)
         self.fingerprint = stable_hash([self.paths, self.findings.tolist()])
 
@@ -113,17 +116,22 @@ class Radiographs(RowDataset):
         with open(self.root / tar, "rb") as file:
             return open_radiograph(os.pread(file.fileno(), size, start), self.window)
 
-    def mask(self, row: int, structure: str) -> Tensor:
-        """(H, W) uint8, see STRUCTURE_MASKS. Raises BadSample."""
+    def mask(self, row: int, structure: str, size: tuple[int, int]) -> Tensor:
+        """(H, W) uint8, see STRUCTURE_MASKS; ``size`` is the image's width and height. Raises BadSample."""
         file = inside(self.root, "masks", structure, str(Path(self.paths[row]).with_suffix(".png")))
-        if not file.is_file():
+        runs = self.runs.get(structure, {}).get(self.paths[row])
+        if file.is_file():
+            image = open_image(file)
+        elif runs is not None:
+            image = Image.fromarray(mask_of_runs(runs, size))
+        else:
             return torch.full(self.preprocess.size, VOID_LABEL, dtype=torch.uint8)
-        return (self.of_mask(open_image(file).convert("RGB"))[0] > 0.5).to(torch.uint8)
+        return (self.of_mask(image.convert("RGB"))[0] > 0.5).to(torch.uint8)
 
     def read(self, row: int, rng: np.random.Generator) -> Sample:
         image = self.image(row)
         whole = None if self.training else self.preprocess(image)
-        masks = [self.mask(row, structure) for structure in self.structures]
+        masks = [self.mask(row, structure, image.size) for structure in self.structures]
         return Sample(whole, self.crops(image, rng) if self.crops else None, torch.stack(masks) if masks else None)
 
     def collate(self, rows: list[int], samples: list[Sample], request: BatchRequest) -> dict[str, Any]:
@@ -214,7 +222,7 @@ class RadiologyDataModule(BaseDataModule):
             return
         root = self.folder()
         self.table = table = with_reports(self.layout(root), root)
-        self.structures = sorted(folder.name for folder in root.glob("masks/*/"))
+        self.structures = sorted({*table.runs, *(folder.name for folder in root.glob("masks/*/"))})
         splits = np.array(assign_splits(table, self.val_fraction, self.test_fraction))
         self.label_names = table.names
         for split in SPLITS:

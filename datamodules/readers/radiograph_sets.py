@@ -23,6 +23,7 @@ from datamodules.readers.radiographs import (
     read_rows,
     table_of,
 )
+from datamodules.readers.run_lengths import parse_runs
 
 CHEXPERT_FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
@@ -167,21 +168,26 @@ def rsna_pneumonia(root: Path) -> RadiographTable:
 def candid_ptx(root: Path) -> RadiographTable:
     """CANDID-PTX: ``Pneumothorax_reports.csv`` (SOPInstanceUID, EncodedPixels) and ``dataset/<SOPInstanceUID>.dcm``.
 
+    An image has a row for each region of its pneumothorax, whose codes make the masks of the structure ``pneumothorax``.
     Chest tubes and rib fractures are in further files of the set, which are not read. Each image is its own patient, unless the
     column PseudoPatientID says whose it is.
     """
-    masks: dict[str, bool] = {}
+    codes: dict[str, list[str]] = defaultdict(list)
     patients: dict[str, str] = {}
     for row in read_rows(one_file(root, "Pneumothorax_reports.csv")):
         name = row["SOPInstanceUID"]
-        masks[name] = masks.get(name, False) or row["EncodedPixels"].strip() not in ("", "-1")
+        codes[name].append(row["EncodedPixels"] or "")
         patients[name] = row.get("PseudoPatientID") or name
+    runs: dict[str, np.ndarray] = {}
 
     def entry(row: dict[str, str]) -> Entry:
         name = row["SOPInstanceUID"]
-        return Entry(f"dataset/{name}.dcm", patients[name], [int(masks[name])])
+        path = f"dataset/{name}.dcm"
+        runs[path] = np.concatenate([parse_runs(code) for code in codes[name]])
+        return Entry(path, patients[name], [int(len(runs[path]) > 0)])
 
-    return table_of(({"SOPInstanceUID": name} for name in masks), entry, ["Pneumothorax"], "SOPInstanceUID")
+    table = table_of(({"SOPInstanceUID": name} for name in codes), entry, ["Pneumothorax"], "SOPInstanceUID")
+    return table._replace(runs={"pneumothorax": runs})
 
 
 def report_findings(text: str) -> str:

@@ -37,6 +37,7 @@ class RadiographTable(NamedTuple):
         metadata: (N, len(METADATA)) float32, NaN where the set does not say.
         reports: (N,) findings in words; empty where the set has none.
         members: of paths inside tars: the tar below the root, the position and the size in bytes.
+        runs: of structures whose masks are run-length codes: by path, see :mod:`datamodules.readers.run_lengths`.
     """
 
     paths: list[str]
@@ -48,6 +49,7 @@ class RadiographTable(NamedTuple):
     metadata: np.ndarray
     reports: list[str]
     members: Mapping[str, tuple[str, int, int]] = {}
+    runs: Mapping[str, Mapping[str, np.ndarray]] = {}
 
 
 class Entry(NamedTuple):

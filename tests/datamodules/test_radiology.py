@@ -14,7 +14,7 @@ from datamodules.readers.dicom import open_radiograph
 from datamodules.readers.radiographs import Entry, as_table, assign_splits, image_folder, nih_cxr14
 from datamodules.simulated.radiographs import FINDINGS, nih_phantoms
 from datamodules.transforms.multi_crop import MultiCrop, gaussian_blur
-from models.batch import IMAGE, INDEX, SKIPPED
+from models.batch import IMAGE, INDEX, SKIPPED, VOID_LABEL
 from models.errors import UserError
 from models.rad_dino import batch as keys
 from models.rad_dino.masking import described
@@ -47,6 +47,21 @@ def test_phantoms_are_read_as_chestxray14(phantoms):
         named = {name for name, value in zip(data.label_names, dataset.findings[row], strict=True) if value}
         assert "|".join(sorted(named)) == labels[dataset.paths[row].split("/")[-1]].replace("No Finding", "")
         assert named <= set(FINDINGS)
+
+
+def test_masks_as_run_lengths(tmp_path):
+    for name in "abcd":
+        path = tmp_path / "train" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 4)).save(path)
+    runs = {"train/a.png": np.array([[0, 12]]), "train/b.png": np.zeros((0, 2), int), "train/c.png": np.array([[30, 3]])}
+    data = module(tmp_path, layout=lambda root: image_folder(root)._replace(runs={"ptx": runs}), patch_size=8, max_skipped=1.0)
+    assert data.structures == ["ptx"]
+    (batch,) = data.evaluation_dataloader("train", crops=False, masks=True)
+    assert [(entry.key, entry.reason.split(":")[0]) for entry in batch[SKIPPED]] == [("train/c.png", "masks")]
+    of_a, of_b, of_d = batch[keys.STRUCTURE_MASKS][:, 0]
+    # The image is cut to its middle 4 x 4 before it is enlarged; its first three columns of 8 are white.
+    assert of_a[:, :8].all() and not of_a[:, 8:].any() and not of_b.any() and (of_d == VOID_LABEL).all()
 
 
 def test_batches(phantoms):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from datamodules.readers import radiograph_sets as sets
+from datamodules.readers.base import BadSample
+from datamodules.readers.run_lengths import mask_of_runs
 from models.errors import UserError
 
 
@@ -81,8 +83,16 @@ def test_rsna_pneumonia(tmp_path):
 
 def test_candid_ptx(tmp_path):
     write(tmp_path / "Pneumothorax_reports.csv", "PseudoPatientID,SOPInstanceUID,EncodedPixels,Report", "p1,1.2,-1,text",
-          "p1,1.3,5 3 9 2,text")  # fmt: skip
+          "p1,1.3,5 3 1 2,text", "p1,1.3,0 1,text", "p2,1.4,5,text")  # fmt: skip
     table = sets.candid_ptx(tmp_path)
+    runs = table.runs["pneumothorax"]
+    assert [entry.key for entry in table.skipped] == ["1.4"] and runs["dataset/1.2.dcm"].shape == (0, 2)
+    assert runs["dataset/1.3.dcm"].tolist() == [[5, 3], [9, 2], [0, 1]]
+    # Down the columns of 4 pixels: pixel 0, pixels 1 to 3 of the second column, 1 and 2 of the third.
+    expected = [[1, 0, 0], [0, 1, 1], [0, 1, 1], [0, 1, 0]]
+    assert mask_of_runs(runs["dataset/1.3.dcm"], (3, 4)).astype(int).tolist() == expected
+    with pytest.raises(BadSample, match="leaves its image of 5 x 2"):
+        mask_of_runs(runs["dataset/1.3.dcm"], (5, 2))
     assert table.paths == ["dataset/1.2.dcm", "dataset/1.3.dcm"] and table.patients == ["p1", "p1"]
     assert table.findings.tolist() == [[0], [1]]
 
