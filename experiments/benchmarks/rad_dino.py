@@ -1,7 +1,8 @@
 """DINOv2's losses over 65,536 prototypes, forward and backward from the bottleneck, against the official order of operations.
 
 ``losses`` are Sinkhorn-Knopp of the teacher and the cross-entropy of the student, ``sinkhorn`` the former alone. ``step`` is a
-whole step of ViT-S/14 at 224 pixels, with the gradients and without the optimiser.
+whole step of ViT-S/14 at 224 pixels, with the gradients and without the optimiser. ``crops`` are the student's backbone alone,
+its global and local crops apart against all in one sequence with block-diagonal attention, crop by crop or by a mask.
 """
 
 from __future__ import annotations
@@ -79,8 +80,29 @@ def _step(prototypes: int, side: str) -> Callable[[], Tensor]:
     return step
 
 
+def _crops(masked: bool, side: str) -> Callable[[], Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = DinoViT(image_size=224, dim=384, heads=6).to(device)
+    crops = [torch.randn(2 * IMAGES, 3, 224, 224, device=device), torch.randn(LOCAL * IMAGES, 3, 98, 98, device=device)]
+
+    def step() -> Tensor:
+        backbone.zero_grad()
+        if side == "ours":
+            outputs = backbone.forward_crops(crops, [None, None])
+            tokens = [torch.cat([output.cls[:, None], output.patches], dim=1).flatten(0, 1) for output in outputs]
+            total = torch.cat(tokens).square().mean()
+        else:
+            total = plain.in_one_sequence(backbone, crops, masked).square().mean()
+        total.backward()
+        return torch.stack([total.detach(), torch.stack([p.grad.norm() for p in backbone.blocks.parameters()]).norm()])
+
+    return step
+
+
 CASES = {
     "losses_1024x65536": partial(_losses, 1024, 65536),
     "step_vits14": partial(_step, 65536),
     "sinkhorn_1024x65536": partial(_sinkhorn, 1024, 65536),
+    "crops_apart_to_one_sequence": partial(_crops, False),
+    "crops_apart_to_masked_sequence": partial(_crops, True),
 }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from models.rad_dino.backbone import Attention, DinoViT
 from models.rad_dino.losses import koleo
 from models.rad_dino.masking import BatchMasks
 from models.rad_dino.model import StudentAndTeacher
@@ -65,3 +69,35 @@ def step_losses(
         "koleo": torch.stack([koleo(view) for view in whole.cls.chunk(2)]).sum(),
         "ibot": cross_entropy(of_patches[:masked], patch_targets, masks.weights / rows),
     }
+
+
+def in_one_sequence(backbone: DinoViT, crops: Sequence[Tensor], masked: bool) -> Tensor:
+    """(tokens, D) final tokens of groups of crops (B_i, 3, H_i, W_i) in one sequence with block-diagonal attention.
+
+    Args:
+        backbone: without stochastic depth.
+        crops: the groups.
+        masked: attention by a mask over all pairs of tokens; False: crop by crop, only the other layers see one sequence.
+    """
+    groups = [backbone.embed(group) for group in crops]
+    owner = torch.arange(sum(map(len, groups)), device=crops[0].device)
+    lengths = torch.tensor([len(rows) for group in groups for rows in group], device=owner.device)
+    owner = owner.repeat_interleave(lengths)
+    mask = owner[:, None] == owner if masked else None
+    x = torch.cat([group.flatten(0, 1) for group in groups])
+    for block in backbone.blocks:
+        x = x + block.ls1(_attend(block.attn, block.norm1(x), [group.shape[:2] for group in groups], mask))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    return backbone.norm(x)
+
+
+def _attend(layer: Attention, x: Tensor, shapes: Sequence[torch.Size], mask: Tensor | None) -> Tensor:
+    q, k, v = layer.qkv(x).unflatten(-1, (3, layer.heads, -1)).permute(1, 2, 0, 3)
+    if mask is not None:
+        return layer.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1).flatten(1))
+    sizes = [shape.numel() for shape in shapes]
+    out = []
+    for shape, *parts in zip(shapes, *(part.split(sizes, dim=1) for part in (q, k, v)), strict=True):
+        q, k, v = (part.unflatten(1, shape).transpose(0, 1) for part in parts)
+        out.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1))
+    return layer.proj(torch.cat(out))
