@@ -100,7 +100,8 @@ class MultiCrop:
             pixels = gaussian_blur(pixels, float(rng.uniform(self.sigma[0], self.sigma[1])))
         if rng.random() < solarize:
             pixels = np.where(pixels >= SOLARIZE_FROM, 255 - pixels, pixels)
-        return torch.from_numpy(np.ascontiguousarray(((pixels / 255 - self.mean) / self.std).transpose(2, 0, 1)))
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)) / 255  # a grey one is subtracted from three times, whole
+        return torch.from_numpy((planes - self.mean[:, None, None]) / self.std[:, None, None])
 
     def _jittered(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         brightness, contrast, saturation, hue = self.jitter
@@ -139,9 +140,12 @@ def gaussian_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     taps = np.array([math.exp(-0.5 * (x / sigma) ** 2) for x in range(-half, half + 1)], dtype=np.float32)
     taps /= taps.sum()
     for axis in (0, 1):
-        widths = [(half, half) if a == axis else (0, 0) for a in range(3)]
-        padded = np.pad(pixels, widths, mode="reflect")
         length = pixels.shape[axis]
-        moved = (padded.take(range(i, i + length), axis=axis) if axis else padded[i : i + length] for i in range(KERNEL))
-        pixels = sum(tap * part for tap, part in zip(taps, moved, strict=True))
+        period = max(2 * (length - 1), 1)
+        mirrored = np.arange(-half, length + half) % period
+        padded = pixels.take(np.minimum(mirrored, period - mirrored), axis=axis)
+        parts = [padded[:, i : i + length] if axis else padded[i : i + length] for i in range(KERNEL)]
+        pixels = taps[0] * parts[0]
+        for tap, part in zip(taps[1:], parts[1:], strict=True):
+            pixels += tap * part
     return pixels
