@@ -6,6 +6,7 @@ The models have a third of the base size's width, half of its layers and a quart
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,11 @@ from models.two_tower.port import to_port
 from models.two_tower.retrieval import rerank
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TEXT_LENGTH = 50
+TEXT_LENGTH, RETRIEVAL_LENGTH = 50, 40  # tokens to which texts are officially padded
+SMALLEST = {  # of the demos
+    "image_size": 32, "patch_size": 8, "image_width": 64, "image_layers": 4, "text_width": 64, "text_layers": 3,
+    "text_intermediate": 128, "width": 64, "mlp_ratio": 2,
+}  # fmt: skip
 
 
 def _managers(**sizes: Any) -> Connector:
@@ -104,17 +109,19 @@ def _port_forward(side: str) -> Callable[[], Tensor]:
     return step
 
 
-def _rerank(side: str) -> Callable[[], Tensor]:
-    """40 images, 80 texts, 8 candidates each."""
-    model = _model(Bridge, ("contrastive", "match")).eval()
-    (ids, mask), images = _texts(80), torch.randn(40, 3, 144, 144, device=DEVICE)
+def _rerank(side: str, sizes: dict[str, int], images: int, texts: int, count: int) -> Callable[[], Tensor]:
+    """Both towers are run once for each image and text on both sides, as officially."""
+    model = _model(Bridge, ("contrastive", "match"), **sizes).eval()
+    ids, mask = (part[:, :RETRIEVAL_LENGTH] for part in _texts(texts))
+    side_length = sizes.get("image_size", 144)
+    pixels = torch.randn(images, 3, side_length, side_length, device=DEVICE)
 
     def step() -> Tensor:
         if side == "ours":
             with torch.no_grad():
-                texts, encoded = model.encode_text(ids, mask), model.encode_image(images)
-            return rerank(model, texts, encoded, count=8).scores
-        return plain.rerank(model, ids, mask, images, count=8)
+                encoded = model.encode_text(ids, mask), model.encode_image(pixels)
+            return rerank(model, *encoded, count=count).scores
+        return plain.rerank(model, ids, mask, pixels, count)
 
     return step
 
@@ -123,5 +130,6 @@ CASES = {
     "bridge_training_step": _bridge_step,
     "manager_training_step": _manager_step,
     "port_forward": _port_forward,
-    "rerank": _rerank,
+    "rerank": partial(_rerank, sizes={}, images=40, texts=80, count=8),
+    "rerank_1000_images_5000_texts": partial(_rerank, sizes=SMALLEST, images=1000, texts=5000, count=32),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from models.two_tower.attention import image_attention, manager_weights
 from models.two_tower.batch import CAPTION_OWNER, QUESTION_IDS, QUESTION_MASK
 from models.two_tower.cost import multiply_adds
 from models.two_tower.managers import Managers
-from models.two_tower.retrieval import candidates, match_scores, recalls
+from models.two_tower.retrieval import PairScorer, candidates, recalls
 
 EXAMPLES = 6  # captions that are drawn
 
@@ -111,7 +112,8 @@ def reranked_retrieval(
     else:
         chosen, name = torch.ones(len(texts.rows), len(texts.owner), dtype=torch.bool), "fused"
     if {"match", "rank"} & set(module.tasks) and bool(chosen.any()):
-        scores = _rerank(split, model, texts.encoded, chosen, batch_size)
+        scorer, parts = PairScorer(model, texts.encoded, batch_size), iter(chosen)
+        scores = torch.cat([_scored(scorer, model, batch[keys.IMAGE], parts) for batch in split.batches(by_image=True)])
         metrics |= {f"{name}/{key}": value for key, value in recalls(scores, texts.owner, tuple(ks)).items()}
         chance |= _chance(name, texts.owner, len(texts.rows), ks)
     figures = {"retrieved_images": partial(clips.retrieved, examples, split.dataset.display)} if examples else {}
@@ -156,24 +158,9 @@ class _Texts:
         ]
 
 
-def _rerank(split: TrainedSplit, model: Any, texts: Any, chosen: Tensor, batch_size: int) -> Tensor:
-    """(images, texts) scores of the ``chosen`` pairs. Texts are encoded once, images a batch at a time."""
-    scores = torch.full(chosen.shape, float("-inf"))
-    texts = model.start("text", texts)
-    for first, batch in _counted(split.batches(by_image=True)):
-        images = model.start("image", model.encode_image(batch[keys.IMAGE]))
-        for pairs in chosen[first : first + len(batch[keys.INDEX])].nonzero().split(batch_size):
-            on_device = pairs.to(batch[keys.IMAGE].device)
-            values = match_scores(model, texts.rows(on_device[:, 1]), images.rows(on_device[:, 0]))
-            scores[pairs[:, 0] + first, pairs[:, 1]] = values.to(scores.device)
-    return scores
-
-
-def _counted(batches: Iterator[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    first = 0
-    for batch in batches:
-        yield first, batch
-        first += len(batch[keys.INDEX])
+def _scored(scorer: PairScorer, model: Any, images: Tensor, chosen: Iterator[Tensor]) -> Tensor:
+    """(B, texts) scores of the next B rows of ``chosen`` pairs."""
+    return scorer(model.encode_image(images), torch.stack(list(islice(chosen, len(images)))))
 
 
 def _chance(name: str, owner: Tensor, images: int, ks: Sequence[int]) -> dict[str, float]:
