@@ -16,12 +16,13 @@ from experiments.evaluation.errors import ErrorRow, strip, wrong_retrievals
 from experiments.evaluation.question_answering import question_answering
 from experiments.figures import clips, two_tower
 from models import batch as keys
+from models.losses.gather import GradientScope
 from models.metrics.answers import answer_metrics, percent
 from models.metrics.retrieval import chance_recall_at
 from models.metrics.video_retrieval import pair_ranks, text_to_video_ranks
 from models.two_tower import objectives
 from models.two_tower.attention import image_attention, manager_weights
-from models.two_tower.batch import CAPTION_OWNER, QUESTION_IDS, QUESTION_MASK
+from models.two_tower.batch import CAPTION_OWNER, MEDIUM, QUESTION_IDS, QUESTION_MASK
 from models.two_tower.cost import multiply_adds
 from models.two_tower.managers import Managers
 from models.two_tower.retrieval import PairScorer, candidates, recalls
@@ -167,6 +168,37 @@ def _chance(name: str, owner: Tensor, images: int, ks: Sequence[int]) -> dict[st
     texts = torch.bincount(owner, minlength=images)
     chance = {f"{name}/i2t_recall@{k}": chance_recall_at(k, len(owner), texts) for k in ks}
     return chance | {f"{name}/t2i_recall@{k}": chance_recall_at(k, images, torch.ones(1)) for k in ks}
+
+
+def hard_negatives(split: TrainedSplit) -> SuiteResult:
+    """A figure of the negatives that the matching task draws in a training batch, with their cosines; nothing for a module that
+    does not draw any, or without training data."""
+    module, model, data = split.module, split.module.model, split.data
+    if module.negatives != "hard" or "match" not in module.tasks or "train" not in data.splits:
+        return SuiteResult({})
+    batch = module.transfer_batch_to_device(next(iter(data.train_dataloader())), module.device, 0)
+    encodings = module.encodings(batch)
+    medium = batch[MEDIUM] if module.soft_targets else None
+    contrast = objectives.contrastive(model, encodings("caption"), encodings("image"), medium, GradientScope.RANK)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        images, texts = (objectives.draw_negatives(part.cpu()).tolist() for part in objectives.negative_weights(contrast))
+    cosines, dataset, rows = (contrast.text @ contrast.image.T).cpu(), data.splits["train"], batch[keys.INDEX].tolist()
+
+    def example(i: int) -> dict:
+        return {
+            "image": dataset.display(rows[i])[0],
+            "other_image": dataset.display(rows[images[i]])[0],
+            "text": dataset.samples[rows[i]].captions[0],
+            "other_text": dataset.samples[rows[texts[i]]].captions[0],
+            "cosine": cosines[i, i],
+            "image_cosine": cosines[i, images[i]],
+            "text_cosine": cosines[texts[i], i],
+        }
+
+    return SuiteResult(
+        {}, figures={"hard_negatives": partial(two_tower.hard_negatives, [example(i) for i in range(min(EXAMPLES, len(rows)))])}
+    )
 
 
 def cost(split: TrainedSplit) -> SuiteResult:
