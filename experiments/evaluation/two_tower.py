@@ -185,20 +185,21 @@ def hard_negatives(split: TrainedSplit) -> SuiteResult:
         images, texts = (objectives.draw_negatives(part.cpu()).tolist() for part in objectives.negative_weights(contrast))
     cosines, dataset, rows = (contrast.text @ contrast.image.T).cpu(), data.splits["train"], batch[keys.INDEX].tolist()
 
+    captions = data.words.tokenizer.batch_decode(batch[keys.TOKEN_IDS], skip_special_tokens=True)
+
     def example(i: int) -> dict:
         return {
             "image": dataset.display(rows[i])[0],
             "other_image": dataset.display(rows[images[i]])[0],
-            "text": dataset.samples[rows[i]].captions[0],
-            "other_text": dataset.samples[rows[texts[i]]].captions[0],
+            "text": captions[i],
+            "other_text": captions[texts[i]],
             "cosine": cosines[i, i],
             "image_cosine": cosines[i, images[i]],
             "text_cosine": cosines[texts[i], i],
         }
 
-    return SuiteResult(
-        {}, figures={"hard_negatives": partial(two_tower.hard_negatives, [example(i) for i in range(min(EXAMPLES, len(rows)))])}
-    )
+    examples = [example(i) for i in range(min(EXAMPLES, len(rows)))]
+    return SuiteResult({}, figures={"hard_negatives": partial(two_tower.hard_negatives, examples)})
 
 
 def cost(split: TrainedSplit) -> SuiteResult:
