@@ -25,6 +25,7 @@ from models.two_tower.attention import image_attention, manager_weights
 from models.two_tower.batch import CAPTION_OWNER, MEDIUM, QUESTION_IDS, QUESTION_MASK
 from models.two_tower.cost import multiply_adds
 from models.two_tower.managers import Managers
+from models.two_tower.model import TwoTower
 from models.two_tower.retrieval import PairScorer, candidates, recalls
 
 EXAMPLES = 6  # captions that are drawn
@@ -40,7 +41,8 @@ def questions(split: TrainedSplit) -> SuiteResult:
     samples = [split.dataset.samples[row] for row in rows["index"].tolist()]
     known = _commonest_by_question(split.data.splits.get("train", split.dataset).samples)
     guesses = torch.tensor([known.get(sample.question, known[""]) for sample in samples])
-    result.figures |= _figures(split)
+    if isinstance(split.module.model, TwoTower):
+        result.figures |= _figures(split)
     alone = answer_metrics({"answer_predicted": guesses, "answer_labels": rows["answer_labels"]})
     for kind in {sample.group for sample in samples}:
         if f"answer/{kind}_accuracy" in result.metrics:
