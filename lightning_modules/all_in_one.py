@@ -124,8 +124,7 @@ class AllInOneModule(BaseModule):
     def _mlm(self, batch: dict, patches: Patches) -> tuple[dict, dict]:
         labels = batch[keys.MASKED_LABELS]
         loss, logits = objectives.masked_language(self.model, batch[keys.MASKED_IDS], batch[keys.TOKEN_MASK], labels, patches)
-        predicted = labels.clone()
-        predicted[labels != IGNORE_INDEX] = logits.detach().argmax(dim=-1)
+        predicted = labels.masked_scatter(labels != IGNORE_INDEX, logits.detach().argmax(dim=-1))
         return {"mlm": loss}, {"mlm_predicted": predicted, "mlm_labels": labels}
 
     def _match(self, batch: dict, patches: Patches) -> tuple[dict, dict]:

@@ -19,6 +19,7 @@ from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, VIDEO
 from models.errors import UserError
 from models.metrics.average_precision import multi_hot
 
+SILENT = "silent"  # bool: no video of the batch has sound
 # Which parameters a learning-rate factor speaks of, by the first part of their name.
 PARTS = {
     "global_CNN": "global", "global_fc": "global", "audio_CNN": "audio", "audio_fc": "audio", "local_CNN": "local",
@@ -102,6 +103,11 @@ class AVGNModule(BaseModule):
         """A training step calls the parts of the model one by one."""
         return [part for child in self.model.children() for part in outermost_called(child)]
 
+    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
+        """With SILENT, while that need not wait for a GPU."""
+        silent = _silent(batch)
+        return {**super().transfer_batch_to_device(batch, device, dataloader_idx), SILENT: silent}
+
     def shared_step(self, batch: dict, split: str) -> StepOutput:
         if self.objective == "audio":
             return self._audio_step(batch)
@@ -115,9 +121,9 @@ class AVGNModule(BaseModule):
     def _audio_step(self, batch: dict) -> StepOutput:
         """Stage 0: the sound alone."""
         net = self.model
-        audio = net.hear(batch[AUDIO], batch[AUDIO_VALID])
-        logits = net.audio_fc(audio)
-        loss = losses.row_cross_entropy(logits, batch[LABEL]) + self._of_idle_parts(batch[AUDIO_VALID])
+        silent = _silent(batch)
+        logits = net.audio_fc(net.hear(batch[AUDIO], batch[AUDIO_VALID], silent))
+        loss = losses.row_cross_entropy(logits, batch[LABEL]) + self._of_idle_parts(silent)
         return StepOutput({"audio": loss}, {}, _rows(batch, logits.mean(dim=1)))
 
     def _evaluation_step(self, batch: dict) -> StepOutput:
@@ -126,7 +132,8 @@ class AVGNModule(BaseModule):
 
     def _train_step(self, batch: dict) -> StepOutput:
         net, frames, label = self.model, batch[VIDEO], batch[LABEL]
-        glance = net.glance(frames, batch[AUDIO], batch[AUDIO_VALID])
+        silent = _silent(batch) or net.modality == "visual"
+        glance = net.glance(frames, batch[AUDIO], batch[AUDIO_VALID], silent)
         select = net.select if net.select.startswith("saliency") else "saliency"
         scores = net.saliency(self._drop_audio(glance), select=select).logits
         indices = self._select(scores.detach())
@@ -138,7 +145,7 @@ class AVGNModule(BaseModule):
         step_logits, local_logits, actions = self._passes(frames, glance, indices)
         for name, each in (("cat", step_logits), ("local", local_logits)):
             terms[name] = torch.stack([losses.row_cross_entropy(logits, label) for logits in each]).mean()
-        terms["cat"] = terms["cat"] + self._of_idle_parts(glance.heard)
+        terms["cat"] = terms["cat"] + self._of_idle_parts(silent)
         terms["saliency"] = self._saliency_loss(scores, global_logits, local_logits[0], indices, batch)
         confidence = scores.detach().softmax(dim=1)
         report = {
@@ -165,10 +172,10 @@ class AVGNModule(BaseModule):
             locals_ += net.local_fc(local).chunk(len(group))
         return steps, locals_, actions
 
-    def _of_idle_parts(self, heard: Tensor) -> Tensor | float:
+    def _of_idle_parts(self, silent: bool) -> Tensor | float:
         """0, but with gradients of 0 for the parts that this batch has no use for: all ranks reduce the same parameters."""
         net = self.model
-        parts = [] if bool(heard.any()) else [net.audio_CNN]
+        parts = [net.audio_CNN] if silent else []
         if net.patch_size == net.image_size:  # whole frames: there is no place to choose
             parts += [net.policy, *([net.aespa] if net.aespa else [])]
         return 0 * sum(p.sum() for part in parts for p in part.parameters() if p.requires_grad)
@@ -232,6 +239,11 @@ class AVGNModule(BaseModule):
     def load_official(self, weights: dict[str, Tensor]) -> None:
         """This method's own weights, or a warm start from AdaFocusV2."""
         load_into(self.model, weights)
+
+
+def _silent(batch: dict) -> bool:
+    """Whether no video of a batch has sound."""
+    return batch[SILENT] if SILENT in batch else not bool(batch[AUDIO_VALID].any())
 
 
 def _rows(batch: dict, logits: Tensor) -> dict[str, Tensor]:

@@ -198,8 +198,7 @@ class TwoTowerModule(BaseModule):
         if "mlm" in self.tasks:
             labels = batch[keys.MASKED_LABELS]
             losses["mlm"], logits = objectives.masked_language(self.model, encodings("masked"), encodings("image"), labels)
-            predicted = labels.clone()
-            predicted[labels != IGNORE_INDEX] = logits.detach().argmax(dim=-1)
+            predicted = labels.masked_scatter(labels != IGNORE_INDEX, logits.detach().argmax(dim=-1))
             rows |= {"mlm_predicted": predicted, "mlm_labels": labels}
         if "rank" in self.tasks:
             scores = objectives.rank_scores(self.model, encodings("candidates"), encodings("image"))

@@ -1,11 +1,13 @@
 """The two-tower models against the official order of operations, transformers' port, and re-ranking image by image.
 
-The models have a third of the base size's width, half of its layers and a quarter of its image tokens, and its vocabulary.
+Unless a case says otherwise the models have a third of the base size's width, half of its layers and a quarter of its image
+tokens, and its vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,19 +24,24 @@ from models.two_tower.port import to_port
 from models.two_tower.retrieval import rerank
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TEXT_LENGTH = 50
+TEXT_LENGTH, RETRIEVAL_LENGTH = 50, 40  # tokens to which texts are officially padded
+BASE: dict[str, Any] = {"image_size": 288}  # all else are the model's defaults
+THIRD: dict[str, Any] = {
+    "image_size": 144, "image_width": 256, "image_layers": 6, "image_heads": 4, "text_width": 256, "text_layers": 6,
+    "text_heads": 4, "text_intermediate": 1024, "width": 256, "levels": 3, "heads": 4,
+}  # fmt: skip
+SMALLEST = THIRD | {  # of the demos
+    "image_size": 32, "patch_size": 8, "image_width": 64, "image_layers": 4, "text_width": 64, "text_layers": 3,
+    "text_intermediate": 128, "width": 64, "mlp_ratio": 2,
+}  # fmt: skip
 
 
 def _managers(**sizes: Any) -> Connector:
     return Managers(**sizes, noise=False)  # both sides must compute the same
 
 
-def _model(connector: Callable[..., Connector], tasks: tuple, dropout: float = 0.0, **changes) -> TwoTower:
-    sizes = {
-        "image_size": 144, "image_width": 256, "image_layers": 6, "image_heads": 4, "text_width": 256, "text_layers": 6,
-        "text_heads": 4, "text_intermediate": 1024, "width": 256, "levels": 3, "heads": 4,
-    }  # fmt: skip
-    return TwoTower(connector, tasks, **{**sizes, **changes}, dropout=dropout).to(DEVICE)
+def _model(connector: Callable[..., Connector], tasks: tuple, sizes: dict[str, Any] = THIRD, **changes) -> TwoTower:
+    return TwoTower(connector, tasks, **sizes, **changes, dropout=0.0).to(DEVICE)
 
 
 def _texts(count: int, most: int = 24) -> tuple[Tensor, Tensor]:
@@ -43,13 +50,13 @@ def _texts(count: int, most: int = 24) -> tuple[Tensor, Tensor]:
     return torch.where(mask == 1, torch.randint(5, 50000, (count, TEXT_LENGTH)), 1).to(DEVICE), mask.to(DEVICE)
 
 
-def _batch(size: int = 16) -> dict[str, Tensor]:
+def _batch(size: int, side: int) -> dict[str, Tensor]:
     ids, mask = _texts(size)
     chosen = (torch.rand(size, TEXT_LENGTH, device=DEVICE) < 0.15) & (mask == 1)
     chosen[:, 1] = True
     return {
-        "image": torch.randn(size, 3, 144, 144, device=DEVICE),
-        "false_image": torch.randn(size // 2, 3, 144, 144, device=DEVICE),
+        "image": torch.randn(size, 3, side, side, device=DEVICE),
+        "false_image": torch.randn(size // 2, 3, side, side, device=DEVICE),
         "token_ids": ids,
         "token_mask": mask,
         "masked_ids": torch.where(chosen, 50264, ids),
@@ -58,8 +65,10 @@ def _batch(size: int = 16) -> dict[str, Tensor]:
     }
 
 
-def _training_step(connector: Callable[..., Connector], side: str) -> Callable[[], Tensor]:
-    model, batch = _model(connector, ("mlm", "match")).train(), _batch()
+def _training_step(
+    side: str, connector: Callable[..., Connector], sizes: dict[str, Any] = THIRD, size: int = 16
+) -> Callable[[], Tensor]:
+    model, batch = _model(connector, ("mlm", "match"), sizes).train(), _batch(size, sizes["image_size"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=side == "ours")
 
     def step() -> Tensor:
@@ -77,23 +86,16 @@ def _training_step(connector: Callable[..., Connector], side: str) -> Callable[[
     return step
 
 
-def _bridge_step(side: str) -> Callable[[], Tensor]:
-    return _training_step(Bridge, side)
-
-
-def _manager_step(side: str) -> Callable[[], Tensor]:
-    return _training_step(_managers, side)
-
-
-def _port_forward(side: str) -> Callable[[], Tensor]:
+def _port_forward(side: str, sizes: dict[str, Any] = THIRD, size: int = 16) -> Callable[[], Tensor]:
     """Pooled features of texts with images, as a classifier reads them."""
-    model = _model(Bridge, ("match",), cross_eps=1e-5).eval()
+    model = _model(Bridge, ("match",), sizes, cross_eps=1e-5).eval()
     config, weights = to_port(model)
     port = BridgeTowerModel(config).to(DEVICE).eval()
     port.load_state_dict(
         {k.removeprefix("bridgetower."): v for k, v in weights.items() if k.startswith("bridgetower.")}, strict=False
     )
-    (ids, mask), image = _texts(16), torch.randn(16, 3, 144, 144, device=DEVICE)
+    image_size = sizes["image_size"]
+    (ids, mask), image = _texts(size), torch.randn(size, 3, image_size, image_size, device=DEVICE)
 
     @torch.no_grad()
     def step() -> Tensor:
@@ -104,24 +106,29 @@ def _port_forward(side: str) -> Callable[[], Tensor]:
     return step
 
 
-def _rerank(side: str) -> Callable[[], Tensor]:
-    """40 images, 80 texts, 8 candidates each."""
-    model = _model(Bridge, ("contrastive", "match")).eval()
-    (ids, mask), images = _texts(80), torch.randn(40, 3, 144, 144, device=DEVICE)
+def _rerank(side: str, sizes: dict[str, Any], images: int, texts: int, count: int) -> Callable[[], Tensor]:
+    """Both towers are run once for each image and text on both sides, as officially."""
+    model, image_size = _model(Bridge, ("contrastive", "match"), sizes).eval(), sizes["image_size"]
+    ids, mask = (part[:, :RETRIEVAL_LENGTH] for part in _texts(texts))
+    pixels = torch.randn(images, 3, image_size, image_size, device=DEVICE)
 
     def step() -> Tensor:
         if side == "ours":
             with torch.no_grad():
-                texts, encoded = model.encode_text(ids, mask), model.encode_image(images)
-            return rerank(model, texts, encoded, count=8).scores
-        return plain.rerank(model, ids, mask, images, count=8)
+                encoded = model.encode_text(ids, mask), model.encode_image(pixels)
+            return rerank(model, *encoded, count=count).scores
+        return plain.rerank(model, ids, mask, pixels, count)
 
     return step
 
 
 CASES = {
-    "bridge_training_step": _bridge_step,
-    "manager_training_step": _manager_step,
+    "bridge_training_step": partial(_training_step, connector=Bridge),
+    "manager_training_step": partial(_training_step, connector=_managers),
     "port_forward": _port_forward,
-    "rerank": _rerank,
+    "rerank": partial(_rerank, sizes=THIRD, images=40, texts=80, count=8),
+    "bridge_training_step_base": partial(_training_step, connector=Bridge, sizes=BASE, size=2),
+    "manager_training_step_base": partial(_training_step, connector=_managers, sizes=BASE, size=2),
+    "port_forward_base": partial(_port_forward, sizes=BASE, size=4),
+    "rerank_1000_images_5000_texts": partial(_rerank, sizes=SMALLEST, images=1000, texts=5000, count=32),
 }

@@ -12,11 +12,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from datamodules.audio_visual import Snippets
 from experiments.benchmarks.measure import fastest, seconds, synchronize
 from experiments.evaluation.base import SuiteResult, TrainedSplit
+from experiments.evaluation.errors import ErrorRow, confidence_of_wrong, strip, worst
 from experiments.figures import avgn as drawing
 from lightning_modules.held_out import check_finite, check_weights
 from models.avgn.compute import counting_macs
@@ -143,7 +147,8 @@ def glance_budgets(
         "glances": partial(drawing.glances, _examples(split, net, sample, examples)),
     }
     hashes = {"split": split.data.splits[split.name].fingerprint, "settings": stable_hash([sorted(settings), list(exit_p)])}
-    return SuiteResult(metrics, baselines, hashes, notes, figures)
+    errors = {"classes": _errors(split, torch.cat(scores.index), torch.cat(scores.logits["own"]), labels)}
+    return SuiteResult(metrics, baselines, hashes, notes, figures, errors)
 
 
 def _settings(
@@ -296,7 +301,29 @@ def _macs_by_step(net: AVGN, inputs: tuple[Tensor, ...], steps: int) -> Tensor:
     return torch.tensor(by_step, dtype=torch.float64)
 
 
-# ---- examples --------------------------------------------------------------------------------------------------------
+# ---- examples and errors -----------------------------------------------------------------------------------------------
+
+
+def _errors(split: TrainedSplit, index: Tensor, logits: Tensor, labels: Tensor) -> list[ErrorRow]:
+    """The videos about whose class the network is most confident and wrong: none of the true ones."""
+    names, dataset, severity = split.data.class_names, split.data.splits[split.name], confidence_of_wrong(logits, labels)
+    return [
+        {
+            "video": dataset.key(int(index[i])),
+            "frames": partial(_strip, dataset, int(index[i])),
+            "truth": ", ".join(names[label] for label in labels[i].tolist() if label >= 0),
+            "predicted": names[int(logits[i].argmax())],
+            "confidence": 100 * float(severity[i]),
+        }
+        for i in worst(severity)
+    ]
+
+
+def _strip(dataset: Snippets, row: int) -> Image.Image:
+    """Four frames of a video, at equal distances."""
+    frames = dataset.read(row, np.random.default_rng(0)).frames
+    places = np.linspace(0, len(frames) - 1, min(4, len(frames))).round().astype(int)
+    return strip(frames[places].transpose(0, 2, 3, 1) / 255)
 
 
 def _examples(split: TrainedSplit, net: AVGN, sample: dict, count: int) -> list[drawing.Example]:

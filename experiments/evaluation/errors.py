@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from datamodules.readers.base import BadSample
@@ -99,6 +99,35 @@ def _cell(folder: Path, text: str) -> str | float | Path:
 
 
 def confidence_of_wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) probability of the predicted class where it is wrong, else 0; logits (N, C), a label below 0 is no error."""
+    """(N,) probability of the predicted class where it is wrong, else 0.
+
+    Args:
+        logits: (N, C).
+        labels: (N,), or (N, L) where several classes are right; negative numbers are no class, and without any class no
+            prediction is wrong.
+    """
     confidence, predicted = torch.softmax(logits.float(), dim=1).max(dim=1)
-    return torch.where((predicted != labels) & (labels >= 0), confidence, 0.0)
+    labels = labels.reshape(len(labels), -1)
+    wrong = (labels != predicted[:, None]).all(dim=1) & (labels >= 0).any(dim=1)
+    return torch.where(wrong, confidence, 0.0)
+
+
+def missed(overlap: Tensor, present: Tensor, threshold: float = 0.5) -> Tensor:
+    """(N,) 1 - overlap where there is a box and the prediction overlaps it by at most ``threshold``, else 0.
+
+    Args:
+        overlap: (N,) IoU of each predicted box with the true one.
+        present: (N,) bool, whether there is a true one.
+        threshold: of a hit.
+    """
+    return torch.where(present & (overlap <= threshold), 1 - overlap, 0.0)
+
+
+def outlined(image: Image.Image, boxes: Mapping[str, Sequence[float]]) -> Image.Image:
+    """A copy with the outlines of boxes: colour -> left, top, right and bottom as shares of the image's sides."""
+    drawn = image.convert("RGB")
+    pen, width = ImageDraw.Draw(drawn), max(round(max(image.size) / 128), 1)
+    for colour, box in boxes.items():
+        left, top, right, bottom = (share * side for share, side in zip(box, image.size * 2, strict=True))
+        pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour, width=width)
+    return drawn

@@ -6,12 +6,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from experiments.evaluation.base import SuiteResult, TrainedSplit
-from experiments.evaluation.errors import ErrorRow, confidence_of_wrong, worst
+from experiments.evaluation.errors import ErrorRow, confidence_of_wrong, missed, outlined, worst
 from experiments.figures import hammer
+from experiments.figures.canvas import RIGHT
+from experiments.figures.clips import WRONG
 from experiments.prediction.hammer import examine
+from models.hammer.metrics import grounding_iou
 from models.io import stable_hash
 
 
@@ -34,11 +39,11 @@ def manipulation(split: TrainedSplit, examples: int = 8) -> SuiteResult:
         "examples": partial(_draw, split, _pick(rows, examples)),
         "kinds": partial(hammer.kinds, rows["multi_label"] >= 0, rows["labels"] == 1),
     }
-    errors = {"verdicts": _errors(split, rows)}
+    errors = {"verdicts": _wrong_verdicts(split, rows), "boxes": _missed_boxes(split, rows)}
     return SuiteResult(split.module.validation_metrics(rows), baselines, hashes, figures=figures, errors=errors)
 
 
-def _errors(split: TrainedSplit, rows: dict[str, Tensor]) -> list[ErrorRow]:
+def _wrong_verdicts(split: TrainedSplit, rows: dict[str, Tensor]) -> list[ErrorRow]:
     """The pairs about whose manipulation the model is most confident and wrong."""
     severity = confidence_of_wrong(rows["real_fake"], rows["fake"].long())
     table: list[ErrorRow] = []
@@ -54,6 +59,33 @@ def _errors(split: TrainedSplit, rows: dict[str, Tensor]) -> list[ErrorRow]:
             }
         )
     return table
+
+
+def _missed_boxes(split: TrainedSplit, rows: dict[str, Tensor]) -> list[ErrorRow]:
+    """The manipulated faces that the predicted boxes overlap least; the true box is green, the predicted one red."""
+    if "box" not in rows:
+        return []
+    overlap = grounding_iou(rows["box"], rows["target_box"], official_empty_rule=False)
+    corners = {
+        colour: box_convert(rows[name].float(), "cxcywh", "xyxy") for colour, name in ((RIGHT, "target_box"), (WRONG, "box"))
+    }
+    table: list[ErrorRow] = []
+    for i in worst(missed(overlap, (rows["target_box"] != 0).any(dim=1))):
+        row = int(rows["index"][i])
+        boxes = {colour: of_all[i].tolist() for colour, of_all in corners.items()}
+        table.append(
+            {
+                "image": partial(_outlined, split, row, boxes),
+                "text": split.dataset.text(row),
+                "truth": split.dataset.truth(row)[0],
+                "overlap": 100 * float(overlap[i]),
+            }
+        )
+    return table
+
+
+def _outlined(split: TrainedSplit, row: int, boxes: dict[str, list[float]]) -> Image.Image:
+    return outlined(split.dataset.image(row), boxes)
 
 
 def _draw(split: TrainedSplit, rows: list[int], path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,15 +16,17 @@ from experiments.evaluation.errors import ErrorRow, strip, wrong_retrievals
 from experiments.evaluation.question_answering import question_answering
 from experiments.figures import clips, two_tower
 from models import batch as keys
+from models.losses.gather import GradientScope
 from models.metrics.answers import answer_metrics, percent
 from models.metrics.retrieval import chance_recall_at
 from models.metrics.video_retrieval import pair_ranks, text_to_video_ranks
 from models.two_tower import objectives
 from models.two_tower.attention import image_attention, manager_weights
-from models.two_tower.batch import CAPTION_OWNER, QUESTION_IDS, QUESTION_MASK
+from models.two_tower.batch import CAPTION_OWNER, MEDIUM, QUESTION_IDS, QUESTION_MASK
 from models.two_tower.cost import multiply_adds
 from models.two_tower.managers import Managers
-from models.two_tower.retrieval import candidates, match_scores, recalls
+from models.two_tower.model import TwoTower
+from models.two_tower.retrieval import PairScorer, candidates, recalls
 
 EXAMPLES = 6  # captions that are drawn
 
@@ -38,7 +41,8 @@ def questions(split: TrainedSplit) -> SuiteResult:
     samples = [split.dataset.samples[row] for row in rows["index"].tolist()]
     known = _commonest_by_question(split.data.splits.get("train", split.dataset).samples)
     guesses = torch.tensor([known.get(sample.question, known[""]) for sample in samples])
-    result.figures |= _figures(split)
+    if isinstance(split.module.model, TwoTower):
+        result.figures |= _figures(split)
     alone = answer_metrics({"answer_predicted": guesses, "answer_labels": rows["answer_labels"]})
     for kind in {sample.group for sample in samples}:
         if f"answer/{kind}_accuracy" in result.metrics:
@@ -111,7 +115,8 @@ def reranked_retrieval(
     else:
         chosen, name = torch.ones(len(texts.rows), len(texts.owner), dtype=torch.bool), "fused"
     if {"match", "rank"} & set(module.tasks) and bool(chosen.any()):
-        scores = _rerank(split, model, texts.encoded, chosen, batch_size)
+        scorer, parts = PairScorer(model, texts.encoded, batch_size), iter(chosen)
+        scores = torch.cat([_scored(scorer, model, batch[keys.IMAGE], parts) for batch in split.batches(by_image=True)])
         metrics |= {f"{name}/{key}": value for key, value in recalls(scores, texts.owner, tuple(ks)).items()}
         chance |= _chance(name, texts.owner, len(texts.rows), ks)
     figures = {"retrieved_images": partial(clips.retrieved, examples, split.dataset.display)} if examples else {}
@@ -156,30 +161,47 @@ class _Texts:
         ]
 
 
-def _rerank(split: TrainedSplit, model: Any, texts: Any, chosen: Tensor, batch_size: int) -> Tensor:
-    """(images, texts) scores of the ``chosen`` pairs. Texts are encoded once, images a batch at a time."""
-    scores = torch.full(chosen.shape, float("-inf"))
-    texts = model.start("text", texts)
-    for first, batch in _counted(split.batches(by_image=True)):
-        images = model.start("image", model.encode_image(batch[keys.IMAGE]))
-        for pairs in chosen[first : first + len(batch[keys.INDEX])].nonzero().split(batch_size):
-            on_device = pairs.to(batch[keys.IMAGE].device)
-            values = match_scores(model, texts.rows(on_device[:, 1]), images.rows(on_device[:, 0]))
-            scores[pairs[:, 0] + first, pairs[:, 1]] = values.to(scores.device)
-    return scores
-
-
-def _counted(batches: Iterator[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    first = 0
-    for batch in batches:
-        yield first, batch
-        first += len(batch[keys.INDEX])
+def _scored(scorer: PairScorer, model: Any, images: Tensor, chosen: Iterator[Tensor]) -> Tensor:
+    """(B, texts) scores of the next B rows of ``chosen`` pairs."""
+    return scorer(model.encode_image(images), torch.stack(list(islice(chosen, len(images)))))
 
 
 def _chance(name: str, owner: Tensor, images: int, ks: Sequence[int]) -> dict[str, float]:
     texts = torch.bincount(owner, minlength=images)
     chance = {f"{name}/i2t_recall@{k}": chance_recall_at(k, len(owner), texts) for k in ks}
     return chance | {f"{name}/t2i_recall@{k}": chance_recall_at(k, images, torch.ones(1)) for k in ks}
+
+
+def hard_negatives(split: TrainedSplit) -> SuiteResult:
+    """A figure of the negatives that the matching task draws in a training batch, with their cosines; nothing for a module that
+    does not draw any, or without training data."""
+    module, model, data = split.module, split.module.model, split.data
+    if module.negatives != "hard" or "match" not in module.tasks or "train" not in data.splits:
+        return SuiteResult({})
+    batch = module.transfer_batch_to_device(next(iter(data.train_dataloader())), module.device, 0)
+    encodings = module.encodings(batch)
+    medium = batch[MEDIUM] if module.soft_targets else None
+    contrast = objectives.contrastive(model, encodings("caption"), encodings("image"), medium, GradientScope.RANK)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        images, texts = (objectives.draw_negatives(part.cpu()).tolist() for part in objectives.negative_weights(contrast))
+    cosines, dataset, rows = (contrast.text @ contrast.image.T).cpu(), data.splits["train"], batch[keys.INDEX].tolist()
+
+    captions = data.words.tokenizer.batch_decode(batch[keys.TOKEN_IDS], skip_special_tokens=True)
+
+    def example(i: int) -> dict:
+        return {
+            "image": dataset.display(rows[i])[0],
+            "other_image": dataset.display(rows[images[i]])[0],
+            "text": captions[i],
+            "other_text": captions[texts[i]],
+            "cosine": cosines[i, i],
+            "image_cosine": cosines[i, images[i]],
+            "text_cosine": cosines[texts[i], i],
+        }
+
+    examples = [example(i) for i in range(min(EXAMPLES, len(rows)))]
+    return SuiteResult({}, figures={"hard_negatives": partial(two_tower.hard_negatives, examples)})
 
 
 def cost(split: TrainedSplit) -> SuiteResult:

@@ -1,4 +1,5 @@
-"""Figures of the two-tower models: where they look for an answer, and which layers their managers take."""
+"""Figures of the two-tower models: where they look for an answer, which layers their managers take, and which negatives were
+drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.figures.canvas import figure, save
+from experiments.figures.canvas import RIGHT, figure, save
 
 
 def attention(examples: Sequence[dict], path: Path) -> Path:
@@ -57,4 +58,24 @@ def manager_weights(weights: Mapping[str, Tensor], path: Path) -> Path:
         ):
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="white", fontsize=8)
         drawing.colorbar(drawn, ax=axis)
+    return save(drawing, path)
+
+
+def hard_negatives(examples: Sequence[dict], path: Path) -> Path:
+    """One column per pair: the image with its caption, the image that was drawn for the caption, and below them the caption
+    that was drawn for the image; each with its cosine.
+
+    Args:
+        examples: {'image', 'other_image': (h, w, 3) in [0, 1], 'text', 'other_text', 'cosine', 'image_cosine', 'text_cosine'}.
+        path: file.
+    """
+    drawing, axes = figure(2, len(examples), figsize=(2.1 * len(examples) + 0.4, 5.4), layout="constrained")
+    for (above, below), example in zip(axes.T, examples, strict=True):
+        above.imshow(example["image"])
+        above.set_title(f"{example['cosine']:.2f}: {textwrap.fill(example['text'], 24)}", fontsize=8, color=RIGHT)
+        below.imshow(example["other_image"])
+        below.set_title(f"other image: {example['image_cosine']:.2f}", fontsize=8)
+        below.set_xlabel(f"other caption: {example['text_cosine']:.2f}\n{textwrap.fill(example['other_text'], 24)}", fontsize=8)
+        for axis in (above, below):
+            axis.set(xticks=[], yticks=[])
     return save(drawing, path)

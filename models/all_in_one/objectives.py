@@ -38,7 +38,7 @@ def masked_language(
     text = model.encode_pair(ids, mask, patches, order, read="text").text
     chosen = labels != IGNORE_INDEX
     logits = model.mlm_score(text[chosen])
-    loss = F.cross_entropy(logits.float(), labels[chosen], reduction="sum") / max(int(chosen.sum()), 1)
+    loss = F.cross_entropy(logits.float(), labels[chosen], reduction="sum") / max(len(logits), 1)
     return loss, logits
 
 

@@ -141,21 +141,28 @@ class AVGN(nn.Module):
         """uint8 RGB (..., 3, H, W) normalised with ImageNet's statistics; floating point passes as it is."""
         return images if images.is_floating_point() else (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
 
-    def glance(self, frames: Tensor, clips: Tensor, heard: Tensor) -> Glance:
-        """Frames (B, T, 3, S, S), sound (B, T, n) in [-1, 1] and ``heard`` (B,) bool, False where a video has no sound."""
+    def glance(self, frames: Tensor, clips: Tensor, heard: Tensor, silent: bool | None = None) -> Glance:
+        """Frames (B, T, 3, S, S), sound (B, T, n) in [-1, 1] and ``heard`` (B,) bool, False where a video has no sound.
+
+        ``silent``: see :meth:`hear`.
+        """
         batch = frames.shape[:2]
         images = self.pixels(frames.flatten(0, 1))
         if self.glance_size:
             images = F.interpolate(images, (self.glance_size,) * 2, mode="bilinear", antialias=True)
         maps = self.global_CNN(images)
         if self.modality == "visual":
-            heard = torch.zeros_like(heard)
-        return Glance(maps.unflatten(0, batch), maps.mean(dim=(2, 3)).unflatten(0, batch), self.hear(clips, heard), heard)
+            heard, silent = torch.zeros_like(heard), True
+        audio = self.hear(clips, heard, silent)
+        return Glance(maps.unflatten(0, batch), maps.mean(dim=(2, 3)).unflatten(0, batch), audio, heard)
 
-    def hear(self, clips: Tensor, heard: Tensor) -> Tensor:
-        """Audio features (B, T, Ca) of sound (B, T, n); the learnt stand-in where there is none. Silence costs nothing."""
+    def hear(self, clips: Tensor, heard: Tensor, silent: bool | None = None) -> Tensor:
+        """Audio features (B, T, Ca) of sound (B, T, n); the learnt stand-in where there is none. Silence costs nothing.
+
+        ``silent``: whether no video of the batch has sound; None asks ``heard``, which waits for a GPU.
+        """
         batch = clips.shape[:2]
-        if not bool(heard.any()):
+        if not bool(heard.any()) if silent is None else silent:
             return self.audio_missing.expand(*batch, -1)
         spectrograms = self.front_end(clips) * heard[:, None, None, None]
         audio = self.audio_CNN(spectrograms.flatten(0, 1)[:, None]).mean(dim=(2, 3)).unflatten(0, batch)
@@ -174,7 +181,9 @@ class AVGN(nn.Module):
         if select == "saliency_audio":
             visual, blind = torch.zeros_like(visual), ~deaf  # without sound the positions alone are left
         ignore = torch.cat([blind, deaf], dim=1)
-        return self.avtest(visual, audio, ignore if bool(ignore.any()) else None)
+        # A mask of nothing changes nothing; in training a GPU is not asked whether it is one.
+        masked = self.training and ignore.is_cuda or bool(ignore.any())
+        return self.avtest(visual, audio, ignore if masked else None)
 
     def look(self, glance: Glance, indices: Tensor) -> Tensor:
         """Actions (B, K, 2) of the policy for the chosen snippets (B, K), in their order."""

@@ -87,7 +87,7 @@ class BertAttention(nn.Module):
         return scores.softmax(dim=-1)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, L, D) and context (B, S, D) to (B, L, D).
+        """(B, L, D) and context (B, S, D) to (B, L, D). Either may be (1, ..., D), the same for the whole batch.
 
         Args:
             x: (B, L, D) queries; fewer tokens than the context has where only these are read afterwards.
@@ -95,14 +95,34 @@ class BertAttention(nn.Module):
             mask: (B, S), nonzero at the keys that count, at least one per row. The official additive -10000 is the same:
                 its softmax is exactly 0.
         """
+        if x.shape[1] == 1 and not self.training:
+            return self._of_one(x, context, mask)
         query, key, value = (
             layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, source in ((self.self.query, x), (self.self.key, context), (self.self.value, context))
         )
+        batch = max(len(x), len(context))
+        query, key, value = (part.expand(batch, -1, -1, -1) for part in (query, key, value))
         mask = None if mask is None else mask[:, None, None, :].bool()
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return self.output(attended.transpose(1, 2).flatten(2), x)
+
+    def _of_one(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        """:meth:`forward` of a single token (B, 1, D), which needs no keys and values of the context.
+
+        ``q . (W y + b)`` is ``(W' q) . y`` and a constant that the softmax does not notice, and the mean of the values is the
+        value of the mean: every head asks the context itself.
+        """
+        query = self.self.query(x).unflatten(-1, (self.heads, -1))
+        key, value = (layer.weight.unflatten(0, (self.heads, -1)) for layer in (self.self.key, self.self.value))
+        batch = max(len(x), len(context))
+        asked = torch.einsum("blhd,hdw->blhw", query, key).expand(batch, -1, -1, -1)
+        context = context[:, None].expand(batch, -1, -1, -1)
+        mask = None if mask is None else mask[:, None, None, :].bool()
+        means = F.scaled_dot_product_attention(asked, context, context, attn_mask=mask, scale=query.shape[-1] ** -0.5)
+        attended = torch.einsum("blhw,hdw->blhd", means, value).flatten(2) + self.self.value.bias
+        return self.output(attended, x)
 
 
 class BertOutput(nn.Module):

@@ -45,8 +45,8 @@ class Encoded(NamedTuple):
     entity_mask: Tensor | None = None
     cover: Tensor | None = None
 
-    def rows(self, index: Tensor) -> Encoded:
-        """Of the samples ``index`` (n,), repeats allowed."""
+    def rows(self, index: Tensor | slice) -> Encoded:
+        """Of the samples ``index``: (n,), repeats allowed, or a slice."""
         return self.map(lambda part: part[index])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Encoded:
@@ -218,6 +218,23 @@ class TwoTower(nn.Module):
         bias = self._padding_bias(mask, full)
         return Encoded(self.connector.prepare("text", projected), mask, states[-1][:, 0], bias)
 
+    def shortened(self, text: Encoded, length: int) -> Encoded:
+        """Encoded texts of at most ``length`` tokens without the padding that no later result depends on, in evaluation."""
+        full = text.experts[0].shape[1]
+        length = min(length + self.connector.unmasked_padding, full)
+        if length == full or text.mask is None:
+            return text
+        mask, bias = text.mask[:, :length], text.bias
+        if bias is not None:
+            bias = bias[:, :length]
+        if self.connector.unmasked_padding:
+            more = _stand_in(mask, full - length)
+            bias = more if bias is None else bias + more
+        experts = [expert[:, :length] for expert in text.experts]
+        entered, attended = (None if part is None else part[:, :length] for part in (text.entered, text.attended))
+        cover = None if text.cover is None else text.cover[:, :, :length]
+        return text._replace(experts=experts, mask=mask, bias=bias, entered=entered, attended=attended, cover=cover)
+
     def encode_image(self, image: Tensor, kind: int = 1, patches: Tensor | None = None) -> Encoded:
         """Images (B, 3, H, W).
 
@@ -243,14 +260,9 @@ class TwoTower(nn.Module):
 
         Padding is out (-inf) or, unmasked, stands for as many equal tokens as were trimmed: + log(padding / left of it).
         """
-        pads = mask == 0
         if not self.connector.unmasked_padding:
-            return torch.zeros(pads.shape, device=mask.device).masked_fill_(pads, -torch.inf)
-        if mask.shape[1] == full:
-            return None
-        left = pads.sum(dim=1, keepdim=True)
-        weight = ((left + full - mask.shape[1]) / left.clamp(min=1)).log()
-        return torch.where(pads, weight, 0.0)
+            return torch.zeros(mask.shape, device=mask.device).masked_fill_(mask == 0, -torch.inf)
+        return None if mask.shape[1] == full else _stand_in(mask, full - mask.shape[1])
 
     # ---- cross-modal encoder ----------------------------------------------------------------------------------------
 
@@ -353,6 +365,13 @@ def trimmed(ids: Tensor, mask: Tensor, spare: int = 0, exact: bool = True) -> tu
     if longest >= ids.shape[1] or bool(mask[:, longest:].any()):
         return ids, mask
     return ids[:, :longest], mask[:, :longest]
+
+
+def _stand_in(mask: Tensor, cut: int) -> Tensor:
+    """(B, L) log(padding before ``cut`` columns of it were cut / padding left) at the padding of ``mask``, 0 at tokens."""
+    pads = mask == 0
+    left = pads.sum(dim=1, keepdim=True)
+    return torch.where(pads, ((left + cut) / left.clamp(min=1)).log(), 0.0)
 
 
 def _head(width: int, out: int) -> nn.Module:

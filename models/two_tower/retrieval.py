@@ -27,7 +27,10 @@ class Reranked(NamedTuple):
 
 @torch.no_grad()
 def match_scores(model: TwoTower, texts: Encoded, images: Encoded) -> Tensor:
-    """(P,) logits of "match" of P texts with P images, or scores of the head of ``rank`` where the model has one."""
+    """(P,) logits of "match" of P texts with P images, or scores of the head of ``rank`` where the model has one.
+
+    One image may stand for P equal ones: what does not depend on the text is computed once then.
+    """
     pooled = model.fuse(texts, images, read="first").pooled
     return (model.rank_output(pooled)[:, 0] if "rank" in model.tasks else model.itm_score.fc(pooled)[:, 1]).float()
 
@@ -40,18 +43,46 @@ def candidates(similarity: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return by_text, by_image
 
 
-@torch.no_grad()
-def rerank(model: TwoTower, texts: Encoded, images: Encoded, count: int, batch_size: int = 64) -> Reranked:
-    """Score the ``count`` best images of each text and the ``count`` best texts of each image; each pair once.
+class PairScorer:
+    """Scores many pairs of the same texts, each of which is encoded once.
 
-    What does not depend on the pair is computed once per text and image.
+    An image is joined with a batch of its candidates at a time, texts of similar lengths, so that little padding is left.
+
+    Args:
+        model: with the head of ``match`` or ``rank``.
+        texts: see :meth:`TwoTower.encode_text`.
+        batch_size: pairs of a forward pass.
     """
-    similarity = model.embed_image(images) @ model.embed_text(texts).T  # (images, texts)
-    by_text, by_image = candidates(similarity, count)
-    texts, images = model.start("text", texts), model.start("image", images)
-    scores = torch.full_like(similarity, NOT_SCORED)
-    for rows in (by_text | by_image).nonzero().split(batch_size):
-        scores[rows[:, 0], rows[:, 1]] = match_scores(model, texts.rows(rows[:, 1]), images.rows(rows[:, 0]))
+
+    @torch.no_grad()
+    def __init__(self, model: TwoTower, texts: Encoded, batch_size: int = 64):
+        self.model, self.texts, self.batch_size = model, model.start("text", texts), batch_size
+        self.lengths = texts.mask.sum(dim=1).cpu()
+
+    @torch.no_grad()
+    def __call__(self, images: Encoded, chosen: Tensor) -> Tensor:
+        """(images, texts) scores of the pairs that are ``chosen`` (images, texts), -inf elsewhere; on the CPU."""
+        images, scores = self.model.start("image", images), torch.full(chosen.shape, -torch.inf)
+        pairs, values = [], []
+        for image, row in enumerate(chosen.cpu()):
+            texts = row.nonzero()[:, 0]
+            texts = texts[self.lengths[texts].argsort(stable=True)]
+            for batch in texts.split(self.batch_size):
+                rows = self.texts.rows(batch.to(images.feature.device))
+                rows = self.model.shortened(rows, int(self.lengths[batch[-1]]))
+                values.append(match_scores(self.model, rows, images.rows(slice(image, image + 1))))
+                pairs.append((image, batch))
+        for (image, batch), of_batch in zip(pairs, values, strict=True):
+            scores[image, batch] = of_batch.cpu()
+        return scores
+
+
+def rerank(model: TwoTower, texts: Encoded, images: Encoded, count: int, batch_size: int = 64) -> Reranked:
+    """Score the ``count`` best images of each text and the ``count`` best texts of each image; each pair once."""
+    with torch.no_grad():
+        similarity = model.embed_image(images) @ model.embed_text(texts).T  # (images, texts)
+    by_text, by_image = (part.cpu() for part in candidates(similarity, count))
+    scores = PairScorer(model, texts, batch_size)(images, by_text | by_image)
     return Reranked(*(torch.where(chosen, scores, NOT_SCORED) for chosen in (by_text, by_image)))
 
 

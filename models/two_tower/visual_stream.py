@@ -141,10 +141,10 @@ class StreamManagers(nn.Module):
             span: (B, L) int64 places of the visual tokens in the sequence, -1 where there is none (padding, or cut off).
             query: (B, Q) int64 places of the question's tokens, for adaptive kinds.
         """
-        handles = []
+        handles, last = [], int(span.max())
         try:
             for manager, layer in zip(self.manager, self.layers, strict=True):
-                hook = partial(_before_layer, manager, experts, span, query)
+                hook = partial(_before_layer, manager, experts, span, last, query)
                 handles.append(decoder[layer].register_forward_pre_hook(hook, with_kwargs=True))
             yield
         finally:
@@ -156,13 +156,14 @@ def _before_layer(
     manager: Callable[..., Tensor],
     experts: Tensor,
     span: Tensor,
+    last: int,
     query: Tensor | None,
     module: nn.Module,
     args: tuple,
     kwargs: dict[str, Any],
 ) -> tuple[tuple, dict[str, Any]] | None:
     hidden = args[0] if args else kwargs["hidden_states"]
-    if hidden.shape[1] <= int(span.max()):
+    if hidden.shape[1] <= last:
         return None  # a step of generation behind the prefill: the visual tokens are in the cache
     place, present = span.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1]), (span >= 0)[..., None]
     question = None

@@ -66,3 +66,10 @@ def test_recipes_want_their_data_and_weights(tmp_path):
     assert done.returncode == 2 and "checkpoint" in done.stderr
     weights = launch(tmp_path, *DEMO, "module.tasks=[answer,match]", "module.negatives=hard")
     assert weights.returncode == 2 and "add contrastive" in weights.stderr
+
+
+def test_drawn_negatives_have_a_figure(tmp_path):
+    done = launch(tmp_path, "experiment=paper/two_tower/bridge_tower_flickr30k", "debug=tiny/two_tower/default")
+    assert done.returncode == 0, done.stderr
+    (run,) = runs(tmp_path, "paper/two_tower/bridge_tower_flickr30k")
+    assert (run / "figures" / "hard_negatives.png").is_file()

@@ -12,6 +12,7 @@ from datamodules.readers.image_annotations.captions import arrow_captions, karpa
 from datamodules.readers.image_annotations.pairs import arrow_nlvr2, arrow_snli, nlvr2, snli_ve
 from datamodules.readers.image_annotations.questions import arrow_questions, vg_qa, vqa_v2
 from datamodules.readers.image_annotations.sample import UNKNOWN, MissingSplit
+from datamodules.readers.image_annotations.web import conceptual_captions, sbu
 from datamodules.vision_language import check_copy
 from models.errors import UserError
 
@@ -207,3 +208,31 @@ def test_arrow_pairs(tmp_path):
     first, second = arrow_nlvr2(str(tmp_path), "test").samples
     assert (first.answer, second.answer, second.number) == (1, 0, "test1-0-0-1")
     assert first.second.open().getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_conceptual_captions(tmp_path):
+    """Images bear the number of their row; rows whose image could not be fetched are left out."""
+    rows = ['a "dog\thttp://x/0', "gone\thttp://x/1", "  \thttp://x/2", "a cat\thttp://x/3"]
+    (tmp_path / "Train_GCC-training.tsv").write_text("\n".join(rows) + "\n")
+    for name in ("0_123", "0000/0000002.png", "0000/0000003.png", "list.txt"):
+        write_image(tmp_path / "training" / name)
+    train = conceptual_captions(str(tmp_path), "train")
+    assert [sample.captions for sample in train.samples] == [('a "dog',), ("a cat",)]
+    assert [sample.medium for sample in train.samples] == [0, 3] and train.samples[1].image.open().size == (8, 8)
+    assert len(train.skipped) == 1 and "no caption" in train.skipped[0].reason
+    problems = check_copy("web.conceptual_captions", str(tmp_path))
+    assert any("Validation_GCC-1.1.0-Validation.tsv" in line for line in problems)
+
+
+def test_sbu(tmp_path):
+    content = {"captions": ["a boat", "gone", 7], "image_urls": ["http://x/0", "http://x/1", "http://x/2"]}
+    (tmp_path / "sbu-captions-all.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="number of its entry"):
+        sbu(str(tmp_path), "train")
+    write_image(tmp_path / "sbu" / "0000000.jpg")
+    write_image(tmp_path / "sbu" / "0000002.jpg")
+    rows = sbu(str(tmp_path), "train")
+    assert [(sample.key, sample.captions) for sample in rows.samples] == [("sbu/0", ("a boat",))]
+    assert len(rows.skipped) == 1 and check_copy("web.sbu", str(tmp_path))[0].startswith("train: 1 records are unusable")
+    with pytest.raises(MissingSplit):
+        sbu(str(tmp_path), "val")

@@ -5,7 +5,17 @@ import torch
 from PIL import Image
 
 from datamodules.readers.base import BadSample
-from experiments.evaluation.errors import WORST, confidence_of_wrong, read_table, strip, worst, write_table, wrong_retrievals
+from experiments.evaluation.errors import (
+    WORST,
+    confidence_of_wrong,
+    missed,
+    outlined,
+    read_table,
+    strip,
+    worst,
+    write_table,
+    wrong_retrievals,
+)
 
 
 def test_the_largest_come_first_and_what_is_right_not_at_all():
@@ -18,6 +28,19 @@ def test_only_wrong_verdicts_are_errors():
     severity = confidence_of_wrong(logits, torch.tensor([0, 0, 0, -100]))
     assert worst(severity) == [1, 2]
     assert severity[1] == torch.softmax(logits[1], dim=0)[1]
+    several = torch.tensor([[1, 0], [0, -1], [0, 1], [-1, -1]])
+    assert worst(confidence_of_wrong(logits, several)) == [1]
+
+
+def test_boxes_that_were_not_found():
+    overlap = torch.tensor([0.4, 0.9, 0.0, 0.0])
+    assert worst(missed(overlap, torch.tensor([True, True, True, False]))) == [2, 0]
+
+
+def test_boxes_are_outlined_in_their_colours():
+    image = np.asarray(outlined(Image.new("RGB", (40, 20)), {"#00ff00": (0.25, 0.5, 0.75, 0.9), "#ff0000": (0, 0, 0, 0)}))
+    assert image[10, 20].tolist() == [0, 255, 0] and image[0, 0].tolist() == [255, 0, 0]
+    assert image[14, 20].tolist() == [0, 0, 0] and image[4, 20].tolist() == [0, 0, 0]
 
 
 def test_texts_whose_own_image_ranks_last(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from models.errors import UserError
 from models.two_tower import objectives
 from models.two_tower.managers import AdaptiveManager, StaticManager, normalised
-from models.two_tower.retrieval import NOT_SCORED, match_scores, recalls, rerank
+from models.two_tower.retrieval import NOT_SCORED, recalls, rerank
 from tests.models.two_tower.stand_in import CONNECTORS, plain_adaptive, plain_static, small_images, small_model, small_texts
 
 
@@ -142,15 +142,16 @@ def test_hard_negatives_are_never_of_the_same_image():
     assert bool((objectives.draw_negatives(torch.zeros(3, 4)) >= 0).all())
 
 
-def test_reranking_scores_candidates_once_and_as_pairs():
-    model, (ids, mask), images = small_model("adaptive_manager"), small_texts((3, 4, 5, 6, 7, 2)), small_images(3)
+@pytest.mark.parametrize("connector", ["none", "bridge", "static_manager_all", "adaptive_manager", "adaptive_manager_official"])
+def test_reranking_scores_candidates_once_and_as_pairs(connector):
+    model, (ids, mask), images = small_model(connector), small_texts((3, 4, 5, 6, 7, 2)), small_images(3)
     texts, encoded = model.encode_text(ids, mask), model.encode_image(images)
-    result = rerank(model, texts, encoded, count=2, batch_size=4)
+    result = rerank(model, texts, encoded, count=2, batch_size=2)
     assert bool(((result.of_texts != NOT_SCORED).sum(dim=0) == 2).all())
     assert bool(((result.of_images != NOT_SCORED).sum(dim=1) == 2).all())
     for i, j in (result.scores != NOT_SCORED).nonzero().tolist():
-        alone = match_scores(model, model.encode_text(ids[j : j + 1], mask[j : j + 1]), model.encode_image(images[i : i + 1]))
-        torch.testing.assert_close(result.scores[i, j], alone[0])
+        pooled = model(ids[j : j + 1], mask[j : j + 1], images[i : i + 1]).pooled
+        torch.testing.assert_close(result.scores[i, j], model.rank_output(pooled)[0, 0])
     perfect = torch.eye(3).repeat_interleave(2, dim=1)
     assert set(recalls(perfect, torch.arange(3).repeat_interleave(2)).values()) == {100.0}
 
