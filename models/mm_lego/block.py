@@ -50,16 +50,22 @@ class Step(nn.Module):
         self.cross_attention = Attention(latent_dim, width, **attention)
         self.feed_forward = FeedForward(latent_dim, dropout=dropout)
 
-    def read(self, x: Tensor, attend: bool) -> Tensor:
-        """The modality (B, N, W) behind its own layers; ``attend`` applies the self-attention too."""
+    def forward(self, latent: Tensor, x: Tensor, attend: bool, fourier_dim: int | None = None) -> tuple[Tensor, Tensor]:
+        """The latent after it has looked at the modality, and the modality behind its own layers.
+
+        Args:
+            latent: (B, L, D), real.
+            x: (B, N, W) the modality.
+            attend: apply the self-attention of the modality, too.
+            fourier_dim: axis of the transform through which the latent sees the modality; None: as it is.
+        """
         if attend and self.modality_attention is not None:
             x = self.modality_attention(x) + x
-        return x if self.modality_feed_forward is None else self.modality_feed_forward(x) + x
-
-    def update(self, latent: Tensor, x: Tensor) -> Tensor:
-        """The real latent (B, L, D) after it has looked at ``x`` (B, N, W)."""
-        latent = self.cross_attention(latent, x) + latent
-        return self.feed_forward(latent) + latent
+        if self.modality_feed_forward is not None:
+            x = self.modality_feed_forward(x) + x
+        seen = x if fourier_dim is None else real_spectrum(x, fourier_dim)
+        latent = self.cross_attention(latent, seen) + latent
+        return self.feed_forward(latent) + latent, x
 
 
 class LegoBlock(nn.Module):
@@ -135,16 +141,16 @@ class LegoBlock(nn.Module):
         latent = self.start(len(x)) if latent is None else latent
         for i in range(self.depth):
             step = self.steps[min(i, len(self.steps) - 1)]
-            read = step.read(x, attend=self.modality_attention == "applied")
+            attend = self.modality_attention == "applied"
             if not self.frequency_domain:
-                latent = step.update(latent, read)
+                latent, _ = step(latent, x, attend)
                 continue
             if i > 0 and not self.track_imaginary:
                 latent = torch.complex(latent.real, torch.zeros_like(latent.imag))
             if self.normalise:  # ||signal|| = ||spectrum|| / sqrt(n)
                 norm = latent.norm(dim=self.fourier_dim, keepdim=True) / latent.shape[self.fourier_dim] ** 0.5
                 latent = latent / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-            latent = torch.complex(step.update(latent.real, real_spectrum(read, self.fourier_dim)), latent.imag)
+            latent = torch.complex(step(latent.real, x, attend, self.fourier_dim)[0], latent.imag)
         return latent
 
     def inputs(self, x: Tensor) -> Tensor:
