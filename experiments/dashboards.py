@@ -77,7 +77,7 @@ def _metrics(family: str | None) -> tuple[list[str], list[str], list[str]]:
         content = OmegaConf.load(sweep)
         objectives.add(OmegaConf.select(content, "optimize"))
         objectives.update(OmegaConf.select(content, "hydra.callbacks.sweep_table.metrics") or [])
-        keys.update(key.lstrip("+") for key in OmegaConf.select(content, "hydra.sweeper.params") or {})
+        keys.update(OmegaConf.select(content, "hydra.sweeper.params") or {})
     return sorted(monitors - {None}), sorted(objectives - {None}), sorted(keys)
 
 

@@ -18,6 +18,7 @@ from models.avgn.saliency import gumbel, top_snippets, uniform_snippets
 from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, VIDEO
 from models.errors import UserError
 from models.metrics.average_precision import multi_hot
+from models.sharded import sum_of
 
 SILENT = "silent"  # bool: no video of the batch has sound
 # Which parameters a learning-rate factor speaks of, by the first part of their name.
@@ -178,7 +179,7 @@ class AVGNModule(BaseModule):
         parts = [net.audio_CNN] if silent else []
         if net.patch_size == net.image_size:  # whole frames: there is no place to choose
             parts += [net.policy, *([net.aespa] if net.aespa else [])]
-        return 0 * sum(p.sum() for part in parts for p in part.parameters() if p.requires_grad)
+        return 0 * sum(sum_of(p) for part in parts for p in part.parameters() if p.requires_grad)
 
     def _drop_audio(self, glance: Glance) -> Glance:
         drop = torch.rand(len(glance.heard), device=glance.heard.device) < self.audio_dropout

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_modules.held_out import HeldOut, check_weights
 from models.batch import INDEX
 from models.errors import UserError
+from models.optim.clipping import clip_together_
 from models.optim.schedules import Multiplier
 
 
@@ -260,8 +261,11 @@ class BaseModule(pl.LightningModule):
         they are clipped; :meth:`conflicts` refuses those."""
         precision = self.trainer.precision_plugin
         if getattr(precision, "scaler", None) is None:
-            algorithm = gradient_clip_algorithm or GradClipAlgorithmType.NORM
-            Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, GradClipAlgorithmType(algorithm))
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
+            if gradient_clip_val and algorithm == GradClipAlgorithmType.NORM:
+                clip_together_((p for group in optimizer.param_groups for p in group["params"]), gradient_clip_val)
+            else:
+                Precision.clip_gradients(precision, optimizer, gradient_clip_val or 0.0, algorithm)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

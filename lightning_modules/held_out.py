@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.batch import INDEX
 from models.errors import UserError
+from models.sharded import local
 
 PADDING = -100  # of integer rows that are shorter than others: the label that metrics ignore
 
@@ -118,7 +119,7 @@ def check_weights(module: nn.Module) -> None:
     Minus infinity is a gate that is closed for good (STRUCTURE's released head). Buffers may hold infinities: masks, for
     example.
     """
-    bad = [name for name, value in module.named_parameters() if not bool((value < torch.inf).all())]
+    bad = [name for name, value in module.named_parameters() if not bool((local(value) < torch.inf).all())]
     if bad:
         raise UserError(
             f"{len(bad)} weights are not finite, the first is {bad[0]}: the training diverged or the checkpoint is damaged. "

@@ -1,4 +1,4 @@
-"""Command-line overrides: what they name, and how a dotted one may add an argument that no YAML file mentions."""
+"""Overrides of commands and sweeps: what they name, and how a dotted one may add an argument that no YAML file mentions."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def _as_hydra_takes_it(override: str) -> str:
         return f"{group}=none"
     override = HOME.sub(str(Path.home()), override)
     return f"++{override}" if DOTTED.match(override) else override
+
+
+def as_written(overrides: Iterable[str]) -> list[str]:
+    """Overrides as a user writes them in a command: without the ``++`` that :func:`creating` adds."""
+    plain = [(override, override.removeprefix("++")) for override in overrides]
+    return [short if DOTTED.match(short) else override for override, short in plain]
 
 
 def key_of(override: str) -> str:

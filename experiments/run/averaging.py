@@ -11,6 +11,7 @@ from torch import Tensor
 from experiments.run.callbacks import Checkpoints
 from models.errors import UserError
 from models.optim.ema import ema_update_
+from models.sharded import local, part_of, whole_of
 
 RAW = "raw_weights"  # of a checkpoint: the weights that training goes on from; its own are the averages
 STATISTICS = ("running_mean", "running_var")  # of normalisation layers; other buffers are taken as they are
@@ -45,10 +46,14 @@ class WeightAverage(pl.Callback):
             raise UserError("callbacks.average must stand before callbacks.checkpoints, as in callbacks=averaged.")
         values = _averaged(pl_module)
         if self.other:  # read from a checkpoint before Lightning moved the module to its device
-            self.other = {name: value.to(values[name].device) for name, value in self.other.items()}
+            names = dict(pl_module.named_parameters())  # meanwhile they may have been sharded
+            parts = {name: part_of(value, names.get(name, value)) for name, value in self.other.items()}
+            self.other = {name: value.to(values[name].device) for name, value in parts.items()}
         else:
             self.other = {name: value.clone() for name, value in values.items()}
-        self.step = trainer.global_step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.step = trainer.global_step  # a resumed run's is read after on_fit_start
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
         if trainer.global_step == self.step:  # gradients are being accumulated
@@ -76,7 +81,9 @@ class WeightAverage(pl.Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         in_module = {name: value for name, value in checkpoint["state_dict"].items() if name in self.other}
-        averages, raw = (in_module, self.other) if self.averages_in_module else (self.other, in_module)
+        names = dict(pl_module.named_parameters())
+        other = {name: whole_of(value, names.get(name, value)) for name, value in self.other.items()}
+        averages, raw = (in_module, other) if self.averages_in_module else (other, in_module)
         checkpoint["state_dict"] = checkpoint["state_dict"] | averages
         checkpoint[RAW] = {name: value.detach().clone() for name, value in raw.items()}
 
@@ -91,7 +98,7 @@ class WeightAverage(pl.Callback):
 
 
 def _averaged(module: pl.LightningModule) -> dict[str, Tensor]:
-    """The tensors that are averaged: trainable parameters and running statistics."""
-    parameters = {name: value.data for name, value in module.named_parameters() if value.requires_grad}
+    """The tensors that are averaged, as far as this rank holds them: trainable parameters and running statistics."""
+    parameters = {name: local(value.data) for name, value in module.named_parameters() if value.requires_grad}
     buffers = {name: value for name, value in module.named_buffers() if name.rpartition(".")[2] in STATISTICS}
     return parameters | buffers

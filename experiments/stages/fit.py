@@ -75,6 +75,8 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
     if blocks is not None and not any(block.recomputed for block in blocks):
         run.note("NOTHING RECOMPUTED: activation_checkpointing=true finds no blocks in this network and saves no memory.")
+    if getattr(trainer.strategy, "blocks", None) == []:
+        run.note("NOTHING SHARDED: trainer=fsdp finds no repeated layers in this network; trainer=ddp does the same, faster.")
     parts.note_skipped(run)
     results = {**_data_wait(run, trainer, datamodule), **_compilation(run)}
     datamodule.trainer = None  # later stages see whole splits, not one rank's share

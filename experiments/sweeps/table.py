@@ -25,7 +25,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config.overrides import key_of
+from experiments.config.overrides import as_written, key_of
 from experiments.run.screen import console
 from models.errors import UserError
 
@@ -83,7 +83,7 @@ class SweepTable(Callback):
         if config.hydra.mode == RunMode.MULTIRUN:
             if job_return.status != JobStatus.COMPLETED:
                 reason = str(job_return._return_value).strip().splitlines() or [type(job_return._return_value).__name__]
-                self.failed[" ".join(config.hydra.overrides.task)] = reason[0]  # .return_value would raise it
+                self.failed[" ".join(as_written(config.hydra.overrides.task))] = reason[0]  # .return_value would raise it
             write(Path(config.hydra.sweep.dir), self.failed)
             if time.monotonic() - self.written > SECONDS_BETWEEN_PAGES:  # it reads the curves of all jobs
                 self._page(Path(config.hydra.sweep.dir))
@@ -216,7 +216,7 @@ def command_of(job: Job) -> str:
     overrides = [o for o in job.overrides if key_of(o) not in ("optimize", "sweep_name", "stages")]
     if any(key_of(o) == "sweep" for o in overrides):  # whose YAML asks for many jobs
         overrides.append("hydra.mode=RUN")
-    return f"python run.py {shlex.join(overrides)} \"checkpoint='{job.folder}'\" 'stages=[evaluate,report]'"
+    return f"python run.py {shlex.join(as_written(overrides))} \"checkpoint='{job.folder}'\" 'stages=[evaluate,report]'"
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, str]:

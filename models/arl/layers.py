@@ -81,17 +81,30 @@ class KnowledgeLayer(BertLayer):
         """(B, M, K) what enters the next layer."""
         return self.knowledge_output(F.gelu(self.knowledge_intermediate.dense(entities)), entities)
 
-    def join(
-        self, x: Tensor, context: Tensor | None = None, context_mask: Tensor | None = None, inject: tuple | None = None
-    ) -> Tensor:
-        """The layer behind its self-attention, whose output ``x`` (B, L, D) is.
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        image: Tensor,
+        rows: int | None = None,
+        attended: Tensor | None = None,
+        named: tuple[Tensor, Tensor, Tensor] | None = None,
+        pass_on: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, L, D) tokens behind the layer, and the (B, M, K) entities that enter the next one.
 
         Args:
             x: (B, L, D).
-            context: (B, N, D) the image.
-            context_mask: (B, N), nonzero at tokens that count.
-            inject: entities and cover, see :meth:`inject`; None: there are none.
+            mask: (B, L), nonzero at tokens that count.
+            image: (B, N, D).
+            rows: leading tokens to compute; None: all.
+            attended: (B, L, D) the output of ``attention``, where it is known already; None: it is computed.
+            named: entities (B, M, K), their mask (B, M), and the tokens that they cover (B, M, L); None: there are none.
+            pass_on: whether a layer follows that takes the entities; else they are None.
         """
-        x = self.crossattention(x, context, context_mask)
-        x = self.inject(x, *(inject or (None, None)))
-        return self.output(F.gelu(self.intermediate.dense(x)), x)
+        x, entities, cover = self.attend(x, mask, rows, attended), None, None
+        if named is not None:
+            entities, cover = self.look(*named[:2], image), named[2][:, :, : x.shape[1]]
+        x = self.inject(self.crossattention(x, image), entities, cover)
+        out = self.output(F.gelu(self.intermediate.dense(x)), x)
+        return out, self.next_entities(entities) if entities is not None and pass_on else None

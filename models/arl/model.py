@@ -119,12 +119,15 @@ class ARL(TwoTower):
             text = self.with_entities(text, entity_ids, cover, self.encode_entities())
         return self.fuse(text, self.encode_image(image))
 
-    def _join_text(
-        self, level: int, attended: Tensor, image: Tensor, text: Encoded, entities: Tensor | None
+    def _text_layer(
+        self,
+        level: int,
+        x: Tensor,
+        image: Tensor,
+        text: Encoded,
+        rows: int | None,
+        attended: Tensor | None,
+        entities: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        layer = self._layers("text")[level]
-        if entities is None:
-            return layer.join(attended, image), None
-        entities = layer.look(entities, text.entity_mask, image)
-        out = layer.join(attended, image, inject=(entities, text.cover[:, :, : attended.shape[1]]))
-        return out, layer.next_entities(entities) if level < self.levels - 1 else None
+        named = None if entities is None else (entities, text.entity_mask, text.cover)
+        return self._layers("text")[level](x, text.mask, image, rows, attended, named, pass_on=level < self.levels - 1)

@@ -172,6 +172,7 @@ class BertLayer(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         rows: int | None = None,
+        attended: Tensor | None = None,
     ) -> Tensor:
         """(B, L, D) to (B, L, D), or to its first ``rows`` tokens alone: exact where only these are read afterwards.
 
@@ -181,14 +182,16 @@ class BertLayer(nn.Module):
             context: (B, S, D), required where the layer attends to one and ignored elsewhere.
             context_mask: (B, S), as ``mask``.
             rows: leading tokens to compute; None: all.
+            attended: (B, L, D) the output of ``attention``, where it is known already; None: it is computed.
         """
-        return self.join(self.attention(x[:, :rows], x, mask), context, context_mask)
-
-    def join(self, x: Tensor, context: Tensor | None = None, context_mask: Tensor | None = None) -> Tensor:
-        """The layer behind its self-attention, whose output ``x`` (B, L, D) is."""
+        x = self.attend(x, mask, rows, attended)
         if self.crossattention is not None:
             x = self.crossattention(x, context, context_mask)
         return self.output(F.gelu(self.intermediate.dense(x)), x)
+
+    def attend(self, x: Tensor, mask: Tensor | None, rows: int | None, attended: Tensor | None) -> Tensor:
+        """The output of the self-attention for the first ``rows`` tokens, see :meth:`forward`."""
+        return self.attention(x[:, :rows], x, mask) if attended is None else attended[:, :rows]
 
 
 class MLMHead(nn.Module):

@@ -57,22 +57,33 @@ class Step(nn.Module):
             x = self.modality_attention(x) + x
         return x if self.modality_feed_forward is None else self.modality_feed_forward(x) + x
 
+    def forward(
+        self, latent: Tensor, x: Tensor, attend: bool, fourier_dim: int | None = None, memory: Memory | None = None
+    ) -> tuple[Tensor, Memory]:
+        """The latent after it has looked at the modality, and what it looked at.
+
+        Args:
+            latent: (B, L, D), real.
+            x: (B, N, W) the modality.
+            attend: apply the self-attention of the modality, too.
+            fourier_dim: axis of the transform through which the latent sees the modality; None: as it is.
+            memory: of an earlier call with the same modality; None: it is computed.
+        """
+        memory = self.memory(x, attend, fourier_dim) if memory is None else memory
+        latent = self.cross_attention.read(latent, memory) + latent
+        return self.feed_forward(latent) + latent, memory
+
     def memory(self, x: Tensor, attend: bool, fourier_dim: int | None) -> Memory:
-        """What :meth:`update` reads: :meth:`read`, or the real part of its transform along ``fourier_dim``."""
+        """What the latent looks at: :meth:`read`, or the real part of its transform along ``fourier_dim``."""
         if fourier_dim != 1:
             x = self.read(x, attend)
-            return self.cross_attention.memory(x if fourier_dim is None else real_spectrum(x))
+            return self.cross_attention.memory(x if fourier_dim is None else real_spectrum(x))._replace(modality=x)
         if attend and self.modality_attention is not None:
             x = self.modality_attention(x) + x
         count, feed_forward = x.shape[1], self.modality_feed_forward
         folded = fold(x) if feed_forward is None else feed_forward.folded(x) + fold(x)
         counts = multiplicity(count, x.device) if count > 2 else None
         return self.cross_attention.memory(half_spectrum(folded, count), counts)
-
-    def update(self, latent: Tensor, memory: Memory) -> Tensor:
-        """The real latent (B, L, D) after it has looked at a modality."""
-        latent = self.cross_attention.read(latent, memory) + latent
-        return self.feed_forward(latent) + latent
 
 
 class LegoBlock(nn.Module):
@@ -147,20 +158,20 @@ class LegoBlock(nn.Module):
         """
         x = self.inputs(x)
         latent = self.start(len(x)) if latent is None else latent
-        attend, transformed = self.modality_attention == "applied", self.fourier_dim if self.frequency_domain else None
+        attend = self.modality_attention == "applied"
         for i in range(self.depth):
             if i < len(self.steps):
-                step = self.steps[i]
-                memory = step.memory(x, attend, transformed)
+                step, memory = self.steps[i], None
             if not self.frequency_domain:
-                latent = step.update(latent, memory)
+                latent, memory = step(latent, x, attend, None, memory)
                 continue
             if i > 0 and not self.track_imaginary:
                 latent = torch.complex(latent.real, torch.zeros_like(latent.imag))
             if self.normalise:  # ||signal|| = ||spectrum|| / sqrt(n)
                 norm = latent.norm(dim=self.fourier_dim, keepdim=True) / latent.shape[self.fourier_dim] ** 0.5
                 latent = latent / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-            latent = torch.complex(step.update(latent.real, memory), latent.imag)
+            updated, memory = step(latent.real, x, attend, self.fourier_dim, memory)
+            latent = torch.complex(updated, latent.imag)
         return latent
 
     def inputs(self, x: Tensor) -> Tensor:

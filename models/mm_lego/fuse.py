@@ -66,7 +66,6 @@ class LegoFuse(Modular):
         latent = self.latent.expand(len(states[0]), -1, -1)
         for _ in range(self.depth):
             for i, (block, has) in enumerate(zip(self.blocks, present, strict=True)):
-                step = block.steps[0]
-                states[i] = step.read(states[i], attend=True)
-                latent = torch.where(has, step.update(latent, step.cross_attention.memory(states[i])), latent)
+                updated, memory = block.steps[0](latent, states[i], attend=True)
+                latent, states[i] = torch.where(has, updated, latent), memory.modality
         return latent

@@ -22,11 +22,13 @@ class Memory(NamedTuple):
     Args:
         keys, values: (B, heads, m, d).
         bias: (m,) what is added to the scores of each row: the logarithm of how often it counts.
+        modality: (B, N, W) of which it was computed, behind its own layers.
     """
 
     keys: Tensor
     values: Tensor
     bias: Tensor | None = None
+    modality: Tensor | None = None
 
 
 class Attention(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.errors import UserError
+from models.sharded import sum_of
 
 
 def survival_curve(logits: Tensor) -> Tensor:
@@ -79,4 +80,4 @@ def class_weights(labels: Tensor, num_classes: int, kind: Literal["inverse", "in
 
 def l1_penalty(parameters: Iterable[Tensor]) -> Tensor:
     """Sum of the absolute values of all parameters, scalar."""
-    return torch.stack([parameter.abs().sum() for parameter in parameters]).sum()
+    return torch.stack([sum_of(parameter.abs()) for parameter in parameters]).sum()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from models.optim.clipping import clip_together_
 from models.optim.ema import ema_update_
 from models.rad_dino.backbone import DinoViT
 from models.rad_dino.head import DinoHead
@@ -137,4 +138,4 @@ class StudentAndTeacher(nn.Module):
     def clip_gradients(self, max_norm: float) -> None:
         """Limit the L2 norm of the gradients of each part of the student (backbone, each head) on its own."""
         for part in self.student.values():
-            torch.nn.utils.clip_grad_norm_(cast(Iterable[Tensor], part.parameters()), max_norm)
+            clip_together_(part.parameters(), max_norm)

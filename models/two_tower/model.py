@@ -296,29 +296,29 @@ class TwoTower(nn.Module):
             rows = 1 if level == last and read == "first" else None
             done = (text.attended, image.attended) if level == 0 else (None, None)
             if level < last or read != "image":
-                attended = self._attend("text", level, x, text.mask, rows, done[0])
-                out, entities = self._join_text(level, attended, y, text, entities)
+                out, entities = self._text_layer(level, x, y, text, rows, done[0], entities)
                 texts.append(out)
             if level < last or read != "text":
-                attended = self._attend("image", level, y, None, rows, done[1])
-                images.append(self._layers("image")[level].join(attended, x, text.mask))
+                layer = self._layers("image")[level]
+                images.append(layer(y, context=x, context_mask=text.mask, rows=rows, attended=done[1]))
         if read == "text":
             return Fused(texts[-1], None, None)
         if read == "image":
             return Fused(None, images[-1], None)
         return Fused(texts[-1], images[-1], self.pool(texts[-1], images[-1]))
 
-    def _attend(
-        self, side: Side, level: int, x: Tensor, mask: Tensor | None, rows: int | None, attended: Tensor | None
-    ) -> Tensor:
-        """Self-attention of a cross-modal layer for the first ``rows`` tokens, unless it is there already."""
-        return self._layers(side)[level].attention(x[:, :rows], x, mask) if attended is None else attended[:, :rows]
-
-    def _join_text(
-        self, level: int, attended: Tensor, image: Tensor, text: Encoded, entities: Tensor | None
+    def _text_layer(
+        self,
+        level: int,
+        x: Tensor,
+        image: Tensor,
+        text: Encoded,
+        rows: int | None,
+        attended: Tensor | None,
+        entities: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """A text layer behind its self-attention: its output, and the entities (B, M, K) that enter the next layer."""
-        return self._layers("text")[level].join(attended, image), entities
+        """The output of a cross-modal text layer, and the entities (B, M, K) that enter the next one."""
+        return self._layers("text")[level](x, text.mask, context=image, rows=rows, attended=attended), entities
 
     def _layers(self, side: Side) -> nn.ModuleList:
         return getattr(self, f"cross_modal_{side}_layers")

@@ -5,11 +5,10 @@ import copy
 import pytest
 import torch
 
-from experiments.run.activations import recompute_blocks, repeated_blocks
+from experiments.run.activations import _can_be_recomputed, recompute_blocks, repeated_blocks
 from tests.lightning_modules.small import MODULES, Data, built, trainer
 
-# The blocks of MM-Lego are called through methods of their own.
-WITH_BLOCKS = [name for name in MODULES if any(True for _ in repeated_blocks(built(name))) and not name.startswith("mm_lego")]
+WITH_BLOCKS = [name for name in MODULES if any(True for _ in repeated_blocks(built(name), _can_be_recomputed))]
 
 
 def _trained(name: str, recomputed: bool, path) -> tuple[dict, int]:
@@ -27,7 +26,7 @@ def _trained(name: str, recomputed: bool, path) -> tuple[dict, int]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         fitter = trainer(default_root_dir=path, max_steps=2, limit_val_batches=0)
         fitter.fit(module, datamodule=Data(name, 6, 12, 6))
-    assert not recomputed or len([block for block in blocks if block.recomputed]) > 1
+    assert all(block.recomputed for block in blocks), "a block is called past its forward"
     return module.state_dict(), saved
 
 
@@ -42,13 +41,18 @@ def test_training_is_the_same_and_keeps_less(name, tmp_path):
 
 
 def test_the_families_of_transformers_have_blocks():
-    assert {"all_in_one", "hammer", "rad_dino", "two_tower", "llava_manager"} <= set(WITH_BLOCKS)
+    assert {"all_in_one", "arl", "hammer", "mm_lego", "rad_dino", "two_tower", "llava_manager"} <= set(WITH_BLOCKS)
+
+
+def test_blocks_of_one_modality_each_are_towers():
+    assert {type(block).__name__ for block in repeated_blocks(built("mm_lego"))} == {"Step"}
 
 
 def test_blocks_with_batch_normalisation_are_left_out():
     """Computed twice, they would count each batch twice."""
-    block = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    assert not list(repeated_blocks(torch.nn.Sequential(torch.nn.Sequential(block, block), torch.nn.Linear(2, 2))))
+    blocks = [torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)) for _ in range(2)]
+    network = torch.nn.Sequential(torch.nn.Sequential(*blocks), torch.nn.Linear(2, 2))
+    assert len(list(repeated_blocks(network))) == 2 and not recompute_blocks(network)
 
 
 def test_a_copy_runs_its_own_weights():

@@ -80,6 +80,15 @@ def test_accumulated_batches_count_once(tmp_path):
     torch.testing.assert_close(watch.validated[0], expected)
 
 
+def test_a_run_that_accumulates_goes_on_with_its_average(tmp_path):
+    cfg = {"accumulate_grad_batches": 2}
+    train(tmp_path / "whole", cfg=averaged(**cfg))
+    with pytest.raises(interruption.Interrupted):
+        train(tmp_path / "stopped", At("on_train_batch_start", 2, terminate), cfg=averaged(**cfg))
+    train(tmp_path / "stopped", cfg=averaged(**cfg))
+    assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
+
+
 def test_a_decay_that_is_none_and_a_wrong_order_are_refused(tmp_path):
     with pytest.raises(UserError, match="below 1"):
         WeightAverage(decay=1.0)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from experiments.config.overrides import creating
 from experiments.config.validation import CONF
 from tests.experiments.config.test_groups import problems_of
 from tests.experiments.tiny import RECIPES, choices_of
@@ -25,7 +26,7 @@ def recipes_of(family: str) -> list[str]:
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_every_value_fits_a_recipe(sweep):
     hydra = yaml.safe_load((CONF / "sweep" / f"{sweep}.yaml").read_text())["hydra"]
-    texts = [f"{key}={value}" for key, value in hydra["sweeper"]["params"].items()]
+    texts = creating(f"{key}={value}" for key, value in hydra["sweeper"]["params"].items())
     axes = {}
     for text, override in zip(texts, OverridesParser.create().parse_overrides(texts), strict=True):
         key, value = text.split("=", 1)

@@ -14,7 +14,8 @@ def test_named_sweep_is_continued(tmp_path):
         "experiment=sail_dinov2",
         "sweep_name=seeds",
         "debug=tiny/alignment/default",
-        "seed=1,2",
+        # As a sweep's YAML names them, without "++" before an argument that no YAML sets.
+        "++hydra.sweeper.params={seed:'1,2',optimizer.maximize:'false'}",
         "logger=wandb",
     )
     objective = "optimize=test/zeroshot/top1"
