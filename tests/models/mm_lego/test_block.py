@@ -18,8 +18,7 @@ def with_round_trips(block, x):
         if block.normalise:
             latent = latent / latent.norm(dim=dim, keepdim=True)
         spectrum = torch.fft.fft(latent, dim=dim)
-        read = step.modality_attention(x) + x
-        seen = torch.fft.fft(step.modality_feed_forward(read) + read, dim=dim).real
+        seen = torch.fft.fft(step.read(x, attend=block.modality_attention == "applied"), dim=dim).real
         out = step.cross_attention(spectrum.real, seen) + spectrum.real
         out = step.feed_forward(out) + out
         latent_spectrum = torch.complex(out, spectrum.imag)
