@@ -130,5 +130,6 @@ CASES = {
     "bridge_training_step_base": partial(_training_step, connector=Bridge, sizes=BASE, size=2),
     "manager_training_step_base": partial(_training_step, connector=_managers, sizes=BASE, size=2),
     "port_forward_base": partial(_port_forward, sizes=BASE, size=4),
+    "rerank_base": partial(_rerank, sizes=BASE, images=3, texts=8, count=3),
     "rerank_1000_images_5000_texts": partial(_rerank, sizes=SMALLEST, images=1000, texts=5000, count=32),
 }
