@@ -66,11 +66,12 @@ VOTES = Tile(cpu=2**24, bytes_per_entry=24)
 WALKS = Tile(cpu=2**21, bytes_per_entry=24)
 # Logits of a batch against a momentum queue. 4,096 columns of 96 queries on a CPU; logits and their exponentials.
 QUEUE = Tile(cpu=96 * 4096, bytes_per_entry=12)
+# Logits of DINO's prototypes, whole rows, 16 MB on a CPU; beside them their targets and two copies in the product's type.
+PROTOTYPES = Tile(cpu=2**22, bytes_per_entry=16)
 
 CPU_ROWS = 512  # of a gated projector: their hidden layer stays in the cache; fewer make the products slower
-CPU_VALUES = (
-    2**17
-)  # numbers of a content-aware convolution for each core: its second-level cache keeps them beside weights and sum
+# Numbers of a content-aware convolution for each core: its second-level cache keeps them beside weights and sum.
+CPU_VALUES = 2**17
 
 
 def hidden_rows(device: torch.device, rows: int, hidden: int, itemsize: int) -> int:

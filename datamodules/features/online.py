@@ -52,7 +52,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         val: stored features of the validation split, not augmented.
         augment: of the training images.
         batch_size: pairs per optimiser step on one device.
-        positives, extra_caption, drop_last: see :class:`~datamodules.features.pairs.FeatureDataModule`.
+        positives, caption, extra_caption, drop_last: see :class:`~datamodules.features.pairs.FeatureDataModule`.
         text_dropout: leave the text encoder's own dropout on in training. Official (freeze-align): True, since its
             ``model.train()`` reaches the frozen RoBERTa.
         seed, num_workers: see :class:`BaseDataModule`.
@@ -84,6 +84,7 @@ class OnlineFeatureDataModule(BaseDataModule):
         augment: AugmentedCrop,
         batch_size: int = 1024,
         positives: Literal[1, 2] = 2,
+        caption: Literal["first", "random"] = "first",
         extra_caption: Literal["next", "random"] = "next",
         drop_last: bool = True,
         text_dropout: bool = False,
@@ -96,9 +97,10 @@ class OnlineFeatureDataModule(BaseDataModule):
             raise UserError("features=online encodes images, but this data comes as features: take features=pairs.")
         self.source, self.vision, self.text, self.keep, self.text_dropout = source, vision, text, keep, text_dropout
         self.drop_last = drop_last
-        self.splits = {"train": AugmentedPairs(dataset, augment, vision.preprocess, text.tokenize, positives, extra_caption)}
+        captions = positives, caption, extra_caption
+        self.splits = {"train": AugmentedPairs(dataset, augment, vision.preprocess, text.tokenize, captions)}
         if val is not None:
-            self.splits["val"] = FeatureBatches(val, 1, extra_caption)
+            self.splits["val"] = FeatureBatches(val)
         self.batch_size = usable_batch_size(batch_size, len(self.splits["train"]), self.notes)
 
     @property
@@ -145,14 +147,14 @@ class OnlineFeatureDataModule(BaseDataModule):
 
 
 class AugmentedPairs(RowDataset):
-    """``dataset[BatchRequest] -> batch`` of IMAGE (B, 3, H, W), augmented, and TOKENS of the B first captions and, with two
-    positives, of the B extra ones behind them.
+    """``dataset[BatchRequest] -> batch`` of IMAGE (B, 3, H, W), augmented, and TOKENS of the B texts and, with two positives,
+    of the B extra ones behind them.
 
     Args:
         dataset: gives images and captions; rows without a caption are left out.
         augment, preprocess: see :class:`~datamodules.transforms.augment.AugmentedCrop`.
         tokenize: of the text encoder.
-        positives, extra_caption: see :class:`~datamodules.features.pairs.FeatureDataModule`.
+        captions: ``(positives, caption, extra_caption)``, see :class:`~datamodules.features.pairs.FeatureDataModule`.
     """
 
     def __init__(
@@ -161,11 +163,10 @@ class AugmentedPairs(RowDataset):
         augment: AugmentedCrop,
         preprocess: ImagePreprocess,
         tokenize: Callable,
-        positives: int,
-        extra_caption: str,
+        captions: tuple[int, str, str],
     ):
         self.dataset, self.augment, self.preprocess, self.tokenize = dataset, augment, preprocess, tokenize
-        self.positives, self.extra_caption = positives, extra_caption
+        self.captions = captions
         self.rows = np.flatnonzero(np.asarray(dataset.caption_counts) > 0)
         if not len(self.rows):
             raise UserError("the training split has no image with a caption.")
@@ -188,10 +189,10 @@ class AugmentedPairs(RowDataset):
 
     def collate(self, rows: list[int], samples: list[Tensor], request: BatchRequest) -> dict[str, Any]:
         indices = self.rows[rows]
-        captions = [self.dataset.captions(index) for index in indices.tolist()]
-        counts = np.array([len(texts) for texts in captions])
-        picks = caption_picks(self.positives, self.extra_caption, indices, counts, request)
-        texts = [options[pick] for chosen in picks for options, pick in zip(captions, (chosen % counts).tolist(), strict=True)]
+        options = [self.dataset.captions(index) for index in indices.tolist()]
+        counts = np.array([len(of_image) for of_image in options])
+        picks = caption_picks(*self.captions, indices, counts, request)
+        texts = [of_image[pick] for chosen in picks for of_image, pick in zip(options, (chosen % counts).tolist(), strict=True)]
         return {
             IMAGE: torch.stack(samples),
             TOKENS: self.tokenize(texts),

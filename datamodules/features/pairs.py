@@ -26,6 +26,7 @@ EXTRA_TEXT_KEYS = {
     "layers": keys.EXTRA_TEXT_LAYERS,
     "mask": keys.EXTRA_TEXT_MASK,
 }
+TEXT_DRAW = 2**32  # added to the seed of the text's draw, so that the extra caption's is another one
 
 
 class PairedFeatures:
@@ -145,10 +146,12 @@ class FeatureDataModule(BaseDataModule):
         train: features of the training split; the runner gives them.
         val: features of the validation split, or None.
         batch_size: pairs per optimiser step on one device. With fewer pairs than this, a batch is all of them.
-        positives: captions per image and step: 1, or 2 for SAIL's multi-positive loss. The first caption is the text;
-            a sample with a single caption repeats it.
-        extra_caption: 'next' takes the second caption as the extra one, as SAIL's recipe pairs raw and long captions;
-            'random' draws it anew each epoch from all but the first.
+        positives: captions per image and step: 1, or 2 for SAIL's multi-positive loss. A sample with a single caption
+            repeats it.
+        caption: the text of each training image: 'first' its first caption, 'random' one drawn anew each epoch, for losses
+            that read one caption of images that have several. Held-out losses read the first one.
+        extra_caption: 'next' takes the caption behind that one as the extra one, as SAIL's recipe pairs raw and long
+            captions; 'random' draws it anew each epoch from all others.
         drop_last: leave the samples beyond the last whole batch out of an epoch; STRUCTURE trains on them as a short batch.
         mixup_alpha: mixes pairs, see :class:`~datamodules.features.batch_extras.FuseMix`; 0: none. Short batches are then
             left out.
@@ -168,6 +171,7 @@ class FeatureDataModule(BaseDataModule):
         val: PairedFeatures | None = None,
         batch_size: int = 1024,
         positives: Literal[1, 2] = 2,
+        caption: Literal["first", "random"] = "first",
         extra_caption: Literal["next", "random"] = "next",
         drop_last: bool = True,
         mixup_alpha: float = 0.0,
@@ -182,11 +186,10 @@ class FeatureDataModule(BaseDataModule):
         self.mixup_alpha, self.fixed_structure, self.unpaired = mixup_alpha, fixed_structure, unpaired
         self.train, self.val = train, val
         self.batch_size = usable_batch_size(batch_size, len(train.rows), self.notes)
-        self.positives, self.extra_caption = positives, extra_caption
         self.drop_last = drop_last or mixup_alpha > 0
-        self.splits = {"train": FeatureBatches(train, positives, extra_caption)}
+        self.splits = {"train": FeatureBatches(train, positives, caption, extra_caption)}
         if val is not None:
-            self.splits["val"] = FeatureBatches(val, 1, extra_caption)
+            self.splits["val"] = FeatureBatches(val)
 
     @property
     def provides(self) -> tuple[str, ...]:
@@ -225,8 +228,8 @@ class FeatureBatches(Dataset):
     A batch is sorted by row: its order means nothing to a contrastive loss, and the disk is read in one direction.
     """
 
-    def __init__(self, features: PairedFeatures, positives: int, extra_caption: str):
-        self.features, self.positives, self.extra_caption = features, positives, extra_caption
+    def __init__(self, features: PairedFeatures, positives: int = 1, caption: str = "first", extra_caption: str = "next"):
+        self.features, self.captions = features, (positives, caption, extra_caption)
 
     def __len__(self) -> int:
         return len(self.features.rows)
@@ -234,7 +237,7 @@ class FeatureBatches(Dataset):
     def __getitem__(self, request: BatchRequest) -> dict[str, torch.Tensor]:
         samples = self.features.rows[np.sort(request.rows)]
         counts = self.features.caption_counts(samples)
-        return self.features.batch(samples, caption_picks(self.positives, self.extra_caption, samples, counts, request))
+        return self.features.batch(samples, caption_picks(*self.captions, samples, counts, request))
 
 
 def usable_batch_size(batch_size: int, pairs: int, notes: list[str]) -> int:
@@ -250,14 +253,16 @@ def usable_batch_size(batch_size: int, pairs: int, notes: list[str]) -> int:
 
 
 def caption_picks(
-    positives: int, extra_caption: str, samples: np.ndarray, counts: np.ndarray, request: BatchRequest
+    positives: int, caption: str, extra_caption: str, samples: np.ndarray, counts: np.ndarray, request: BatchRequest
 ) -> list[np.ndarray]:
     """Which of the ``counts`` captions of each of the (B,) ``samples`` is its text and, with two positives, its extra one: (B,)
     numbers, to be counted round from the first. See :class:`FeatureDataModule`."""
-    picks: list[np.ndarray] = [np.zeros(len(samples), np.int64)]
-    if positives == 2 and extra_caption == "next":
-        picks.append(np.ones(len(samples), np.int64))
-    elif positives == 2:
-        others = counts - 1
-        picks.append(np.where(others > 0, 1 + draw(others, samples, request.seed, request.epoch), 0))
-    return picks
+    text = np.zeros(len(samples), np.int64)
+    if caption == "random":
+        text = draw(counts, samples, request.seed + TEXT_DRAW, request.epoch)
+    if positives == 1:
+        return [text]
+    if extra_caption == "next":
+        return [text, text + 1]
+    others = counts - 1
+    return [text, text + np.where(others > 0, 1 + draw(others, samples, request.seed, request.epoch), 0)]

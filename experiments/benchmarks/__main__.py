@@ -157,6 +157,7 @@ def serve(name: str, side: str, dtype: str) -> None:
 
     keep_freed_memory()  # as in training
     torch.manual_seed(0)
+    torch.set_default_device(_device(None))  # what a case makes is on the device
     types = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     file, _, case = name.partition("/")
     module = importlib.import_module(f"experiments.benchmarks.{file}")

@@ -22,7 +22,6 @@ from models.arl.graph import NO_ENTITY, entity_labels
 from models.arl.model import ARL
 from models.two_tower.objectives import masked_language, matching, with_false_images
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEXT_LENGTH, ENTITIES, TRIPLES, PLACES = 64, 2000, 10_000, 24
 MIM_LEVELS = 2
 NAMES, CAPTIONS = 100_000, 20_000
@@ -35,7 +34,7 @@ def _model() -> ARL:
         knowledge_intermediate=512, graph_channels=32, mim_width=128, mim_heads=2, dropout=0.0, graph_dropout=0.0,
     )  # fmt: skip
     model.align_head.set_graph(torch.randint(0, ENTITIES, (TRIPLES, 2)))
-    return model.to(DEVICE).train()
+    return model.train()
 
 
 def _batch(size: int = 16) -> dict[str, Tensor]:
@@ -49,13 +48,12 @@ def _batch(size: int = 16) -> dict[str, Tensor]:
     chosen = cover[:, 2] == 1
     shown, shown_cover = entities.clone(), cover.clone()
     shown[:, 2], shown_cover[:, 2] = NO_ENTITY, 0
-    batch = {
+    return {
         "image": torch.randn(size, 3, 144, 144), "false_image": torch.randn(size // 2, 3, 144, 144), "token_ids": ids,
         "token_mask": mask, "masked_ids": torch.where(chosen, 50264, ids), "masked_labels": torch.where(chosen, ids, -100),
         "entities": entities, "cover": cover, "masked_entities": shown, "masked_cover": shown_cover,
         "matched": (torch.arange(size) < size // 2).long(), "noise": torch.rand(size, 81),
     }  # fmt: skip
-    return {name: value.to(DEVICE) for name, value in batch.items()}
 
 
 def _losses(model: ARL, batch: dict[str, Tensor]) -> Tensor:

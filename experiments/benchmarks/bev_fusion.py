@@ -31,10 +31,9 @@ def _device() -> str:
 
 def _taps(train: bool, side: str) -> Callable[[], Tensor]:
     """What differs: the weighted sum over the taps of all dilations, from value, dilation weights and kernels."""
-    device = _device()
-    value = torch.randn(BATCH, CHANNELS, SIDE, SIDE, device=device)
-    alpha = torch.randn(BATCH, len(DILATIONS), SIDE, SIDE, device=device).softmax(1)
-    taps = torch.randn(BATCH, len(DILATIONS), GROUPS, 9, SIDE, SIDE, device=device).softmax(3)
+    value = torch.randn(BATCH, CHANNELS, SIDE, SIDE)
+    alpha = torch.randn(BATCH, len(DILATIONS), SIDE, SIDE).softmax(1)
+    taps = torch.randn(BATCH, len(DILATIONS), GROUPS, 9, SIDE, SIDE).softmax(3)
     inputs = [tensor.requires_grad_(train) for tensor in (value, alpha, taps)]
 
     def step() -> Tensor:
@@ -52,10 +51,10 @@ def _taps(train: bool, side: str) -> Callable[[], Tensor]:
 def _layer(train: bool, side: str) -> Callable[[], Tensor]:
     """The whole layer, with the convolutions that both forms share."""
     torch.manual_seed(0)
-    layer = CaDConv(CHANNELS, DILATIONS, GROUPS).to(_device()).eval()
+    layer = CaDConv(CHANNELS, DILATIONS, GROUPS).eval()
     torch.nn.init.normal_(layer.kernel.weight, std=0.1)
     torch.nn.init.ones_(layer.bn.weight)
-    x = torch.randn(BATCH, CHANNELS, SIDE, SIDE, device=_device(), requires_grad=train)
+    x = torch.randn(BATCH, CHANNELS, SIDE, SIDE, requires_grad=train)
     form = layer if side == "ours" else partial(plain.cadconv, layer)
 
     def step() -> Tensor:

@@ -18,18 +18,17 @@ from models.hammer.model import Hammer
 from models.optim.ema import ema_update_
 
 WEIGHTS = {"contrastive": 0.1, "binary": 1.0, "multi_label": 1.0, "box_l1": 0.1, "box_giou": 0.1, "token": 1.0}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _model() -> Hammer:
-    return Hammer(dropout=0.0).to(DEVICE).train()  # with dropout the two sides would not compute the same
+    return Hammer(dropout=0.0).train()  # with dropout the two sides would not compute the same
 
 
 def _batch(size: int = 4, length: int = 25, image_size: int = 256) -> dict[str, Tensor]:
     mask = (torch.arange(length) < torch.randint(10, length + 1, (size, 1))).long()
     kinds = torch.randint(0, 2, (size, 4)) * (torch.arange(size) % 3 > 0)[:, None]
     labels = torch.where(mask[:, 1:] == 1, torch.randint(0, 2, (size, length - 1)), -100)
-    batch = {
+    return {
         "image": torch.randn(size, 3, image_size, image_size),
         "token_ids": torch.randint(1, 30522, (size, length)) * mask,
         "token_mask": mask,
@@ -38,7 +37,6 @@ def _batch(size: int = 4, length: int = 25, image_size: int = 256) -> dict[str, 
         "fake": kinds.any(dim=1).long(),
         "box": torch.rand(size, 4) * 0.4 + 0.3,
     }
-    return {name: value.to(DEVICE) for name, value in batch.items()}
 
 
 def _training_step(side: str) -> Callable[[], Tensor]:
@@ -70,13 +68,13 @@ def _training_step(side: str) -> Callable[[], Tensor]:
 
 def _contrastive(side: str) -> Callable[[], Tensor]:
     size, width, length = 32, 256, 65536
-    draw = lambda *shape, dim: F.normalize(torch.randn(*shape, device=DEVICE), dim=dim)  # noqa: E731
+    draw = lambda *shape, dim: F.normalize(torch.randn(*shape), dim=dim)  # noqa: E731
     features, momentum = ([draw(size, width, dim=1) for _ in range(2)] for _ in range(2))
     queues = [draw(width, length, dim=0) for _ in range(2)]
     if side == "ours":
         queues = [queue.T.contiguous().T for queue in queues]  # as the model keeps them
-    leaves = [*(feature.requires_grad_() for feature in features), torch.tensor(0.07, device=DEVICE, requires_grad=True)]
-    real = torch.arange(size, device=DEVICE) % 3 == 0
+    leaves = [*(feature.requires_grad_() for feature in features), torch.tensor(0.07, requires_grad=True)]
+    real = torch.arange(size) % 3 == 0
 
     def step() -> Tensor:
         arguments: tuple[Any, ...] = (*leaves[:2], *momentum, *queues, leaves[2], real, 0.4)

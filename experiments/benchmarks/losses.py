@@ -17,10 +17,9 @@ from models.losses.contrastive import InfoNCELoss, SigmoidLoss
 
 
 def _step(loss: str, pairs: int, width: int, side: str) -> Callable[[], Tensor]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     names = ("image", "text", "extra") if loss == "sigmoid" else ("image", "text")
-    image, *texts = (torch.randn(pairs, width, device=device, requires_grad=True) for _ in names)
-    scale, bias = (torch.tensor([value], device=device, requires_grad=True) for value in (20.0, -10.0))
+    image, *texts = (torch.randn(pairs, width, requires_grad=True) for _ in names)
+    scale, bias = (torch.tensor([value], requires_grad=True) for value in (20.0, -10.0))
     ours = SigmoidLoss() if loss == "sigmoid" else InfoNCELoss()
     for tensor in (image, *texts):
         tensor.grad = torch.zeros_like(tensor)

@@ -20,10 +20,9 @@ ROUNDS, RECALLS, CLIP_BENCHMARK_BATCH = 5, (1, 5, 10), 64
 def _recalls(side: str) -> Callable[[], Tensor]:
     """Six recalls from embeddings, at the size of Flickr30k's test split. The plain side is what CLIP_benchmark's ``evaluate``
     does once its model has embedded everything."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    owner = torch.arange(5000, device=device) // 5
-    image = torch.randn(1000, 512, device=device)
-    text = image[owner] + 4 * torch.randn(5000, 512, device=device)
+    owner = torch.arange(5000) // 5
+    image = torch.randn(1000, 512)
+    text = image[owner] + 4 * torch.randn(5000, 512)
 
     def ours() -> Tensor:
         metrics = retrieval_metrics(image, text, owner, RECALLS)
@@ -38,7 +37,7 @@ def _recalls(side: str) -> Callable[[], Tensor]:
         recalls = []
         for k in RECALLS:
             for queries, truth in ((scores, right), (scores.T, right.T)):
-                recall = batchify(recall_at_k, queries, truth, CLIP_BENCHMARK_BATCH, device, k=k)
+                recall = batchify(recall_at_k, queries, truth, CLIP_BENCHMARK_BATCH, scores.device, k=k)
                 recalls.append(100 * (recall > 0).float().mean())
         return torch.stack(recalls)
 

@@ -19,10 +19,9 @@ from models.losses.contrastive import SigmoidLoss
 
 
 def training_step(pairs: int, vision_dim: int, text_dim: int, embed_dim: int, side: str) -> Callable[[], Tensor]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    image = torch.randn(pairs, vision_dim, device=device)
-    texts = [torch.randn(pairs, text_dim, device=device) for _ in range(2)]
-    head = AlignmentHead(vision_dim, text_dim, embed_dim, GatedProjector).to(device)
+    image = torch.randn(pairs, vision_dim)
+    texts = [torch.randn(pairs, text_dim) for _ in range(2)]
+    head = AlignmentHead(vision_dim, text_dim, embed_dim, GatedProjector)
     if side == "plain":
         for name in ("vision_projector", "text_projector"):
             setattr(head, name, SeparateGated(getattr(head, name)))

@@ -1,5 +1,6 @@
 """``make list``: every recipe with its one-line description, read from the YAML files."""
 
+import contextlib
 from pathlib import Path
 
 import yaml
@@ -15,4 +16,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(BrokenPipeError):  # of `| head`
+        main()

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from experiments.config.overrides import key_of
 from experiments.config.signatures import PACKAGES, UnknownTarget, is_ours, mismatch, signature_of
@@ -43,18 +43,37 @@ class ConfigError(UserError):
 def check(cfg: DictConfig) -> None:
     """Raise ConfigError with all problems that can be seen without importing torch."""
     sources = Sources()
+    written = OmegaConf.to_container(cfg, resolve=False)
+    missing = [
+        f"{key}: a value is required. Give it on the command line: {key}=<value> [{sources.of(key)}]"
+        for key in sorted(_missing(written))
+    ]
     try:
         config: Any = OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationToMissingValueError:
+        raise _problems(missing) from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         raise ConfigError(f"{key}: {str(error).splitlines()[0]} [{sources.of(key)}]") from None
-    problems = [*_top_level(config, sources), *_added(config, sources)]
-    for key in sorted(OmegaConf.missing_keys(cfg)):
-        problems.append(f"{key}: a value is required. Give it on the command line: {key}=<value> [{sources.of(key)}]")
+    problems = [*_top_level(config, sources), *_added(config, sources), *missing]
     trusted = (*TRUSTED, *map(str, config.get("trusted_packages") or ()))
-    problems += _targets(config, OmegaConf.to_container(cfg, resolve=False), "", sources, trusted)
+    problems += _targets(config, written, "", sources, trusted)
     if problems:
-        raise ConfigError("\n".join(["The configuration cannot run:", *(f"  - {p}" for p in problems)]))
+        raise _problems(problems)
+
+
+def _missing(node: Any, path: str = "") -> Iterator[str]:
+    """Dotted keys without a value. OmegaConf's own search fails where a value refers to a missing one."""
+    if node == "???":
+        yield path
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
+        inner = f"[{key}]" if isinstance(node, list) else f".{key}"
+        yield from _missing(value, (path + inner).lstrip("."))
+
+
+def _problems(problems: Sequence[str]) -> ConfigError:
+    return ConfigError("\n".join(["The configuration cannot run:", *(f"  - {p}" for p in problems)]))
 
 
 def nearest(name: str, choices: Any) -> str:

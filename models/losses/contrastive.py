@@ -10,9 +10,7 @@ results, and in :mod:`models.losses.kernels` as fused kernels, which a GPU with 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.autocast import add_product, product_dtype
+from models.losses.fused import kernels_for
 from models.losses.gather import GradientScope, gather_texts, logsumexp_over_ranks
 from models.sizes import KEPT_LOGITS, LOGITS
 
@@ -323,10 +322,7 @@ def softmaxes_pass(logits: Tensor, of_rows: Tensor, of_columns: Tensor, first: i
 
 def _passes(x: Tensor, fused: bool) -> Any:
     """The module with the three passes: the kernels, or this one."""
-    runs = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    if fused and runs and _exact(x) == torch.float32 and importlib.util.find_spec("triton"):
-        return importlib.import_module("models.losses.kernels")
-    return importlib.import_module(__name__)
+    return (kernels_for(x) if fused else None) or sys.modules[__name__]
 
 
 def _constant_without_grad(*tensors: Tensor) -> tuple[Tensor, ...]:

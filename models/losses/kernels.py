@@ -2,8 +2,8 @@
 
 The matrix products stay with the vendor's library, which keeps the precision that torch is set to; what lies between them,
 some ten passes over float32 matrices in plain torch, is one pass over the product in the product's own type. The plain forms
-in :mod:`models.losses.contrastive` define the results. Sums are made per block and then added by torch, without atomic
-operations, so that a result does not change from run to run.
+in :mod:`models.losses.contrastive` and :mod:`models.rad_dino.losses` define the results. Sums are made per block and then
+added by torch, without atomic operations, so that a result does not change from run to run.
 
 ``TRITON_INTERPRET=1`` runs the kernels on a CPU, in Python.
 """
@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, COLUMNS, WARPS = 32, 256, 8  # of a block; 32 entries for each thread
+LONG = 2048  # columns of a block of one row
 LOWEST = tl.constexpr(-3.0e38)  # below every logit, and finite: differences of infinities are not numbers
 
 
@@ -74,6 +75,38 @@ def _softmaxes(logits, of_rows, of_columns, out, first, rows, columns, ROWS: tl.
     tl.store(out + places, gradient.to(out.dtype.element_ty), mask=exists)
 
 
+@triton.jit
+def _cross_entropy(logits, targets, target_of, weights, losses, scale, columns, SHARED: tl.constexpr, COLUMNS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    target = targets + (tl.load(target_of + row) if SHARED else row) * columns
+    logits += row * columns
+    weight = tl.load(weights + row)
+    highest = tl.full([COLUMNS], LOWEST, tl.float32)
+    total = tl.zeros([COLUMNS], tl.float32)
+    mass = tl.zeros([COLUMNS], tl.float32)
+    product = tl.zeros([COLUMNS], tl.float32)
+    for start in range(0, columns, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        x = tl.load(logits + column, mask=column < columns, other=0.0).to(tl.float32) * scale
+        x = tl.where(column < columns, x, LOWEST)
+        t = tl.load(target + column, mask=column < columns, other=0.0)
+        larger = tl.maximum(highest, x)
+        total = total * tl.exp(highest - larger) + tl.exp(x - larger)
+        highest = larger
+        mass += t
+        product += t * x
+    top = tl.max(highest, 0)
+    log_sum = top + tl.log(tl.sum(total * tl.exp(highest - top), 0))
+    of_row = tl.sum(mass, 0)
+    tl.store(losses + row, weight * (log_sum * of_row - tl.sum(product, 0)))
+    for start in range(0, columns, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        x = tl.load(logits + column, mask=column < columns, other=0.0).to(tl.float32) * scale
+        t = tl.load(target + column, mask=column < columns, other=0.0)
+        slope = (tl.exp(x - log_sum) * of_row - t) * (weight * scale)
+        tl.store(logits + column, slope.to(logits.dtype.element_ty), mask=column < columns)
+
+
 def sigmoid_pass(logits: Tensor, bias: Tensor, first: int, learns: bool) -> Tensor:
     """:func:`models.losses.contrastive.sigmoid_pass`."""
     grid = _grid(logits)
@@ -94,6 +127,18 @@ def normalisers_pass(logits: Tensor) -> tuple[Tensor, Tensor]:
 def softmaxes_pass(logits: Tensor, of_rows: Tensor, of_columns: Tensor, first: int, out: Tensor) -> None:
     """:func:`models.losses.contrastive.softmaxes_pass`."""
     _softmaxes[_grid(logits)](logits, of_rows, of_columns, out, first, *logits.shape, ROWS, COLUMNS, num_warps=WARPS)
+
+
+def cross_entropy_pass(
+    logits: Tensor, targets: Tensor, target_of: Tensor | None, row_weights: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """:func:`models.rad_dino.losses.cross_entropy_pass`; the derivative takes the place of the logits."""
+    rows, columns = logits.shape
+    losses = torch.empty(rows, device=logits.device)
+    block = min(LONG, triton.next_power_of_2(columns))
+    options = {"SHARED": target_of is not None, "COLUMNS": block, "num_warps": WARPS}
+    _cross_entropy[(rows,)](logits, targets, target_of, row_weights, losses, 1 / temperature, columns, **options)
+    return losses.sum(), logits
 
 
 def _grid(logits: Tensor) -> tuple[int, int]:

@@ -5,6 +5,7 @@ Shapes: n rows (class tokens or masked patches) of this process, K prototypes, B
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from models.layers.autocast import add_product, product_dtype
+from models.losses.fused import kernels_for
 from models.losses.gather import world_size
+from models.sizes import PROTOTYPES
 
 STUDENT_TEMPERATURE = 0.1
 ITERATIONS = 3  # of Sinkhorn-Knopp
-CPU_ENTRIES, GPU_ENTRIES = 2**22, 2**26  # student logits that exist at once
 
 
 @torch.no_grad()
@@ -87,26 +89,19 @@ class _PrototypeLoss(torch.autograd.Function):
         row_weights: Tensor,
         temperature: float,
         target_of: Tensor | None,
-        entries: int,
     ) -> Tensor:
         dtype = product_dtype(unit.device, unit.dtype)
         x, prototypes = unit.to(dtype), weight.to(dtype)
         total = unit.new_zeros((), dtype=torch.float32)
         of_unit, of_weight = torch.empty_like(unit), torch.zeros_like(weight, dtype=torch.float32)
-        step = max(1, entries // len(prototypes))
+        passes: Any = kernels_for(x) or sys.modules[__name__]
+        step = PROTOTYPES.rows(x.device, len(prototypes))
         with torch.autocast(unit.device.type, enabled=False):
             for first in range(0, len(x), step):
                 rows = slice(first, first + step)
-                logits, target, row_weight = (
-                    (x[rows] @ prototypes.T).float().div_(temperature),
-                    targets[rows] if target_of is None else targets[target_of[rows]],
-                    row_weights[rows],
-                )
-                mass = target.sum(dim=1)
-                log_sum = logits.logsumexp(dim=1)
-                total += (row_weight * (log_sum * mass - torch.linalg.vecdot(target, logits))).sum()
-                slope = logits.sub_(log_sum[:, None]).exp_().mul_(mass[:, None]).sub_(target)
-                slope = slope.mul_((row_weight / temperature)[:, None]).to(dtype)
+                of_rows = (targets[rows], None) if target_of is None else (targets, target_of[rows])
+                loss, slope = passes.cross_entropy_pass(x[rows] @ prototypes.T, *of_rows, row_weights[rows], temperature)
+                total += loss
                 of_unit[rows] = (slope @ prototypes).to(of_unit.dtype)
                 add_product(of_weight, slope.T, x[rows])
         ctx.save_for_backward(of_unit, of_weight.to(weight.dtype))
@@ -116,7 +111,31 @@ class _PrototypeLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_unit, of_weight = ctx.saved_tensors
-        return of_unit * gradient.to(of_unit.dtype), of_weight * gradient.to(of_weight.dtype), None, None, None, None, None
+        return of_unit * gradient.to(of_unit.dtype), of_weight * gradient.to(of_weight.dtype), None, None, None, None
+
+
+def cross_entropy_pass(
+    logits: Tensor, targets: Tensor, target_of: Tensor | None, row_weights: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """``sum_n row_weights_n H(targets_n, softmax(logits_n / temperature))`` and its derivative by the logits.
+
+    Args:
+        logits: (b, K) a product in any type.
+        targets: (m, K) float32.
+        target_of: (b,) the row of ``targets`` of each row; None: they are in order.
+        row_weights: (b,) float32.
+        temperature: of the softmax.
+
+    Returns:
+        The sum in float32, and (b, K) in the type of the logits, which may lie in their place.
+    """
+    x = logits.float().div_(temperature)
+    target = targets if target_of is None else targets[target_of]
+    mass = target.sum(dim=1)
+    log_sum = x.logsumexp(dim=1)
+    loss = (row_weights * (log_sum * mass - torch.linalg.vecdot(target, x))).sum()
+    slope = x.sub_(log_sum[:, None]).exp_().mul_(mass[:, None]).sub_(target)
+    return loss, slope.mul_((row_weights / temperature)[:, None]).to(logits.dtype)
 
 
 def prototype_loss(
@@ -140,8 +159,7 @@ def prototype_loss(
         temperature: of the student.
         target_of: (n,) the row of ``targets`` that belongs to each row, where several share one; None: they are in order.
     """
-    entries = GPU_ENTRIES if unit.is_cuda else CPU_ENTRIES
-    return _PrototypeLoss.apply(unit, weight, targets, row_weights, temperature, target_of, entries)
+    return _PrototypeLoss.apply(unit, weight, targets, row_weights, temperature, target_of)
 
 
 def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:

@@ -82,6 +82,20 @@ def test_random_extra_captions_are_never_the_first_and_pure_in_the_epoch(pairs):
     assert extras(7, 5) == extras(7, 2)
 
 
+@pytest.mark.parametrize("extra_caption", ["next", "random"])
+def test_random_captions_are_all_of_them_and_the_extra_one_is_another(pairs, extra_caption):
+    data = FeatureDataModule(pairs, batch_size=5, caption="random", extra_caption=extra_caption)
+    seen = {i: set() for i in USABLE}
+    for epoch in range(60):
+        for batch in batches(data, epoch):
+            both = torch.stack([batch[TEXT_FEATURES][:, 0], batch[EXTRA_TEXT_FEATURES][:, 0]]) - batch[INDEX]
+            for i, *chosen in zip(batch[INDEX].tolist(), *both.mul(10).round().int().tolist(), strict=True):
+                seen[i].add(tuple(chosen))
+    for i, chosen in seen.items():
+        assert {text for text, _ in chosen} == set(range(CAPTIONS[i]))
+        assert CAPTIONS[i] == 1 or all(text != extra for text, extra in chosen)
+
+
 def test_a_batch_larger_than_the_data_is_all_of_it(pairs):
     data = FeatureDataModule(pairs, batch_size=4096)
     (batch,) = batches(data)

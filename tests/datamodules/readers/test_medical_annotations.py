@@ -5,7 +5,7 @@ import json
 import pytest
 
 from datamodules.readers.base import BadSample
-from datamodules.readers.image_annotations import medical
+from datamodules.readers.image_annotations import medical, medical_arrow
 from datamodules.readers.image_annotations.sample import UNKNOWN, MissingSplit
 from models.errors import UserError
 from tests.datamodules.readers.test_image_annotations import picture, write_arrow, write_image
@@ -135,7 +135,7 @@ def test_arrow_files(tmp_path):
     for name, extra in (("roco", {}), ("mimic_cxr", {"chexpert": [[0, 1], [1, 0]]})):
         columns = {"image": image, "caption": captions, "image_id": ["a", "b"], "img_ents": [[4, 7], []], "txt_ents": spans}
         write_arrow(tmp_path / f"{name}_train.arrow", **columns, **extra, split=["train"] * 2)
-    rows = medical.arrow_captions(str(tmp_path), "train", ["roco", "mimic_cxr"])
+    rows = medical_arrow.captions(str(tmp_path), "train", ["roco", "mimic_cxr"])
     assert [sample.medium for sample in rows.samples] == [0, 0, 1, 2, 2, 3]
     assert [sample.findings for sample in rows.samples[2:4]] == [(), (0, 1)]
     assert rows.links == {"a mass": [(2, 6, 4)], "CT": [(0, 2, 7)], "normal": []}
@@ -147,11 +147,11 @@ def test_arrow_files(tmp_path):
             "answer_type": [[0, 1]], "img_ents": [[1]], "txt_ents": [[[], [[0, 5, 1]]]], "split": [split],
         }  # fmt: skip
         write_arrow(tmp_path / f"vqa_slack_{split}.arrow", **columns)
-    rows = medical.arrow_questions(str(tmp_path), "test", "vqa_slack")
+    rows = medical_arrow.questions(str(tmp_path), "test", "vqa_slack")
     assert rows.answers == ("yes", "unknown", "lung") and [sample.answer for sample in rows.samples] == [0, 2]
     assert [sample.group for sample in rows.samples] == ["closed", "open"] and rows.links["which?"] == [(0, 5, 1)]
 
     columns = {"image": image[:1], "caption": [["A", "B"]], "p_meth_label": [[3, 0]], "txt_ents": [[[], []]]}
     write_arrow(tmp_path / "cls_melinda_test.arrow", **columns)
-    rows = medical.arrow_melinda(str(tmp_path), "test")
+    rows = medical_arrow.melinda(str(tmp_path), "test")
     assert [sample.answer for sample in rows.samples] == [3, 0] and len(rows.answers) == 7

@@ -17,6 +17,7 @@ MISTAKES = [
     (("experiment=sail_dinov2", "stages=[evaluate]"), ["checkpoint="]),
     (("experiment=sail_dinov2", "seed=many"), ["seed", "int"]),
     (("experiment=paper/alignment/sail_dinov2",), ["datamodule.root", "image_text/shards.yaml"]),
+    (("experiment=paper/arl/vqa_rad",), ["datamodule.root: a value", "knowledge.folder: a value is required"]),
     (
         ("experiment=sail_dinov2", "module._target_=lightning_modules.alignment.AlignModule"),
         ["'AlignModule'", "AlignmentModule"],

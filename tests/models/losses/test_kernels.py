@@ -14,6 +14,7 @@ import torch
 
 from models.losses import contrastive as plain
 from models.losses.contrastive import InfoNCELoss, SigmoidLoss, info_nce, sigmoid_terms
+from models.rad_dino.losses import cross_entropy_pass, prototype_loss
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -93,6 +94,22 @@ def test_normalisers_and_softmaxes(shape, dtype):
     assert torch.equal(in_place, out)
 
 
+@here
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (3, 2500)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_cross_entropy_pass(shape, dtype, shared):
+    generator = torch.Generator().manual_seed(2)
+    targets, weights = torch.rand(shape, generator=generator).to(DEVICE), torch.rand(shape[0], generator=generator).to(DEVICE)
+    target_of = torch.randint(shape[0], shape[:1], generator=generator).to(DEVICE) if shared else None
+    x = logits(shape, dtype)
+    ours = kernels().cross_entropy_pass(x.clone(), targets, target_of, weights, 0.1)
+    wanted = cross_entropy_pass(x.clone(), targets, target_of, weights, 0.1)
+    torch.testing.assert_close(ours[0], wanted[0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(ours[1], wanted[1], rtol=tolerance[dtype], atol=2e-4)
+
+
 def leaves():
     generator = torch.Generator().manual_seed(1)
     sides = [torch.randn(45, 24, generator=generator).to(DEVICE).requires_grad_() for _ in range(3)]
@@ -121,6 +138,25 @@ def test_losses_and_gradients(loss, tile_entries, precision):
     for ours, wanted in zip(*results, strict=True):
         largest = float(wanted.abs().max())
         torch.testing.assert_close(ours, wanted, rtol=0, atol=(1e-5 if precision is None else 1e-2) * largest)
+
+
+@here
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_prototype_loss_and_gradients(precision, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    unit, weight = (torch.randn(n, 24, generator=generator).to(DEVICE).requires_grad_() for n in (9, 40))
+    targets, weights = torch.rand(9, 40, generator=generator).to(DEVICE), torch.rand(9, generator=generator).to(DEVICE)
+    results = []
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr("models.rad_dino.losses.kernels_for", lambda x: None)
+        with torch.autocast(DEVICE, dtype=precision, enabled=precision is not None):
+            value = prototype_loss(unit, weight, targets, weights)
+        results.append([value.detach(), *torch.autograd.grad(3 * value, [unit, weight])])
+    for ours, expected in zip(*results, strict=True):
+        largest = float(expected.abs().max())
+        torch.testing.assert_close(ours, expected, rtol=0, atol=(1e-5 if precision is None else 1e-2) * largest)
 
 
 @here

@@ -13,6 +13,7 @@ from models.rad_dino.losses import CentredTargets, prototype_loss, sinkhorn_knop
 from models.rad_dino.masking import BlockMasks, batch_masks, described, official_most_cells
 from models.rad_dino.model import StudentAndTeacher
 from models.rad_dino.schedules import cosine, dino_cosine
+from models.sizes import PROTOTYPES
 
 
 def plain_sinkhorn(logits, temperature):
@@ -61,7 +62,7 @@ def test_sinkhorn_balances_over_ranks(tmp_path):
 
 @pytest.mark.parametrize("entries", [30, 2**22], ids=["row by row", "at once"])
 def test_prototype_loss_equals_the_plain_form_with_its_gradients(entries, monkeypatch):
-    monkeypatch.setattr("models.rad_dino.losses.CPU_ENTRIES", entries)
+    monkeypatch.setattr("models.rad_dino.losses.PROTOTYPES", PROTOTYPES._replace(cpu=entries))
     unit, weight = torch.randn(7, 5, dtype=torch.float64), torch.randn(30, 5, dtype=torch.float64)
     targets, row_weights = torch.rand(7, 30), torch.rand(7)
     tensors = [(unit.clone().requires_grad_(), weight.clone().requires_grad_()) for _ in range(2)]
@@ -76,7 +77,7 @@ def test_prototype_loss_equals_the_plain_form_with_its_gradients(entries, monkey
 
 
 def test_rows_may_share_targets(monkeypatch):
-    monkeypatch.setattr("models.rad_dino.losses.CPU_ENTRIES", 60)  # tiles of two rows
+    monkeypatch.setattr("models.rad_dino.losses.PROTOTYPES", PROTOTYPES._replace(cpu=60))  # tiles of two rows
     unit, weight, targets, target_of = (
         torch.randn(6, 5),
         torch.randn(30, 5),
