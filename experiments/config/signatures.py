@@ -67,9 +67,14 @@ def _module_of(target: str) -> tuple[Path, list[str]]:
     raise UnknownTarget(f"there is no module for '{target}'", modules)
 
 
+_FILES: dict[ast.Module, Path] = {}  # of the parsed modules
+
+
 @cache
 def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    module = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    _FILES[module] = path
+    return module
 
 
 def _find(path: Path, names: list[str], target: str) -> tuple[Any, ast.Module]:
@@ -138,8 +143,7 @@ def _resolve(name: str, module: ast.Module) -> str | None:
                 if (alias.asname or alias.name) == name:
                     return f"{node.module}.{alias.name}"
         if isinstance(node, ast.ClassDef) and node.name == name:
-            path = next(p for p in ROOT.rglob("*.py") if p.parts[len(ROOT.parts)] in PACKAGES and _parse(p) is module)
-            return ".".join(path.relative_to(ROOT).with_suffix("").parts) + "." + name
+            return ".".join(_FILES[module].relative_to(ROOT).with_suffix("").parts) + "." + name
     return None
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from models.errors import UserError
@@ -127,7 +127,10 @@ def become(job_arguments: Sequence[str], console: Path, environment: dict[str, s
         environment: variables set for the job, such as its GPUs and OMP_NUM_THREADS.
     """
     import torch
+    from hydra._internal.hydra import Hydra
 
+    # Else Hydra composes the whole configuration to learn this, and then once more.
+    Hydra.get_mode = lambda self, **options: RunMode.RUN  # type: ignore[method-assign]
     os.setsid()  # Ctrl-C is the launcher's: it tells the jobs to save and stop
     _end_with_parent()
     os.environ.update(environment)

@@ -3,7 +3,10 @@
 import gc
 import importlib
 
-WARM = ("matplotlib.pyplot", "pytorch_lightning", "scipy.optimize", "timm", "torchvision", "transformers", "experiments.runner")
+WARM = (
+    "hydra.main", "matplotlib.pyplot", "pytorch_lightning", "scipy.optimize", "sklearn.base", "timm", "torchvision",
+    "transformers", "experiments.runner",
+)  # fmt: skip
 
 for name in WARM:
     importlib.import_module(name)
