@@ -25,6 +25,8 @@ def compare(run: Run) -> Facts:
     stages = run.cfg.stages[: list(run.cfg.stages).index("compare")]
     columns = {}
     for name, overrides in (run.cfg.compare or {}).items():
+        if overrides is None:  # a run does without a variant of its recipe
+            continue
         log.info("compare with %s: %s", name, " ".join(overrides))
         combined = [o for o in run.overrides if key_of(o) not in OF_THE_MAIN_RUN]
         combined += [*creating(overrides), f"stages=[{','.join(stages)}]"]

@@ -39,3 +39,8 @@ def test_variants_of_a_recipe_that_starts_from_weights_start_from_those_of_the_r
 def test_variants_of_other_recipes_do_not_start_from_the_checkpoint_of_the_run(monkeypatch, tmp_path):
     configs = variants(monkeypatch, tmp_path, "experiment=sail_dinov2", "checkpoint=/weights/gated.pt")
     assert configs["linear"].checkpoint is None
+
+
+def test_a_run_may_do_without_a_variant_of_its_recipe(monkeypatch, tmp_path):
+    configs = variants(monkeypatch, tmp_path, "experiment=rad_dino_small", "compare.no_ibot=null")
+    assert [*configs] == ["findings_of_200", "reports"]
