@@ -116,12 +116,14 @@ class BertAttention(nn.Module):
         """
         query = self.self.query(x).unflatten(-1, (self.heads, -1))
         key, value = (layer.weight.unflatten(0, (self.heads, -1)) for layer in (self.self.key, self.self.value))
+        asked = torch.einsum("blhd,hdw->bhw", query, key) * query.shape[-1] ** -0.5
         batch = max(len(x), len(context))
-        asked = torch.einsum("blhd,hdw->blhw", query, key).expand(batch, -1, -1, -1)
-        context = context[:, None].expand(batch, -1, -1, -1)
-        mask = None if mask is None else mask[:, None, None, :].bool()
-        means = F.scaled_dot_product_attention(asked, context, context, attn_mask=mask, scale=query.shape[-1] ** -0.5)
-        attended = torch.einsum("blhw,hdw->blhd", means, value).flatten(2) + self.self.value.bias
+        asked, context = asked.expand(batch, -1, -1), context.expand(batch, -1, -1)
+        scores = asked @ context.transpose(1, 2)
+        if mask is not None:
+            scores = scores.masked_fill(mask[:, None, :] == 0, -torch.inf)
+        means = scores.softmax(dim=-1).to(context.dtype) @ context
+        attended = torch.einsum("bhw,hdw->bhd", means, value).flatten(1)[:, None] + self.self.value.bias
         return self.output(attended, x)
 
 
