@@ -29,7 +29,9 @@ def _logits(block: LegoBlock, side: str, x: Tensor) -> Tensor:
 
 def _forward(side: str) -> Callable[[], Tensor]:
     block = _block(side).eval()
-    x = torch.randn(BATCH, PATCHES, WIDTH, generator=torch.Generator().manual_seed(1)).to(block.latent.device)
+    x = torch.randn(
+        BATCH, PATCHES, WIDTH, generator=torch.Generator(block.latent.device).manual_seed(1), device=block.latent.device
+    )
 
     def step() -> Tensor:
         with torch.no_grad():
@@ -40,7 +42,9 @@ def _forward(side: str) -> Callable[[], Tensor]:
 
 def _training_step(side: str) -> Callable[[], Tensor]:
     block = _block(side).train()
-    x = torch.randn(BATCH, PATCHES, WIDTH, generator=torch.Generator().manual_seed(1)).to(block.latent.device)
+    x = torch.randn(
+        BATCH, PATCHES, WIDTH, generator=torch.Generator(block.latent.device).manual_seed(1), device=block.latent.device
+    )
     labels = torch.arange(BATCH, device=x.device) % CLASSES
     optimizer = torch.optim.AdamW(block.parameters(), lr=1e-4, fused=True)
 
@@ -56,7 +60,7 @@ def _training_step(side: str) -> Callable[[], Tensor]:
 
 def _large_bag(side: str) -> Callable[[], Tensor]:
     block = _block(side).train()
-    x = torch.randn(1, LARGE, WIDTH, generator=torch.Generator().manual_seed(1)).to(block.latent.device)
+    x = torch.randn(1, LARGE, WIDTH, generator=torch.Generator(block.latent.device).manual_seed(1), device=block.latent.device)
 
     def step() -> Tensor:
         block.zero_grad(set_to_none=True)
