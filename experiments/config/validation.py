@@ -122,6 +122,12 @@ def _top_level(config: dict, sources: Sources) -> Iterator[str]:
         elif not isinstance(value, VALUES[key]) or (isinstance(value, bool) and bool not in VALUES[key]):
             expected = " or ".join("null" if t is type(None) else t.__name__ for t in VALUES[key])
             yield f"{key}: expected {expected}, got {value!r} [{sources.of(key)}]"
+    evaluation = config.get("evaluation") if isinstance(config.get("evaluation"), dict) else {}
+    suites = [name for name, suite in evaluation.items() if isinstance(suite, dict) and "_target_" in suite]
+    for name, suite in evaluation.items():
+        if suite is not None and name not in suites:
+            problem = f"evaluation.{name}: this evaluation has no suite '{name}'."
+            yield f"{problem}{nearest(name, suites)} [{sources.of(f'evaluation.{name}')}]"
     choices = [name for name, function in config["pipeline"].items() if function]
     for stage in stages:
         if stage not in choices:

@@ -37,6 +37,10 @@ MISTAKES = [
     (("experiment=sail_dinov2", "loss=occupancy/cross_entropy"), ["PairLoss", "OccupancyLoss"]),
     (("experiment=structure_dinov2", "trainer.precision=16-mixed"), ["clip_each", "fused"]),
     (("experiment=sail_dinov2", "lr=1e-4"), ["'lr'", "optimizer.lr"]),
+    (
+        ("experiment=rad_dino_small", "debug=tiny/rad_dino/default", "evaluation=rad_dino/reports_small"),
+        ["evaluation.probes: this evaluation has no suite", "reports"],
+    ),
     (("experiment=sail_dinov2", "encoder=minilm"), ["encoder/text"]),
     (("experiment=sail_dinov2", "encoder.vision=minilm"), ["encoder/vision=minilm"]),
     (("experiment=sail_dinov2", "loss=sigmoid"), ["'contrastive/sigmoid'"]),
