@@ -81,6 +81,8 @@ def block_runs(run: Run, names: Sequence[str]) -> dict[str, Path]:
             f"blocks of {missing} are needed: give blocks.folder=<folder of their runs>, such as that of a sweep, or "
             f"blocks.runs.{missing[0]}=<run>."
         )
+    if missing and not Path(str(chosen.folder)).is_dir():
+        raise UserError(f"blocks.folder={chosen.folder} is no folder: name that of the blocks' runs, such as a sweep's.")
     now, others = _folds(run.cfg.datamodule), []
     candidates: dict[str, list[Path]] = {name: [] for name in missing}
     for file in sorted(Path(str(chosen.folder or "")).glob("*/run.json")) if missing else ():

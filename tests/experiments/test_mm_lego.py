@@ -122,6 +122,8 @@ def test_blocks_are_found_by_modality_and_fold(tmp_path):
         block_runs(run_with(tmp_path, runs={"d": "elsewhere"}), ["a", "b"])
     with pytest.raises(UserError, match="give blocks.folder"):
         block_runs(SimpleNamespace(cfg=OmegaConf.create({"blocks": {"folder": None, "runs": {}}})), ["a"])
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        block_runs(run_with(tmp_path / "nowhere"), ["a"])
     (tmp_path / "a2" / "run.json").write_text(json.dumps({"stages": {}}))
     with pytest.raises(UserError, match="has no block of 'a'"):
         block_runs(run_with(tmp_path), ["a", "c"])
