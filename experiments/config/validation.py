@@ -125,7 +125,7 @@ def _top_level(config: dict, sources: Sources) -> Iterator[str]:
     evaluation = config.get("evaluation") if isinstance(config.get("evaluation"), dict) else {}
     suites = [name for name, suite in evaluation.items() if isinstance(suite, dict) and "_target_" in suite]
     for name, suite in evaluation.items():
-        if suite is not None and name not in suites:
+        if suite not in (None, "???") and name not in suites:
             problem = f"evaluation.{name}: this evaluation has no suite '{name}'."
             yield f"{problem}{nearest(name, suites)} [{sources.of(f'evaluation.{name}')}]"
     choices = [name for name, function in config["pipeline"].items() if function]
