@@ -1,6 +1,6 @@
 """Radiographs from DICOM and from ordinary image files, as grey images of 8 bits.
 
-DICOM needs pydicom, which is imported when the first such file is opened.
+pydicom is imported when the first DICOM file is opened.
 """
 
 from __future__ import annotations

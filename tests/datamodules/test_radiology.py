@@ -2,6 +2,7 @@
 
 import csv
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,7 +137,8 @@ def test_dicom_without_pydicom_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_dicom(tmp_path):
-    pydicom = pytest.importorskip("pydicom")
+    import pydicom
+
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 50
     for interpretation, first in (("MONOCHROME1", 255), ("MONOCHROME2", 0)):
         data = pydicom.Dataset()
@@ -157,6 +159,35 @@ def test_dicom(tmp_path):
     file.write_bytes(file.read_bytes()[:-60])
     with pytest.raises(BadSample, match="corrupt image"):
         open_radiograph(file)
+
+
+def test_real_dicom_files_are_read_and_damaged_ones_counted(tmp_path):
+    """The scans that pydicom brings along: CT and MR, both byte orders, run-length and JPEG 2000, dose frames, a plan."""
+    from pydicom.data import get_testdata_file
+
+    mr = ("MR_small", "MR_small_bigendian", "MR_small_implicit", "MR_small_RLE", "MR_small_jp2klossless")
+    damaged = ("MR_truncated", "rtplan")
+    for name in (*mr, "CT_small", "rtdose", *damaged):
+        path = tmp_path / "train" / f"{name}.dcm"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(Path(get_testdata_file(f"{name}.dcm", download=False)).read_bytes())
+    data = module(tmp_path, layout=image_folder, max_skipped=1.0)
+    batches = list(data.evaluation_dataloader("train", crops=False))
+    read = {
+        data.splits["train"].paths[row]: image
+        for batch in batches
+        for row, image in zip(batch[INDEX], batch[IMAGE], strict=True)
+    }
+    assert {entry.key for batch in batches for entry in batch[SKIPPED]} == {f"train/{name}.dcm" for name in damaged}
+    assert len(read) == 7 and all(float(image.std()) > 0 for image in read.values())
+    for name in mr[1:]:
+        assert torch.equal(read[f"train/{name}.dcm"], read["train/MR_small.dcm"]), name
+    stored = np.frombuffer(
+        (tmp_path / "train" / "CT_small.dcm").read_bytes()[-128 * 128 * 2 - 138 : -138], "<i2"
+    )  # padding behind
+    pixels = np.asarray(open_radiograph(tmp_path / "train" / "CT_small.dcm")).ravel().astype(float)
+    scaled = (stored - stored.min()) * (255 / (stored.max() - stored.min()))
+    assert np.abs(pixels - scaled).max() <= 0.5
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
