@@ -29,7 +29,7 @@ from datamodules.readers.video_lists import (
 from datamodules.rows import RowDataset
 from datamodules.transforms.frame_sampling import sample_frames
 from datamodules.transforms.sound import cut_clip
-from models.batch import AUDIO, AUDIO_VALID, INDEX, KEY, LABEL, LABELS, TIMES, VIDEO
+from models.batch import AUDIO, AUDIO_VALID, INDEX, KEY, LABEL, LABELS, SILENT, TIMES, VIDEO
 from models.errors import UserError
 from models.io import stable_hash
 
@@ -107,7 +107,7 @@ class AudioVisualDataModule(BaseDataModule):
             raise UserError(f"datamodule.resize={resize} is smaller than the crop of image_size={image_size} taken from it.")
         self.class_names: list[str] = []
 
-    provides = (INDEX, KEY, VIDEO, TIMES, AUDIO, AUDIO_VALID, LABEL, LABELS)
+    provides = (INDEX, KEY, VIDEO, TIMES, AUDIO, AUDIO_VALID, SILENT, LABEL, LABELS)
     preprocessing = ("snippets", "image_size", "resize", "sample_rate", "clip_seconds")
 
     @property
@@ -151,7 +151,8 @@ class AudioVisualDataModule(BaseDataModule):
 
 
 class Snippets(RowDataset):
-    """``BatchRequest -> batch`` with the keys VIDEO (uint8), TIMES, AUDIO, AUDIO_VALID, LABEL, LABELS, INDEX, KEY and SKIPPED.
+    """``BatchRequest -> batch`` with the keys VIDEO (uint8), TIMES, AUDIO, AUDIO_VALID, SILENT, LABEL, LABELS, INDEX, KEY
+    and SKIPPED.
 
     LABEL is the first listed true label; in training any of them.
 
@@ -222,6 +223,7 @@ class Snippets(RowDataset):
             TIMES: torch.from_numpy(np.stack([sample.times for sample in samples]).astype(np.float32)),
             AUDIO: torch.from_numpy(np.stack([sample.sounds for sample in samples])),
             AUDIO_VALID: torch.tensor([sample.valid for sample in samples]),
+            SILENT: not any(sample.valid for sample in samples),
             LABEL: torch.tensor([sample.label for sample in samples]),
             LABELS: torch.from_numpy(self.labels[rows]),
         }

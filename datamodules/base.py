@@ -43,10 +43,14 @@ class BaseDataModule(pl.LightningDataModule):
     preprocessing: tuple[str, ...] = ()  # arguments that decide how the model sees a sample: those of training hold later
     held_out: tuple[str, ...] = ()  # arguments that decide which samples are held out: training on from weights repeats them
     label_names: Sequence[str] = ()  # classes or answers that a model of this data gives by number
-    hashes: Mapping[str, str] = {}  # by name, of what numbers in the weights stand for: a graph; the same in later runs
     reads_arrays = False  # rows are copied out of arrays: nothing is decoded
     workers_key = "datamodule.num_workers"  # where a user sets the number of workers
     simulate: Callable[[str], Path] | None = None  # ``root -> folder``, of families whose data can be simulated
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """By name, of what numbers in the weights stand for, such as the entities of a graph: later runs must repeat them."""
+        return {}
 
     def __init__(self, seed: int = 0, num_workers: int | Literal["auto"] = "auto", max_skipped: float = 0.05):
         super().__init__()

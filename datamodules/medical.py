@@ -145,7 +145,7 @@ class MedicalDataModule(VisionLanguageDataModule):
         return (*super().provides, *entity_keys_of(self.common["tasks"]))
 
     @property
-    def hashes(self) -> dict[str, str]:  # type: ignore[override]
+    def hashes(self) -> dict[str, str]:
         """Of the knowledge graph: its entities, in the order of their vectors, and triples."""
         return {"knowledge_graph": stable_hash([self.linked.identifiers, self.linked.graph.triples.tolist()])}
 

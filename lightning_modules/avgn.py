@@ -15,12 +15,11 @@ from models.avgn.checkpoint import load_into
 from models.avgn.evaluation import glance_metrics
 from models.avgn.network import AVGN, Glance
 from models.avgn.saliency import gumbel, top_snippets, uniform_snippets
-from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, VIDEO
+from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, SILENT, VIDEO
 from models.errors import UserError
 from models.metrics.average_precision import multi_hot
 from models.sharded import sum_of
 
-SILENT = "silent"  # bool: no video of the batch has sound
 # Which parameters a learning-rate factor speaks of, by the first part of their name.
 PARTS = {
     "global_CNN": "global", "global_fc": "global", "audio_CNN": "audio", "audio_fc": "audio", "local_CNN": "local",
@@ -84,7 +83,7 @@ class AVGNModule(BaseModule):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        sound = (AUDIO, AUDIO_VALID, LABEL, LABELS)
+        sound = (AUDIO, AUDIO_VALID, SILENT, LABEL, LABELS)
         return sound if self.objective == "audio" else (VIDEO, *sound)
 
     def _freeze(self) -> None:
@@ -104,11 +103,6 @@ class AVGNModule(BaseModule):
         """A training step calls the parts of the model one by one."""
         return [part for child in self.model.children() for part in outermost_called(child)]
 
-    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
-        """With SILENT, while that need not wait for a GPU."""
-        silent = _silent(batch)
-        return {**super().transfer_batch_to_device(batch, device, dataloader_idx), SILENT: silent}
-
     def shared_step(self, batch: dict, split: str) -> StepOutput:
         if self.objective == "audio":
             return self._audio_step(batch)
@@ -122,18 +116,18 @@ class AVGNModule(BaseModule):
     def _audio_step(self, batch: dict) -> StepOutput:
         """Stage 0: the sound alone."""
         net = self.model
-        silent = _silent(batch)
+        silent = batch[SILENT]
         logits = net.audio_fc(net.hear(batch[AUDIO], batch[AUDIO_VALID], silent))
         loss = losses.row_cross_entropy(logits, batch[LABEL]) + self._of_idle_parts(silent)
         return StepOutput({"audio": loss}, {}, _rows(batch, logits.mean(dim=1)))
 
     def _evaluation_step(self, batch: dict) -> StepOutput:
-        logits = self.model(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID]).logits
+        logits = self.model(batch[VIDEO], batch[AUDIO], batch[AUDIO_VALID], batch[SILENT]).logits
         return StepOutput({"cat": losses.row_cross_entropy(logits, batch[LABEL])}, {}, _rows(batch, logits[:, -1]))
 
     def _train_step(self, batch: dict) -> StepOutput:
         net, frames, label = self.model, batch[VIDEO], batch[LABEL]
-        silent = _silent(batch) or net.modality == "visual"
+        silent = batch[SILENT] or net.modality == "visual"
         glance = net.glance(frames, batch[AUDIO], batch[AUDIO_VALID], silent)
         select = net.select if net.select.startswith("saliency") else "saliency"
         scores = net.saliency(self._drop_audio(glance), select=select).logits
@@ -240,11 +234,6 @@ class AVGNModule(BaseModule):
     def load_official(self, weights: dict[str, Tensor]) -> None:
         """This method's own weights, or a warm start from AdaFocusV2."""
         load_into(self.model, weights)
-
-
-def _silent(batch: dict) -> bool:
-    """Whether no video of a batch has sound."""
-    return batch[SILENT] if SILENT in batch else not bool(batch[AUDIO_VALID].any())
 
 
 def _rows(batch: dict, logits: Tensor) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ SKIPPED = "skipped"  # list of Skipped: rows of this batch that could not be rea
 TIMES = "times"  # (B, T) float32 seconds of the frames
 AUDIO = "audio"  # (B, T, n) float32 in [-1, 1]: the sound around each frame
 AUDIO_VALID = "audio_valid"  # (B,) bool: whether the video has sound; where not, AUDIO is 0
+SILENT = "silent"  # bool, not a tensor: no video of the batch has sound
 LABELS = "labels"  # (B, L) int64: all labels of a sample, padded with -1
 TOKEN_IDS = "token_ids"  # (B, L) int64, 0 at padding
 TOKEN_MASK = "token_mask"  # (B, L) int64, 1 at tokens

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.readers.base import BadSample
-from datamodules.readers.images import open_rgb, read_file
+from datamodules.readers.images import MAX_PIXELS, open_rgb, read_file
 from models.errors import UserError
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -59,7 +59,7 @@ def open_dicom(content: bytes, window: bool = False) -> Image.Image:
     """
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
     except ImportError as error:
         hint = "DICOM files need pydicom: pip install pydicom (compressed ones: pylibjpeg pylibjpeg-libjpeg)."
         raise UserError(hint) from error
@@ -67,12 +67,11 @@ def open_dicom(content: bytes, window: bool = False) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that break the standard and do no harm
             data: Any = pydicom.dcmread(io.BytesIO(content), force=content[MAGIC] != b"DICM")
-            values = data.pixel_array
-            frames = int(data.get("NumberOfFrames", 1) or 1)
-            values = values[0] if frames > 1 else values
+            if data.Rows * data.Columns > MAX_PIXELS:
+                raise BadSample(f"image too large: {data.Columns} x {data.Rows} pixels, more than {MAX_PIXELS}")
             if data.get("SamplesPerPixel", 1) > 1:
                 raise BadSample(f"corrupt image: a DICOM file of {data.SamplesPerPixel} samples per pixel is no radiograph")
-            values = apply_modality_lut(values, data)
+            values = apply_modality_lut(pixel_array(data, index=0), data)
             if window:
                 values = apply_voi_lut(values, data)
             inverted = data.get("PhotometricInterpretation") == "MONOCHROME1"

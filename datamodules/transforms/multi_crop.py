@@ -100,7 +100,7 @@ class MultiCrop:
             pixels = gaussian_blur(pixels, float(rng.uniform(self.sigma[0], self.sigma[1])))
         if rng.random() < solarize:
             pixels = np.where(pixels >= SOLARIZE_FROM, 255 - pixels, pixels)
-        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)) / 255  # a grey one is subtracted from three times, whole
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)) / 255  # one plane of a grey image meets the three statistics
         return torch.from_numpy((planes - self.mean[:, None, None]) / self.std[:, None, None])
 
     def _jittered(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

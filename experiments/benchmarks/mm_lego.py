@@ -15,9 +15,9 @@ BATCH, PATCHES, WIDTH, CLASSES, LARGE = 2, 1024, 512, 4, 100_000
 
 def _block(side: str) -> LegoBlock:
     torch.manual_seed(0)
-    block = LegoBlock(WIDTH, CLASSES, modality_attention="unused").to("cuda" if torch.cuda.is_available() else "cpu")
+    block = LegoBlock(WIDTH, CLASSES, modality_attention="unused")
     if side == "ours":  # the same weights without those that have no effect
-        ours = LegoBlock(WIDTH, CLASSES).to(block.latent.device)
+        ours = LegoBlock(WIDTH, CLASSES)
         ours.load_state_dict(block.state_dict(), strict=False)
         return ours
     return block
@@ -27,11 +27,15 @@ def _logits(block: LegoBlock, side: str, x: Tensor) -> Tensor:
     return block(x) if side == "ours" else block.head(plain.encode(block, x))
 
 
+def _bags(count: int, patches: int) -> Tensor:
+    """The same for both sides, whose blocks draw other numbers of weights."""
+    torch.manual_seed(1)
+    return torch.randn(count, patches, WIDTH)
+
+
 def _forward(side: str) -> Callable[[], Tensor]:
     block = _block(side).eval()
-    x = torch.randn(
-        BATCH, PATCHES, WIDTH, generator=torch.Generator(block.latent.device).manual_seed(1), device=block.latent.device
-    )
+    x = _bags(BATCH, PATCHES)
 
     def step() -> Tensor:
         with torch.no_grad():
@@ -42,10 +46,8 @@ def _forward(side: str) -> Callable[[], Tensor]:
 
 def _training_step(side: str) -> Callable[[], Tensor]:
     block = _block(side).train()
-    x = torch.randn(
-        BATCH, PATCHES, WIDTH, generator=torch.Generator(block.latent.device).manual_seed(1), device=block.latent.device
-    )
-    labels = torch.arange(BATCH, device=x.device) % CLASSES
+    x = _bags(BATCH, PATCHES)
+    labels = torch.arange(BATCH) % CLASSES
     optimizer = torch.optim.AdamW(block.parameters(), lr=1e-4, fused=True)
 
     def step() -> Tensor:
@@ -60,7 +62,7 @@ def _training_step(side: str) -> Callable[[], Tensor]:
 
 def _large_bag(side: str) -> Callable[[], Tensor]:
     block = _block(side).train()
-    x = torch.randn(1, LARGE, WIDTH, generator=torch.Generator(block.latent.device).manual_seed(1), device=block.latent.device)
+    x = _bags(1, LARGE)
 
     def step() -> Tensor:
         block.zero_grad(set_to_none=True)

@@ -27,10 +27,9 @@ IMAGES, LOCAL = 2, 8
 
 
 def _losses(rows: int, prototypes: int, side: str) -> Callable[[], Tensor]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    student, teacher = (F.normalize(torch.randn(rows, WIDTH, device=device), dim=1) for _ in range(2))
-    weight = F.normalize(torch.randn(prototypes, WIDTH, device=device), dim=1)
-    weights = torch.full((rows,), 1 / rows, device=device)
+    student, teacher = (F.normalize(torch.randn(rows, WIDTH), dim=1) for _ in range(2))
+    weight = F.normalize(torch.randn(prototypes, WIDTH), dim=1)
+    weights = torch.full((rows,), 1 / rows)
     student.requires_grad_()
     weight.requires_grad_()
 
@@ -51,20 +50,18 @@ def _losses(rows: int, prototypes: int, side: str) -> Callable[[], Tensor]:
 
 
 def _sinkhorn(rows: int, prototypes: int, side: str) -> Callable[[], Tensor]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    logits = 0.1 * torch.randn(rows, prototypes, device=device)
+    logits = 0.1 * torch.randn(rows, prototypes)
     function = sinkhorn_knopp if side == "ours" else plain.sinkhorn_knopp
     return lambda: function(logits, TEMPERATURE).norm()[None]
 
 
 def _step(prototypes: int, side: str) -> Callable[[], Tensor]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = partial(DinoViT, image_size=224, dim=384, heads=6)
-    model = StudentAndTeacher(backbone, partial(DinoHead, prototypes=prototypes)).to(device)
-    crops = torch.randn(2 * IMAGES, 3, 224, 224, device=device)
-    local = torch.randn(LOCAL * IMAGES, 3, 98, 98, device=device)
+    model = StudentAndTeacher(backbone, partial(DinoHead, prototypes=prototypes))
+    crops = torch.randn(2 * IMAGES, 3, 224, 224)
+    local = torch.randn(LOCAL * IMAGES, 3, 98, 98)
     drawn = batch_masks(len(crops), BlockMasks((16, 16), official_most_cells(224, 14)), random.Random(0))
-    masks = drawn._replace(crops=drawn.crops.to(device), indices=drawn.indices.to(device), weights=drawn.weights.to(device))
+    masks = drawn._replace(crops=drawn.crops, indices=drawn.indices, weights=drawn.weights)
 
     def step() -> Tensor:
         model.student.zero_grad()
@@ -81,9 +78,8 @@ def _step(prototypes: int, side: str) -> Callable[[], Tensor]:
 
 
 def _crops(masked: bool, side: str) -> Callable[[], Tensor]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = DinoViT(image_size=224, dim=384, heads=6).to(device)
-    crops = [torch.randn(2 * IMAGES, 3, 224, 224, device=device), torch.randn(LOCAL * IMAGES, 3, 98, 98, device=device)]
+    backbone = DinoViT(image_size=224, dim=384, heads=6)
+    crops = [torch.randn(2 * IMAGES, 3, 224, 224), torch.randn(LOCAL * IMAGES, 3, 98, 98)]
 
     def step() -> Tensor:
         backbone.zero_grad()

@@ -23,7 +23,6 @@ from models.two_tower.model import TwoTower
 from models.two_tower.port import to_port
 from models.two_tower.retrieval import rerank
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEXT_LENGTH, RETRIEVAL_LENGTH = 50, 40  # tokens to which texts are officially padded
 BASE: dict[str, Any] = {"image_size": 288}  # all else are the model's defaults
 THIRD: dict[str, Any] = {
@@ -41,27 +40,27 @@ def _managers(**sizes: Any) -> Connector:
 
 
 def _model(connector: Callable[..., Connector], tasks: tuple, sizes: dict[str, Any] = THIRD, **changes) -> TwoTower:
-    return TwoTower(connector, tasks, **sizes, **changes, dropout=0.0).to(DEVICE)
+    return TwoTower(connector, tasks, **sizes, **changes, dropout=0.0)
 
 
 def _texts(count: int, most: int = 24) -> tuple[Tensor, Tensor]:
     """Ids and mask of captions of 8 to ``most`` tokens, padded as officially."""
     mask = (torch.arange(TEXT_LENGTH) < torch.randint(8, most + 1, (count, 1))).long()
-    return torch.where(mask == 1, torch.randint(5, 50000, (count, TEXT_LENGTH)), 1).to(DEVICE), mask.to(DEVICE)
+    return torch.where(mask == 1, torch.randint(5, 50000, (count, TEXT_LENGTH)), 1), mask
 
 
 def _batch(size: int, side: int) -> dict[str, Tensor]:
     ids, mask = _texts(size)
-    chosen = (torch.rand(size, TEXT_LENGTH, device=DEVICE) < 0.15) & (mask == 1)
+    chosen = (torch.rand(size, TEXT_LENGTH) < 0.15) & (mask == 1)
     chosen[:, 1] = True
     return {
-        "image": torch.randn(size, 3, side, side, device=DEVICE),
-        "false_image": torch.randn(size // 2, 3, side, side, device=DEVICE),
+        "image": torch.randn(size, 3, side, side),
+        "false_image": torch.randn(size // 2, 3, side, side),
         "token_ids": ids,
         "token_mask": mask,
         "masked_ids": torch.where(chosen, 50264, ids),
         "masked_labels": torch.where(chosen, ids, -100),
-        "matched": (torch.arange(size, device=DEVICE) < size // 2).long(),
+        "matched": (torch.arange(size) < size // 2).long(),
     }
 
 
@@ -90,12 +89,12 @@ def _port_forward(side: str, sizes: dict[str, Any] = THIRD, size: int = 16) -> C
     """Pooled features of texts with images, as a classifier reads them."""
     model = _model(Bridge, ("match",), sizes, cross_eps=1e-5).eval()
     config, weights = to_port(model)
-    port = BridgeTowerModel(config).to(DEVICE).eval()
+    port = BridgeTowerModel(config).eval()
     port.load_state_dict(
         {k.removeprefix("bridgetower."): v for k, v in weights.items() if k.startswith("bridgetower.")}, strict=False
     )
     image_size = sizes["image_size"]
-    (ids, mask), image = _texts(size), torch.randn(size, 3, image_size, image_size, device=DEVICE)
+    (ids, mask), image = _texts(size), torch.randn(size, 3, image_size, image_size)
 
     @torch.no_grad()
     def step() -> Tensor:
@@ -110,7 +109,7 @@ def _rerank(side: str, sizes: dict[str, Any], images: int, texts: int, count: in
     """Both towers are run once for each image and text on both sides, as officially."""
     model, image_size = _model(Bridge, ("contrastive", "match"), sizes).eval(), sizes["image_size"]
     ids, mask = (part[:, :RETRIEVAL_LENGTH] for part in _texts(texts))
-    pixels = torch.randn(images, 3, image_size, image_size, device=DEVICE)
+    pixels = torch.randn(images, 3, image_size, image_size)
 
     def step() -> Tensor:
         if side == "ours":

@@ -112,15 +112,14 @@ def confidence_of_wrong(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(wrong, confidence, 0.0)
 
 
-def missed(overlap: Tensor, present: Tensor, threshold: float = 0.5) -> Tensor:
-    """(N,) 1 - overlap where there is a box and the prediction overlaps it by at most ``threshold``, else 0.
+def missed(overlap: Tensor, present: Tensor) -> Tensor:
+    """(N,) 1 - overlap where there is a box and the prediction overlaps it by at most a half, else 0.
 
     Args:
         overlap: (N,) IoU of each predicted box with the true one.
         present: (N,) bool, whether there is a true one.
-        threshold: of a hit.
     """
-    return torch.where(present & (overlap <= threshold), 1 - overlap, 0.0)
+    return torch.where(present & (overlap <= 0.5), 1 - overlap, 0.0)
 
 
 def outlined(image: Image.Image, boxes: Mapping[str, Sequence[float]]) -> Image.Image:

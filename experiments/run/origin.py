@@ -98,9 +98,8 @@ def check_hashes(run: Run, hashes: Mapping[str, str]) -> None:
     there = read_record(source)["stages"].get("fit", {}).get("facts", {}).get("hashes", {})
     for name in hashes.keys() - there.keys():
         run.note(f"NOT COMPARED: {source} does not say of which {name} its weights are; make sure that it is this run's.")
-    _refuse(
-        run, differences({name: there[name] for name in hashes if name in there}, {n: hashes[n] for n in hashes if n in there})
-    )
+    noted = hashes.keys() & there.keys()
+    _refuse(run, differences(*({name: side[name] for name in noted} for side in (there, hashes))))
 
 
 def check_fact(run: Run, name: str, there: Any, now: Any) -> None:

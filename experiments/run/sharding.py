@@ -102,8 +102,10 @@ class ShardedBlocks(DDPStrategy):
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         self.last_piece = False
-        yield
-        self.last_piece = True
+        try:
+            yield
+        finally:
+            self.last_piece = True
 
     def pre_backward(self, closure_loss: Tensor) -> None:
         for part in self.parts:

@@ -232,8 +232,9 @@ class AVGN(nn.Module):
             return torch.rand(*indices.shape, 2, device=indices.device)
         return self.look(glance, indices)
 
-    def forward(self, frames: Tensor, clips: Tensor, heard: Tensor) -> Prediction:
-        return self.decide(frames, self.glance(frames, clips, heard))
+    def forward(self, frames: Tensor, clips: Tensor, heard: Tensor, silent: bool | None = None) -> Prediction:
+        """Arguments: see :meth:`glance`."""
+        return self.decide(frames, self.glance(frames, clips, heard, silent))
 
     def decide(self, frames: Tensor, glance: Glance) -> Prediction:
         """Everything after the glance."""

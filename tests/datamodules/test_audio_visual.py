@@ -13,7 +13,7 @@ from datamodules.readers.video import write_mp4
 from datamodules.readers.video_lists import VideoRow, read_list
 from datamodules.simulated.audio_visual import CLASSES, make_video, render, sound, write_audio_visual
 from datamodules.transforms.frame_sampling import sample_frames
-from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, SKIPPED, TIMES, VIDEO
+from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, SILENT, SKIPPED, TIMES, VIDEO
 from models.errors import UserError
 
 READING = {"snippets": 4, "image_size": 32, "sample_rate": 8000, "clip_seconds": 0.5, "num_workers": 0, "frame_rate": 10.0}
@@ -102,7 +102,7 @@ def test_pictures_with_wavs(frames_root):
     numbers = frames_of(30, 4)
     np.testing.assert_allclose(batch[VIDEO].float().mean(dim=(2, 3, 4))[0], 5 * numbers, atol=2)
     np.testing.assert_allclose(batch[TIMES][0], (numbers - 1) / 10.0)
-    assert batch[AUDIO].shape == (2, 4, 4000) and batch[AUDIO_VALID].tolist() == [True, False]
+    assert batch[AUDIO].shape == (2, 4, 4000) and batch[AUDIO_VALID].tolist() == [True, False] and batch[SILENT] is False
     assert not batch[AUDIO][1].any()
     spectrum = np.abs(np.fft.rfft(batch[AUDIO][0, 1].numpy()))
     assert spectrum.argmax() * 2 == pytest.approx(500, abs=4)  # resampled from 24 kHz, its pitch kept

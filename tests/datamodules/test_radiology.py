@@ -156,8 +156,13 @@ def test_dicom(tmp_path):
         pixels = np.asarray(open_radiograph(file))
         assert pixels.dtype == np.uint8 and pixels[0, 0] == first and pixels[-1, -1] == 255 - first
         assert len(np.unique(np.asarray(open_radiograph(file, window=True)))) < len(np.unique(pixels))
-    file.write_bytes(file.read_bytes()[:-60])
+    content = file.read_bytes()
+    file.write_bytes(content[:-60])
     with pytest.raises(BadSample, match="corrupt image"):
+        open_radiograph(file)
+    data.Rows = data.Columns = 60_000  # a claim: the file stays small
+    data.save_as(file)
+    with pytest.raises(BadSample, match="image too large"):
         open_radiograph(file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -357,6 +358,8 @@ def some_rows(batch: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
             out[key] = Calibrations([value.cameras[row] for row in rows], [value.rigs[row] for row in rows])
         else:
             out[key] = value[torch.from_numpy(rows)]
+    if keys.AUDIO_VALID in out:
+        out[keys.SILENT] = not bool(out[keys.AUDIO_VALID].any())
     if keys.MATCHED in out:  # the clip of the next row stands in for the second half
         count = len(rows)
         out[keys.MATCHED] = (torch.arange(count) < count // 2).long()
@@ -397,3 +400,17 @@ class Data(BaseDataModule):
 def trainer(**options) -> pl.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     return pl.Trainer(accelerator="cpu", use_distributed_sampler=False, **quiet, **options)
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """Variables of a process that torchrun would have started on this machine."""
+    return {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size), "RANK": str(rank),
+        "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(world_size), "TORCHELASTIC_RUN_ID": "test",
+    }  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_modules.avgn import AVGNModule
-from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, VIDEO
+from models.batch import AUDIO, AUDIO_VALID, INDEX, LABEL, LABELS, SILENT, VIDEO
 from models.errors import UserError
 from tests.models.avgn.conftest import small_network
 
@@ -24,6 +24,7 @@ def batch():
         VIDEO: torch.randint(0, 256, (4, 6, 3, 32, 32), generator=draw, dtype=torch.uint8),
         AUDIO: torch.rand(4, 6, 1280, generator=draw) - 0.5,
         AUDIO_VALID: torch.tensor([True, True, True, False]),
+        SILENT: False,
         LABEL: labels[:, 0],
         LABELS: labels,
         INDEX: torch.arange(4),
@@ -66,7 +67,7 @@ def test_every_option_trains(batch, options):
 def test_a_batch_without_sound_gives_every_trainable_parameter_a_gradient(batch, options):
     """Plain DDP stops for a parameter without one; another rank may hear something."""
     module = module_of(**{key: dict(value) if isinstance(value, dict) else value for key, value in options.items()})
-    losses = module.shared_step(batch | {AUDIO_VALID: torch.zeros(4, dtype=torch.bool)}, "train").losses
+    losses = module.shared_step(batch | {AUDIO_VALID: torch.zeros(4, dtype=torch.bool), SILENT: True}, "train").losses
     sum(losses.values()).backward()
     assert not [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
 

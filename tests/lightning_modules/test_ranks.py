@@ -1,7 +1,6 @@
 """Held-out losses and metrics of two real processes over gloo are those of one process, whatever the size of the split."""
 
 import os
-import socket
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.lightning_modules.small import MODULES, Data, built, trainer
+from tests.lightning_modules.small import MODULES, Data, built, free_port, rank_environment, trainer
 
 RANKS, BATCH = 2, 4
 HELD_OUT = 21  # five batches of 4 and one of 1: three for each rank; of all devices together batches of 8, 8 and 5
@@ -38,10 +37,7 @@ def _fit(name: str, batch_size: int, **options) -> tuple[dict[str, float], dict[
 
 def _rank(rank: int, port: int, queue) -> None:
     torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS), "RANK": str(rank),
-        "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(RANKS), "TORCHELASTIC_RUN_ID": "test",
-    }  # fmt: skip
+    os.environ |= rank_environment(rank, RANKS, port)
     for name in MODULES:
         ranks = {"devices": RANKS, "strategy": "ddp"}
         held_out = {size: _validate(name, BATCH, size, **ranks) for size in (HELD_OUT, 3)}
@@ -52,9 +48,7 @@ def _rank(rank: int, port: int, queue) -> None:
 
 @pytest.fixture(scope="module")
 def of_ranks() -> dict[tuple[int, str], tuple]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     queue = mp.get_context("spawn").SimpleQueue()
     context = mp.spawn(_rank, (port, queue), nprocs=RANKS, join=False)
     results = {}

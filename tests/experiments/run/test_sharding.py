@@ -1,7 +1,6 @@
 """``trainer=fsdp`` on two real processes over gloo: what DDP trains, checkpoints of any number of ranks, and refusals."""
 
 import os
-import socket
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from experiments.run.sharding import ShardedBlocks
 from models.errors import UserError
 from models.io import read_tensors
 from tests.experiments.run.toy import same
-from tests.lightning_modules.small import Data, built, trainer
+from tests.lightning_modules.small import Data, built, free_port, rank_environment, trainer
 
 RANKS, EPOCHS = 2, 2
 # With queues and momentum towers; with a penalty on all weights; with a teacher and clipping of its own.
@@ -43,10 +42,7 @@ def _fit(folder: Path, name: str, epochs: int = EPOCHS, resume: Path | None = No
 
 def _rank(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS), "RANK": str(rank),
-        "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(RANKS), "TORCHELASTIC_RUN_ID": "test",
-    }  # fmt: skip
+    os.environ |= rank_environment(rank, RANKS, port)
     for name in TRAINED:
         _fit(folder / f"{name}-ddp", name, devices=RANKS, strategy="ddp")
         _fit(folder / f"{name}-sharded", name, devices=RANKS, strategy=ShardedBlocks())
@@ -61,9 +57,7 @@ def trained(tmp_path_factory) -> Path:
     """A folder with a checkpoint of each training."""
     folder = tmp_path_factory.mktemp("sharded")
     _fit(folder / "alone", RESUMED, epochs=1, devices=1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     mp.spawn(_rank, (port, folder), nprocs=RANKS)
     _fit(folder / "gathered", RESUMED, epochs=1, resume=folder / "half", devices=1)
     return folder
