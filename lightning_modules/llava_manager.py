@@ -1,9 +1,9 @@
-"""LLaVA-OV-Manager at a size that trains from random weights: questions about images, answered by a language model."""
+"""LLaVA-OV-Manager: conversations about images, answered by a language model whose visual tokens managers change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,27 +12,29 @@ from torch import Tensor
 from lightning_modules.base import BaseModule, StepOutput
 from models import batch as keys
 from models.batch import IGNORE_INDEX
-from models.metrics.answers import answer_metrics
-from models.two_tower.batch import QUESTION_IDS, QUESTION_MASK
+from models.two_tower.batch import QUERY_PLACES, SIZES, SPANS, TILES, TOKEN_LABELS, TURNS
 from models.two_tower.llava import ManagedLlava
+from models.two_tower.llava_checkpoint import load_official
 
 
 class LlavaManagerModule(BaseModule):
-    """Trains a :class:`ManagedLlava` to say the answer behind ``image, question`` (arXiv 2506.11515, section 4).
+    """Trains a :class:`ManagedLlava` to say the answers of conversations (arXiv 2506.11515, section 4).
 
-    Every answer is one word of its own at the end of the vocabulary.
+    The loss is the mean cross-entropy of the labelled tokens of a batch; the vocabulary is projected at those places alone.
 
     Args:
-        model: factory ``(vocab_size) -> ManagedLlava``.
-        vocab_size, answers: left null they are taken from the data.
-        grid: show each image as a whole and as two by two tiles of the encoder's size; False: as a whole alone.
-        managers: False keeps the managers at zero: the model without them.
-        stage: ``1`` trains the projector and the managers; ``2``: everything (officially stages 1.5 and 2).
-        manager_lr_scale: of the managers over the learning rate; officially 5 in stage 2.
+        model: factory ``(vocab_size, image_size, patch_size, grids, managed) -> ManagedLlava``.
+        vocab_size, image_size, patch_size, grids: left null they are taken from the data.
+        managers: False leaves them out: LLaVA-OneVision as it is.
+        trained: ``projector``: the projector and the managers alone (stage 1); ``all``: everything (stages 1.5 and 2).
+        manager_lr_scale: of the managers over the learning rate; officially 5 in stages 1.5 and 2.
         vision_lr_scale: of the vision encoder; officially 0.2.
+        weights: ``(model) -> None``, loads the weights with which training starts; not called where a checkpoint is loaded.
     """
 
-    needs = (keys.IMAGE, QUESTION_IDS, QUESTION_MASK, keys.ANSWER)
+    needs = (
+        keys.TOKEN_IDS, keys.TOKEN_MASK, TOKEN_LABELS, TURNS, QUERY_PLACES, TILES, SIZES, SPANS,
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -41,65 +43,84 @@ class LlavaManagerModule(BaseModule):
         scheduler: Callable[..., Callable[[int], float]] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         vocab_size: int | None = None,
-        answers: int | None = None,
-        grid: bool = True,
+        image_size: int | None = None,
+        patch_size: int | None = None,
+        grids: Sequence[Sequence[int]] | int | None = None,
         managers: bool = True,
-        stage: Literal[1, 2] = 2,
-        manager_lr_scale: float = 5.0,
-        vision_lr_scale: float = 0.2,
+        trained: Literal["projector", "all"] = "all",
+        manager_lr_scale: float = 1.0,
+        vision_lr_scale: float = 1.0,
+        weights: Callable[[ManagedLlava], None] | None = None,
     ):
         super().__init__(optimizer, scheduler, loss_weights)
-        self.words, self.answers, self.grid = vocab_size or 0, answers or 0, grid
-        self.model = model(vocab_size=self.words + self.answers)
+        sizes = {"vocab_size": vocab_size, "image_size": image_size, "patch_size": patch_size}
+        given = {name: value for name, value in sizes.items() if value is not None}
+        self.model = model(**given, grids=grids, managed=managers)
         self.manager_lr_scale, self.vision_lr_scale = manager_lr_scale, vision_lr_scale
-        if stage == 1:
+        self.weights, self.loaded = weights, False
+        llava = self.model.llava.model
+        if trained == "projector":
             self.model.llava.requires_grad_(False)
-            self.model.llava.model.multi_modal_projector.requires_grad_(True)
-        if not managers:
-            for parameter in self.model.managers.parameters():
-                torch.nn.init.zeros_(parameter).requires_grad_(False)
-        vision = self.model.llava.model.vision_tower
+            llava.multi_modal_projector.requires_grad_(True)
+        if not self.model.tiled:  # no line ends
+            llava.image_newline.requires_grad_(False)
         # Behind the last hidden state that is read nothing is trained.
-        getattr(vision, "vision_model", vision).post_layernorm.requires_grad_(False)
+        getattr(llava.vision_tower, "vision_model", llava.vision_tower).post_layernorm.requires_grad_(False)
+
+    def inputs(self, batch: dict) -> tuple[Any, ...]:
+        """What the model takes of a batch, in its order."""
+        return tuple(batch[key] for key in (keys.TOKEN_IDS, keys.TOKEN_MASK, TILES, SIZES, SPANS, QUERY_PLACES))
 
     def shared_step(self, batch: dict, split: str) -> StepOutput:
-        logits, labels = self.answer_logits(batch), batch[keys.ANSWER]
-        known = labels != IGNORE_INDEX
-        words = torch.where(known, labels + self.words, IGNORE_INDEX)
-        loss = F.cross_entropy(logits.float(), words, ignore_index=IGNORE_INDEX, reduction="sum") / known.sum().clamp(min=1)
+        labels = batch[TOKEN_LABELS][:, 1:]
+        labelled = labels != IGNORE_INDEX
+        logits = self.model.logits(self.model(*self.inputs(batch))[:, :-1][labelled])
+        losses = F.cross_entropy(logits.float(), labels[labelled], reduction="none")
+        loss = losses.sum() / labelled.sum().clamp(min=1)
         if split == "train":
-            return StepOutput({"answer": loss})
-        said = logits[:, self.words : self.words + self.answers].argmax(dim=1)
-        return StepOutput(
-            {"answer": loss}, outputs={keys.INDEX: batch[keys.INDEX], "answer_predicted": said, "answer_labels": labels}
-        )
+            return StepOutput({"language": loss})
+        right = logits.argmax(dim=-1) == labels[labelled]
+        return StepOutput({"language": loss}, outputs=self._rows(batch, labelled, losses, right))
 
-    def answer_logits(self, batch: dict) -> Tensor:
-        """(B, words and answers and the image token) logits of the word behind each question."""
-        tiles = self.tiles(batch[keys.IMAGE])
-        count, side = tiles.shape[1], self.model.llava.config.vision_config.image_size
-        patches = side // self.model.llava.config.vision_config.patch_size
-        visual = patches**2 + (2 * patches * (2 * patches + 1) if count > 1 else 1)  # with the ends of lines
-        question, mask = batch[QUESTION_IDS], batch[QUESTION_MASK]
-        image = question.new_full((len(question), visual), self.model.llava.config.image_token_id)
-        ids, masks = torch.cat([image, question], dim=1), torch.cat([torch.ones_like(image), mask], dim=1)
-        size = torch.tensor([batch[keys.IMAGE].shape[-2:]] * len(question))
-        last = visual + mask.sum(dim=1) - 1
-        places = visual + torch.arange(question.shape[1], device=ids.device).minimum(mask.sum(dim=1, keepdim=True) - 1)
-        logits = self.model(ids, masks, tiles, size, query=places, use_cache=False).logits
-        return logits[torch.arange(len(ids), device=ids.device), last]
+    def _rows(self, batch: dict, labelled: Tensor, losses: Tensor, right: Tensor) -> dict[str, Tensor]:
+        """Of each conversation: answers, those of which every token would be said, their tokens, and the sum of their losses.
 
-    def tiles(self, image: Tensor) -> Tensor:
-        """(B, 5 or 1, 3, T, T) of images (B, 3, 2T, 2T): the whole image at half its size and, with ``grid``, its quarters."""
-        whole = F.avg_pool2d(image, 2)[:, None]
-        if not self.grid:
-            return whole
-        side = image.shape[-1] // 2
-        quarters = image.unflatten(-1, (2, side)).unflatten(-3, (2, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-        return torch.cat([whole, quarters], dim=1)
+        The likeliest token is right at every place of an answer exactly where greedy generation says this answer.
+        """
+        turns = batch[TURNS][:, 1:]
+        owner, turn = labelled.nonzero(as_tuple=True)[0], turns[labelled]
+        of_answer = turn > 0
+        shape = (len(turns), int(turns.max()) + 1)
+        tokens, hits = (torch.zeros(shape, device=turns.device) for _ in range(2))
+        tokens.index_put_((owner, turn), of_answer.float(), accumulate=True)
+        hits.index_put_((owner, turn), (right & of_answer).float(), accumulate=True)
+        sums = torch.zeros(len(turns), device=turns.device).index_put_((owner,), losses * of_answer, accumulate=True)
+        answered = tokens > 0
+        return {
+            keys.INDEX: batch[keys.INDEX],
+            "answers": answered.sum(dim=1),
+            "answers_exact": (answered & (hits == tokens)).sum(dim=1),
+            "answer_tokens": tokens.sum(dim=1),
+            "answer_loss": sums,
+        }
 
     def validation_metrics(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        return answer_metrics(rows)
+        return conversation_metrics(rows)
+
+    @torch.no_grad()
+    def say(self, batch: dict, end_id: int, padding_id: int, longest: int = 128) -> Tensor:
+        """(1, n) ids that the model says behind one question, greedily.
+
+        Args:
+            batch: of a conversation that ends where the model answers, on the module's device.
+            end_id: the token behind an answer.
+            padding_id: the token at padding.
+            longest: most tokens of an answer.
+        """
+        options: dict[str, Any] = {"eos_token_id": end_id, "pad_token_id": padding_id}
+        return self.model.generate(*self.inputs(batch), max_new_tokens=longest, do_sample=False, **options)
+
+    # ---- training ---------------------------------------------------------------------------------------------------
 
     def parameter_groups(self) -> list[dict]:
         """Managers, vision encoder, and everything else."""
@@ -109,3 +130,26 @@ class LlavaManagerModule(BaseModule):
                 vision = self.vision_lr_scale if "vision_tower" in name else 1.0
                 groups.setdefault(self.manager_lr_scale if name.startswith("managers.") else vision, []).append(parameter)
         return [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()]
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.weights is not None and not self.loaded and self.trainer.ckpt_path is None:
+            self.weights(self.model)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.loaded = True
+        return super().load_state_dict(*args, **kwargs)
+
+    def load_official(self, weights: dict[str, Tensor]) -> None:
+        load_official(self.model, weights)
+        self.loaded = True
+
+
+def conversation_metrics(rows: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of held-out answers: the percentage that greedy generation would say exactly, the mean loss of their tokens, and its
+    exponential."""
+    total = max(int(rows["answers"].sum()), 1)
+    loss = float(rows["answer_loss"].double().sum() / rows["answer_tokens"].double().sum().clamp(min=1))
+    exact = 100 * int(rows["answers_exact"].sum()) / total
+    return {"answer/exact": exact, "answer/loss": loss, "answer/perplexity": min(torch.tensor(loss).exp().item(), 1e30)}

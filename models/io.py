@@ -86,6 +86,11 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return _state_dict(_load_torch(path), path)
 
 
+def hub_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of weights of a model folder of the hub, one or several shards; none in a folder of another kind."""
+    return sorted(Path(folder).glob("model*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
+
+
 def _load_torch(path: Path) -> Any:
     names = _globals_of(path)
     for name in names:

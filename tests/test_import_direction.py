@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 TORCH = {"torch", "torchvision", "timm", "transformers", "safetensors", "numpy", "scipy", "PIL", "lion_pytorch"}
 TORCH |= {"huggingface_hub"}  # the cache and download half of transformers
 TORCH |= {"torchmetrics"}  # its functions
-DECODERS = {"av", "soundfile", "webdataset", "pytorch_lightning", "pyarrow", "pydicom", "sksurv"}
+DECODERS = {"av", "soundfile", "webdataset", "pytorch_lightning", "pyarrow", "pydicom", "sksurv", "yaml"}
 TORCH |= {"triton"}  # comes with torch where it builds for GPUs
 PACKAGES = {  # package -> what it may import besides itself and the standard library
     "models": TORCH,

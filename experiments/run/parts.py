@@ -18,7 +18,7 @@ from experiments.run.checkpoint_io import read_weights
 from experiments.run.directory import Run
 from experiments.run.origin import check_fact, check_hashes, origin_facts
 from models.errors import UserError
-from models.io import CheckpointError, load_strictly, read_tensors, stable_hash
+from models.io import CheckpointError, hub_files, load_strictly, read_tensors, stable_hash
 
 if TYPE_CHECKING:
     from lightning_modules.base import BaseModule
@@ -83,11 +83,11 @@ def module(run: Run, facts: dict[str, Any]) -> BaseModule:
 
 
 def load_weights(module: BaseModule, checkpoint: Path, fine_tune: bool = False) -> None:
-    """Load a checkpoint: a run, a checkpoint directory, or an official file.
+    """Load a checkpoint: a run, a checkpoint directory, or an official file or folder of shards.
 
     Args:
         module: takes the weights.
-        checkpoint: path of any of the three.
+        checkpoint: path of any of these.
         fine_tune: a run of another task of the same family will do, where the method can start from it.
 
     Raises:
@@ -98,8 +98,9 @@ def load_weights(module: BaseModule, checkpoint: Path, fine_tune: bool = False) 
         if (checkpoint / inner).is_dir():
             checkpoint = checkpoint / inner
             break
-    if not checkpoint.is_dir():
-        module.load_official(read_tensors(checkpoint))
+    files = hub_files(checkpoint) if checkpoint.is_dir() else [checkpoint]
+    if files:
+        module.load_official({name: value for file in files for name, value in read_tensors(file).items()})
         return
     weights = read_weights(checkpoint)
     try:

@@ -42,7 +42,14 @@ class StaticStreamManager(nn.Module):
         """
         return _jittered(self.layer_scores, self.jitter if self.training else 0.0, uniform)[0, :, 0]
 
-    def forward(self, experts: Tensor, hidden: Tensor, query: Tensor | None = None, uniform: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        experts: Tensor,
+        hidden: Tensor,
+        query: Tensor | None = None,
+        uniform: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Experts (B, N, L, D) to what is added to the visual tokens ``hidden`` (B, L, D)."""
         weights = self.weights(uniform)
         return torch.einsum("bnld,nd->bld", experts[:, : len(weights)], weights)
@@ -68,7 +75,14 @@ class AdaptiveStreamManager(nn.Module):
             self.fusion_attention = nn.Module()
             self.fusion_attention.q_proj, self.fusion_attention.k_proj = nn.Linear(width, width), nn.Linear(width, width)
 
-    def forward(self, experts: Tensor, hidden: Tensor, query: Tensor | None = None, uniform: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        experts: Tensor,
+        hidden: Tensor,
+        query: Tensor | None = None,
+        uniform: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """As :class:`StaticStreamManager`.
 
         Args:
@@ -76,22 +90,30 @@ class AdaptiveStreamManager(nn.Module):
             hidden: (B, L, D).
             query: (B or 1, Q, D) states of the question's tokens; None: ``hidden`` itself.
             uniform: (B, N, L, D) in [0, 1] that decides on the jitter in training; drawn if None.
+            mask: (B or 1, Q) bool, False behind the last token of a shorter question; None: all are tokens.
         """
-        scores = self.linear_controller(self._source(hidden, hidden if query is None else query))
+        query = hidden if query is None else query
+        mask = query.new_ones(query.shape[:2], dtype=torch.bool) if mask is None else mask
+        scores = self.linear_controller(self._source(hidden, query, mask))
         scores = scores.transpose(1, 2)[..., None]  # (B, N, L, 1)
         if self.training:
             scores = _jittered(scores.expand(experts.shape), self.jitter, uniform)
         return (scores * self.zero_gate * experts).sum(dim=1)
 
-    def _source(self, hidden: Tensor, query: Tensor) -> Tensor:
+    def _source(self, hidden: Tensor, query: Tensor, mask: Tensor) -> Tensor:
         if self.kind == "adaptive":
             return hidden
         if self.kind == "adaptive_cross":
-            query = query.expand(len(hidden), -1, -1)
+            query, mask = query.expand(len(hidden), -1, -1), mask.expand(len(hidden), -1)
             asked, key = self.fusion_attention.q_proj(hidden)[:, None], self.fusion_attention.k_proj(query)[:, None]
-            mixed = F.scaled_dot_product_attention(asked, key, query[:, None])[:, 0]
+            mixed = F.scaled_dot_product_attention(asked, key, query[:, None], attn_mask=mask[:, None, None])[:, 0]
         else:
-            token = query[:, -1:] if self.kind == "adaptive_last" else query.mean(dim=1, keepdim=True)
+            if self.kind == "adaptive_last":
+                order = torch.arange(query.shape[1], device=query.device)
+                last = torch.where(mask, order, 0).amax(dim=1)
+                token = query[torch.arange(len(query), device=query.device), last][:, None]
+            else:
+                token = (query * mask[..., None]).sum(dim=1, keepdim=True) / mask.sum(dim=1)[:, None, None]
             mixed = token.expand(len(hidden), hidden.shape[1], -1)
         return torch.cat([mixed, hidden], dim=-1)
 
@@ -125,26 +147,54 @@ class StreamManagers(nn.Module):
         self.manager = nn.ModuleList(managers)
         self.manager_layer_embedding = nn.Parameter(torch.randn(experts, width) / width**0.5)
 
+    @property
+    def foldable(self) -> bool:
+        """Whether every manager is static, so that its sum needs no state of the language model."""
+        return all(isinstance(manager, StaticStreamManager) for manager in self.manager)
+
     def experts(self, projected: Tensor) -> Tensor:
         """Projected hidden states (B, N, L, D) with their layer embedding."""
         return projected + self.manager_layer_embedding[:, None]
 
+    def fold(self, experts: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums of all static managers, (B, K, L, D) of experts (B, N, L, D), and the sums of their weights (K, D).
+
+        A sum per channel commutes with whatever arranges, crops or shrinks tokens alike in every channel, so that K sums are
+        arranged instead of N experts; a token that arranging adds to each expert alike is multiplied by the weights' sums. In
+        training the jitter is one factor per weight, and drawn here.
+        """
+        weights = []
+        for manager in self.manager:
+            assert isinstance(manager, StaticStreamManager)
+            own = manager.weights()
+            weights.append(F.pad(own, (0, 0, 0, len(self.manager_layer_embedding) - len(own))))  # the last expert is left out
+        stacked = torch.stack(weights)
+        return torch.einsum("bnld,knd->bkld", experts, stacked.to(experts.dtype)), stacked.sum(dim=1)
+
     @contextmanager
     def attached(
-        self, decoder: Sequence[nn.Module], experts: Tensor, span: Tensor, query: Tensor | None = None
+        self,
+        decoder: Sequence[nn.Module],
+        experts: Tensor,
+        span: Tensor,
+        query: Tensor | None = None,
+        folded: bool = False,
     ) -> Iterator[None]:
         """While open, a forward pass of the decoder's layers gets the managers' sums at the visual tokens.
 
         Args:
             decoder: all layers of the language model, each called with its hidden states (B, S, D) first.
-            experts: (B, N, L, D), see :meth:`experts`.
+            experts: (B, N, L, D), see :meth:`experts`; or (B, K, L, D), see :meth:`fold`.
             span: (B, L) int64 places of the visual tokens in the sequence, -1 where there is none (padding, or cut off).
-            query: (B, Q) int64 places of the question's tokens, for adaptive kinds.
+            query: (B, Q) int64 places of the question's tokens, for adaptive kinds, -1 behind the last of a shorter question.
+            folded: whether ``experts`` are the managers' sums.
         """
         handles, last = [], int(span.max())
         try:
-            for manager, layer in zip(self.manager, self.layers, strict=True):
-                hook = partial(_before_layer, manager, experts, span, last, query)
+            for number, (manager, layer) in enumerate(zip(self.manager, self.layers, strict=True)):
+                add = partial(_summed, experts[:, number]) if folded else partial(manager, experts)
+                asked = None if isinstance(manager, StaticStreamManager) else query
+                hook = partial(_before_layer, add, span, last, asked)
                 handles.append(decoder[layer].register_forward_pre_hook(hook, with_kwargs=True))
             yield
         finally:
@@ -152,9 +202,12 @@ class StreamManagers(nn.Module):
                 handle.remove()
 
 
+def _summed(sums: Tensor, hidden: Tensor, query: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    return sums
+
+
 def _before_layer(
-    manager: Callable[..., Tensor],
-    experts: Tensor,
+    add: Callable[..., Tensor],
     span: Tensor,
     last: int,
     query: Tensor | None,
@@ -166,9 +219,10 @@ def _before_layer(
     if hidden.shape[1] <= last:
         return None  # a step of generation behind the prefill: the visual tokens are in the cache
     place, present = span.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1]), (span >= 0)[..., None]
-    question = None
+    question = mask = None
     if query is not None:
-        question = hidden.gather(1, query[..., None].expand(-1, -1, hidden.shape[-1]))
-    added = manager(experts, hidden.gather(1, place), question).masked_fill(~present, 0)
+        mask = query >= 0
+        question = hidden.gather(1, query.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[-1]))
+    added = add(hidden.gather(1, place), query=question, mask=mask).masked_fill(~present, 0)
     hidden = hidden.scatter_add(1, place, added.to(hidden.dtype))
     return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})

@@ -54,17 +54,30 @@ from models.rad_dino.batch import FINDINGS, GLOBAL_CROPS, LOCAL_CROPS, MASK_INDI
 from models.rad_dino.head import DinoHead
 from models.rad_dino.masking import described
 from models.rad_dino.model import StudentAndTeacher
-from models.two_tower.batch import ANSWER_SCORES, MEDIUM, QUESTION_IDS, QUESTION_MASK, SECOND_IMAGE
-from models.two_tower.llava import small_managed_llava
+from models.two_tower.batch import (
+    ANSWER_SCORES,
+    MEDIUM,
+    QUERY_PLACES,
+    QUESTION_IDS,
+    QUESTION_MASK,
+    SECOND_IMAGE,
+    SIZES,
+    SPANS,
+    TILES,
+    TOKEN_LABELS,
+    TURNS,
+)
+from models.two_tower.llava import managed_llava
 from models.two_tower.managers import Managers
 from models.two_tower.model import TwoTower
 from tests.models.arl.stand_in import SIZES as ARL_SIZES
 from tests.models.avgn.conftest import small_network
 from tests.models.hammer.stand_in import small_batch, small_hammer
-from tests.models.two_tower.stand_in import SIZES, small_images, small_texts
+from tests.models.two_tower.stand_in import SIZES as TWO_TOWER_SIZES
+from tests.models.two_tower.stand_in import small_images, small_texts
 
 SGD = partial(torch.optim.SGD, lr=0.01)
-TWO_TOWER = {name: value for name, value in SIZES.items() if name not in ("answers", "vocab_size")}
+TWO_TOWER = {name: value for name, value in TWO_TOWER_SIZES.items() if name not in ("answers", "vocab_size")}
 GRID = {"rows": 16, "cols": 16, "cell": 0.25, "x_bumper": -0.95}
 
 
@@ -268,9 +281,33 @@ def _two_tower(tasks: tuple[str, ...], **options: Any) -> TwoTowerModule:
 
 def _llava_manager() -> LlavaManagerModule:
     model = partial(
-        small_managed_llava, image_size=16, patch_size=4, width=16, vision_width=16, layers=2, kind="adaptive_cross"
-    )
-    return LlavaManagerModule(model, SGD, vocab_size=40, answers=5)
+        managed_llava, kind="adaptive_cross", vision_width=16, vision_layers=4, vision_heads=4, vision_intermediate=16,
+        width=16, layers=2, heads=4, key_value_heads=2, intermediate=16, tied=False, every=1, init_std=0.1,
+    )  # fmt: skip
+    module = LlavaManagerModule(model, SGD, vocab_size=40, image_size=8, patch_size=4, grids=[[2, 2]])
+    for manager in module.model.managers.manager:
+        manager.jitter = 0.0  # ranks would draw others than one process
+    return module
+
+
+def _conversations(count: int) -> dict[str, Any]:
+    """Whole images and tiles, a text alone in every fourth place; as many labels in each row."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 40, (count, 32), generator=generator)
+    labels, turns = torch.full_like(ids, -100), torch.zeros_like(ids)
+    labels[:, -4:], turns[:, -2:] = ids[:, -4:], 1
+    seen = [row % 4 != 3 for row in range(count)]
+    return {
+        keys.INDEX: torch.arange(count),
+        keys.TOKEN_IDS: ids,
+        keys.TOKEN_MASK: torch.ones_like(ids),
+        TOKEN_LABELS: labels,
+        TURNS: turns,
+        QUERY_PLACES: torch.tensor([[26, 27, -1 if row % 2 else 28] for row in range(count)]),
+        TILES: [torch.randn(5 if image else 0, 3, 8, 8, generator=generator) for image in seen],
+        SIZES: [(16, 16) if image else (0, 0) for image in seen],
+        SPANS: [(1, 24) if image else (0, 0) for image in seen],
+    }
 
 
 def _images_with_texts(count: int) -> dict[str, Tensor]:
@@ -337,7 +374,7 @@ MODULES = {
         partial(_two_tower, ("mlm", "match", "rank", "answer", "reason"), negatives="given"), _images_with_texts
     ),
     "two_tower_hard": Small(partial(_two_tower, ("contrastive", "match", "entail")), _images_with_texts),
-    "llava_manager": Small(_llava_manager, _images_with_texts),
+    "llava_manager": Small(_llava_manager, _conversations),
     "two_tower_texts": Small(partial(_two_tower, ("contrastive", "mlm")), _images_with_texts),
 }
 
@@ -355,6 +392,8 @@ def some_rows(batch: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
             continue
         if isinstance(value, Calibrations):
             out[key] = Calibrations([value.cameras[row] for row in rows], [value.rigs[row] for row in rows])
+        elif isinstance(value, list):
+            out[key] = [value[row] for row in rows]
         else:
             out[key] = value[torch.from_numpy(rows)]
     if keys.AUDIO_VALID in out:

@@ -2,135 +2,168 @@
 
 import pytest
 import torch
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
-from models.io import CheckpointError
-from models.two_tower.llava import ManagedLlava
-from models.two_tower.visual_stream import StreamManagers
+from models.two_tower.llava import managed_llava
+from models.two_tower.tiles import grid_of, pinpoints, visual_tokens
 
-IMAGE_TOKEN, WIDTH, EXPERTS = 39, 16, (1, 2)
+IMAGE_TOKEN, WIDTH, SIDE, PATCHES = 39, 16, 8, 2
 KINDS = ("static", "adaptive", "adaptive_last", "adaptive_average", "adaptive_cross")
+GRIDS = ((2, 1), (1, 2), (2, 2))
+SIZES = {
+    "vocab_size": 40, "image_size": SIDE, "patch_size": 4, "vision_width": 12, "vision_layers": 3, "vision_heads": 2,
+    "vision_intermediate": 24, "width": WIDTH, "layers": 4, "heads": 4, "key_value_heads": 2, "intermediate": 32, "every": 2,
+    "init_std": 0.1,
+}  # fmt: skip
 
 
-def small_llava() -> LlavaOnevisionForConditionalGeneration:
+def small(kind: str = "static", drawn: bool = True, grids=GRIDS, **options):
     torch.manual_seed(0)
-    config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(
-            hidden_size=12, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=4,
-            vision_use_head=False,
-        ),
-        text_config=Qwen2Config(
-            hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-            vocab_size=40, max_position_embeddings=128,
-        ),
-        image_token_id=IMAGE_TOKEN, vision_feature_layer=-1, vision_feature_select_strategy="full",
-        image_grid_pinpoints=[[8, 16], [16, 8], [16, 16]], vision_aspect_ratio="anyres_max_9",
-    )  # fmt: skip
-    return LlavaOnevisionForConditionalGeneration(config).eval()
+    model = managed_llava(**SIZES, grids=grids, kind=kind, **options)
+    if drawn and model.managers is not None:
+        generator = torch.Generator().manual_seed(3)
+        for parameter in model.managers.parameters():
+            torch.nn.init.normal_(parameter, std=0.5, generator=generator)
+    return model.eval()
 
 
-def small_managed(kind: str = "static", drawn: bool = True, **options) -> ManagedLlava:
-    managers = StreamManagers(WIDTH, len(EXPERTS) + 1, (0, 2), kind)
-    if drawn:
-        for parameter in managers.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)
-    return ManagedLlava(small_llava(), managers, (*EXPERTS, 3), **options).eval()
-
-
-def inputs(grid: bool = True) -> dict[str, torch.Tensor]:
-    """Two samples of one image each, the second of another shape, questions of different lengths, right padded."""
+def inputs(grids=GRIDS, cut: int | None = None) -> dict:
+    """An image, another one of another shape, and a text alone, with questions of different lengths, right padded."""
     torch.manual_seed(1)
-    sizes = torch.tensor([[16, 16], [8, 16]]) if grid else torch.tensor([[8, 8], [8, 8]])
-    pixels = torch.randn(2, 5 if grid else 1, 3, 8, 8)
-    # Four base tokens, then per row of the tiled image its tokens and a newline; without tiles one newline.
-    visual = (4 + 4 * 5, 4 + 2 * 5) if grid else (5, 5)
-    rows = [[7, *[IMAGE_TOKEN] * count, *range(10, 10 + extra)] for count, extra in zip(visual, (3, 5), strict=True)]
+    sizes, points = [(16, 16), (8, 16), (0, 0)], None if grids is None else pinpoints(grids, SIDE)
+    tiles = [torch.randn(count, 3, SIDE, SIDE) for count in ((5, 3, 0) if grids else (1, 1, 0))]
+    visual = [visual_tokens(size, points, SIDE, PATCHES) if len(part) else 0 for size, part in zip(sizes, tiles, strict=True)]
+    rows = [[7, *[IMAGE_TOKEN] * count, *range(10, 10 + extra)] for count, extra in zip(visual, (3, 5, 4), strict=True)]
+    spans = [(1, min(count, (cut or 99) - 1)) for count in visual]
+    query = [[len(row) - 2, len(row) - 1] for row in rows[:2]] + [[-1, -1]]
+    rows = [row[:cut] for row in rows]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    query = torch.tensor([[len(row) - 2, len(row) - 1] for row in rows])
-    return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels, "image_sizes": sizes, "query": query}
+    return {"ids": ids, "mask": mask, "tiles": tiles, "sizes": sizes, "spans": spans, "query": torch.tensor(query)}
 
 
-@pytest.mark.parametrize("grid", [True, False])
+def of(given: dict, *rows: int) -> dict:
+    """Some of the rows."""
+    return {
+        name: value[list(rows)] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
+        for name, value in given.items()
+    }
+
+
+@pytest.mark.parametrize("size", [(16, 16), (8, 16), (5, 16), (13, 7), (90, 30)])
+@pytest.mark.parametrize("grids", [GRIDS, 6])
+def test_visual_tokens_are_counted_as_they_are_arranged(size, grids):
+    """With grids of up to 6 x 6 tiles the patches of large images are shrunk."""
+    model = small(grids=grids)
+    rows, columns = grid_of(size, model.llava.config.image_grid_pinpoints, SIDE)
+    (packed,) = model._encode([torch.randn(1 + rows * columns, 3, SIDE, SIDE)], [size])
+    assert len(packed) == visual_tokens(size, pinpoints(grids, SIDE), SIDE, PATCHES)
+
+
+def test_grids_are_columns_by_rows():
+    assert pinpoints(((1, 2), (3, 1)), 384) == [[768, 384], [384, 1152]]
+    assert pinpoints(2, 10) == [[10, 10], [20, 10], [10, 20], [20, 20]]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_new_managers_change_nothing_and_trained_ones_do(kind, grid):
-    given = inputs(grid)
-    plain = {name: value for name, value in given.items() if name != "query"}
-    managed = small_managed(kind, drawn=False)
-    real = given["attention_mask"].bool()
-    ours = managed(**given).logits[real]
-    if grid:
-        torch.testing.assert_close(ours, managed.llava(**plain).logits[real], rtol=1e-4, atol=1e-5)
-    drawn = small_managed(kind)(**given).logits[real]
-    assert not torch.allclose(ours, drawn, atol=1e-3)
+def test_without_managers_it_is_transformers_and_new_managers_change_nothing(kind):
+    given, model = inputs(), small(kind, drawn=False)
+    ours, bare = model(**given), small(managed=False)
+    bare.llava.load_state_dict(model.llava.state_dict())
+    torch.testing.assert_close(ours, bare(**given))
+    model.llava.config.image_token_id = IMAGE_TOKEN
+    padded = torch.stack([torch.cat([part, part.new_zeros(5 - len(part), 3, SIDE, SIDE)]) for part in given["tiles"][:2]])
+    sizes = torch.tensor(given["sizes"][:2])
+    theirs = model.llava(given["ids"][:2], attention_mask=given["mask"][:2], pixel_values=padded, image_sizes=sizes).logits
+    real = given["mask"][:2].bool()
+    torch.testing.assert_close(model.logits(ours[:2])[real], theirs[real], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("grids", [GRIDS, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_does_not_depend_on_the_batch(kind, grids):
+    """Nor on the padding of its question, which is not there in a batch of one."""
+    given, model = inputs(grids), small(kind, grids=grids)
+    together, bare = model(**given), small(managed=False, grids=grids)
+    bare.llava.load_state_dict(model.llava.state_dict())
+    for row in range(3):
+        alone, length = of(given, row), int(given["mask"][row].sum())
+        alone |= {name: alone[name][:, :length] for name in ("ids", "mask")}
+        torch.testing.assert_close(model(**alone)[0], together[row, :length], rtol=1e-4, atol=1e-5)
+    changed = (together - bare(**given)).abs().amax(dim=(1, 2))
+    assert bool((changed[:2] > 1e-3).all()) and changed[2] == 0  # a text alone has no visual tokens
+
+
+@pytest.mark.parametrize("grids", [GRIDS, None])
+def test_sums_before_the_tiles_are_arranged_are_the_sums_behind_it(grids):
+    """In training as well: with one jitter the states are the same, and so are the gradients."""
+    gradients = []
+    for fold in (True, False):
+        model = small(grids=grids, fold=fold).train()
+        torch.manual_seed(5)
+        states = model(**inputs(grids))
+        states.square().sum().backward()
+        gradients.append([states, *(p.grad for p in (*model.managers.parameters(), *model.llava.model.parameters()))])
+    for folded, plain in zip(*gradients, strict=True):
+        if plain is not None:
+            torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-4)
+        assert (folded is None) == (plain is None)
 
 
 @pytest.mark.parametrize("grid_type, changed", [("all", 24), ("main", 4), ("grid", 20)])
 def test_the_grid_type_says_which_tokens_change(grid_type, changed):
-    managed, given = small_managed(grid_type=grid_type), inputs()
-    prepared = managed.prepare(given["input_ids"], given["pixel_values"], given["image_sizes"])
-    assert int((prepared.span[0] >= 0).sum()) == changed and prepared.experts.shape == (2, 3, 24, WIDTH)
-    places = prepared.span[prepared.span >= 0]
-    assert bool((given["input_ids"][0][places[:changed]] == IMAGE_TOKEN).all())
+    given, model = inputs(), small(grid_type=grid_type, fold=False)
+    prepared = model.prepare(*(given[name] for name in ("ids", "tiles", "sizes", "spans")))
+    assert int((prepared.span[0] >= 0).sum()) == changed and prepared.experts.shape == (3, 2, 24, WIDTH)
+    places = prepared.span[0][prepared.span[0] >= 0]
+    assert bool((given["ids"][0][places] == IMAGE_TOKEN).all()) and int((prepared.span[2] >= 0).sum()) == 0
 
 
 def test_static_managers_add_the_weighted_experts():
-    managed, given = small_managed(), inputs()
-    prepared = managed.prepare(given["input_ids"], given["pixel_values"], given["image_sizes"])
+    given, model = inputs(), small(fold=False)
+    prepared = model.prepare(*(given[name] for name in ("ids", "tiles", "sizes", "spans")))
     seen = []
-    managed.llava.model.language_model.layers[0].register_forward_hook(
+    model.llava.model.language_model.layers[0].register_forward_hook(
         lambda m, args, kwargs, out: seen.append(args[0]), with_kwargs=True
     )
-    managed(**given)
-    expected = prepared.embeds.clone()
-    weights = managed.managers.manager[0].layer_scores[0, :, 0]
-    added = torch.einsum("nld,nd->ld", prepared.experts[0, :2, :24], weights)
-    expected[0, 1:25] += added
-    torch.testing.assert_close(seen[0][0], expected[0])
+    small_sum = model.managers.manager[0].layer_scores[0, :, 0]
+    model(**given)
+    expected = prepared.embeds[0].clone()
+    expected[1:25] += torch.einsum("nld,nd->ld", prepared.experts[0, :-1], small_sum)
+    torch.testing.assert_close(seen[0][0], expected)
+
+
+def test_what_is_cut_off_the_sequence_is_cut_off_the_image():
+    """The states of a sequence that ends inside the visual tokens are those of its beginning."""
+    model, whole, cut = small(), inputs(), inputs(cut=20)
+    assert [count for _, count in cut["spans"]] == [19, 14, 0]
+    states, expected = model(**cut), model(**whole)
+    torch.testing.assert_close(states[0], expected[0, :20], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="visual tokens"):
+        model(**{**whole, "spans": [(1, 25), (1, 14), (1, 0)]})
 
 
 def test_generation_continues_the_managed_prompt():
     """Greedy tokens with the cache equal those of whole passes."""
-    managed = small_managed("adaptive_cross")
-    given = {name: value[:1] for name, value in inputs().items()}
-    length = int(given["attention_mask"].sum())
-    given |= {name: given[name][:, :length] for name in ("input_ids", "attention_mask")}
-    new = managed.generate(**given, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
-    ids = given["input_ids"]
+    model, given = small("adaptive_cross"), of(inputs(), 0)
+    length = int(given["mask"].sum())
+    given |= {name: given[name][:, :length] for name in ("ids", "mask")}
+    new = model.generate(**given, max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
+    ids = given["ids"]
     for _ in range(3):
-        whole = {**given, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        ids = torch.cat([ids, managed(**whole).logits[:, -1:].argmax(-1)], dim=1)
+        whole = {**given, "ids": ids, "mask": torch.ones_like(ids)}
+        ids = torch.cat([ids, model.logits(model(**whole)[:, -1:]).argmax(-1)], dim=1)
     assert torch.equal(new, ids[:, length:])
 
 
+@pytest.mark.parametrize("grids", [GRIDS, None])
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_moves_the_managers(kind):
-    managed, given = small_managed(kind).train(), inputs()
-    managed.llava.requires_grad_(False)
-    optimizer = torch.optim.AdamW(managed.managers.parameters(), lr=1e-2)
-    labels = torch.where(given["input_ids"] == IMAGE_TOKEN, -100, given["input_ids"]).masked_fill(
-        given["attention_mask"] == 0, -100
-    )
-    losses = []
-    for _ in range(12):
-        loss = managed(**given, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        assert all(p.grad is not None for p in managed.managers.parameters())
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-
-
-def test_official_managers_are_loaded():
-    source, target = small_managed(), small_managed(drawn=False)
-    weights = {f"model.{name}": value for name, value in source.managers.state_dict().items()} | {
-        "model.norm.weight": torch.ones(1)
-    }
-    target.load_official_managers(weights)
-    torch.testing.assert_close(target.managers.state_dict(), source.managers.state_dict())
-    with pytest.raises(CheckpointError):
-        target.load_official_managers({"model.manager.0.layer_scores": torch.zeros(1, 2, 1, 8)})
-    with pytest.raises(ValueError, match="2 expert layers"):
-        ManagedLlava(source.llava, source.managers, (1, 2))
+def test_every_parameter_gets_a_gradient_from_texts_alone(kind, grids):
+    """Ranks with images in their batch wait for those of the others."""
+    gradients = []
+    for rows in ((0, 2), (2, 2)):
+        model = small(kind, grids=grids).train()
+        states = model(**of(inputs(grids), *rows))
+        model.logits(states).square().sum().backward()
+        gradients.append({name for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0] == gradients[1] and any(name.startswith("managers.") for name in gradients[0])
