@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import BridgeTowerModel
 
@@ -18,10 +20,12 @@ from experiments.benchmarks.measure import optimizer_step
 from experiments.benchmarks.reference import two_tower as plain
 from models.two_tower import objectives
 from models.two_tower.connectors import Bridge, Connector
+from models.two_tower.llava import ManagedLlava, managed_llava
 from models.two_tower.managers import Managers
 from models.two_tower.model import TwoTower
 from models.two_tower.port import to_port
 from models.two_tower.retrieval import rerank
+from models.two_tower.tiles import visual_tokens
 
 TEXT_LENGTH, RETRIEVAL_LENGTH = 50, 40  # tokens to which texts are officially padded
 BASE: dict[str, Any] = {"image_size": 288}  # all else are the model's defaults
@@ -121,7 +125,71 @@ def _rerank(side: str, sizes: dict[str, Any], images: int, texts: int, count: in
     return step
 
 
+def _llava(side: str) -> ManagedLlava:
+    """Six static managers of 13 experts; an eighth of the widths of SigLIP and Qwen2-0.5B, a quarter of the patches. The plain
+    side arranges all experts."""
+    model = managed_llava(
+        vocab_size=1000, image_size=14 * 14, grids=[[2, 2]], fold=side == "ours", vision_width=144, vision_heads=4,
+        vision_intermediate=538, width=112, intermediate=608,
+    ).train()  # fmt: skip
+    managers: Any = model.managers
+    for manager in managers.manager:
+        manager.jitter = 0.0  # both sides must compute the same
+        torch.nn.init.normal_(manager.layer_scores, std=0.1)
+    return model
+
+
+def _stream_training_step(side: str, size: int = 2) -> Callable[[], Tensor]:
+    """Images in 2 x 2 tiles, and 50 tokens of a conversation, of which 20 are predicted."""
+    model = _llava(side)
+    visual = visual_tokens((392, 392), model.llava.config.image_grid_pinpoints, 196, 14)
+    ids = torch.randint(1000, (size, 14 + visual + 50))
+    tiles, sizes = [torch.randn(5, 3, 196, 196) for _ in range(size)], [(392, 392)] * size
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step() -> Tensor:
+        states = model(ids, torch.ones_like(ids), tiles, sizes, [(14, visual)] * size)
+        loss = F.cross_entropy(model.logits(states[:, -21:-1]).flatten(0, 1), ids[:, -20:].flatten())
+        return optimizer_step(optimizer, loss)
+
+    return step
+
+
+class _GivenStates(torch.nn.Module):
+    """A vision encoder that has run."""
+
+    def __init__(self, states: Tensor):
+        super().__init__()
+        self.states = states
+
+    def forward(self, tiles: Tensor, output_hidden_states: bool = True) -> SimpleNamespace:
+        return SimpleNamespace(hidden_states=self.states)
+
+
+def _stream_sums(side: str, size: int = 2) -> Callable[[], Tensor]:
+    """From the states of the vision encoder to what the six managers add, and back: projector, tiles, sums."""
+    model = _llava(side)
+    model.llava.model.vision_tower = _GivenStates(torch.randn(27, 5 * size, 196, 144))
+    visual = visual_tokens((392, 392), model.llava.config.image_grid_pinpoints, 196, 14)
+    ids, tiles = torch.zeros(size, visual, dtype=torch.int64), [torch.zeros(5, 3, 1, 1)] * size
+    parameters = [*model.managers.parameters(), *model.llava.model.multi_modal_projector.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+
+    def step() -> Tensor:
+        prepared = model.prepare(ids, tiles, [(392, 392)] * size, [(0, visual)] * size)
+        if side == "ours":
+            added = list(prepared.experts.unbind(1))
+        else:
+            added = [manager(prepared.experts, prepared.embeds) for manager in model.managers.manager]
+        terms = [((number + 1) * part).square().mean() for number, part in enumerate((prepared.embeds, *added))]
+        return optimizer_step(optimizer, torch.stack(terms).sum())
+
+    return step
+
+
 CASES = {
+    "stream_sums": _stream_sums,
+    "stream_training_step": _stream_training_step,
     "bridge_training_step": partial(_training_step, connector=Bridge),
     "manager_training_step": partial(_training_step, connector=_managers),
     "port_forward": _port_forward,
