@@ -136,7 +136,7 @@ class ConversationDataModule(BaseDataModule):
     """
 
     preprocessing = ("prompt", "max_length", "system", "image_size", "patch_size", "grids")
-    held_out = ("val", "val_fraction")
+    held_out = ("val_fraction",)
     provides = (
         keys.INDEX, keys.TOKEN_IDS, keys.TOKEN_MASK, TOKEN_LABELS, TURNS, QUERY_PLACES, TILES, SIZES, SPANS,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.figures.canvas import RIGHT, figure, save
+from experiments.figures.canvas import figure, save
 
 
 def answers(examples: Sequence[dict], path: Path) -> Path:
@@ -23,5 +23,5 @@ def answers(examples: Sequence[dict], path: Path) -> Path:
         right.axis("off")
         right.text(0, 0.95, textwrap.fill(example["question"], 44), fontsize=9, va="top", transform=right.transAxes)
         said = "\n".join(textwrap.wrap(example["said"], 44)[:8])
-        right.text(0, 0.65, said, fontsize=9, va="top", weight="bold", color=RIGHT, transform=right.transAxes)
+        right.text(0, 0.65, said, fontsize=9, va="top", weight="bold", transform=right.transAxes)
     return save(drawing, path)

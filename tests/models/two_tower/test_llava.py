@@ -60,6 +60,15 @@ def test_visual_tokens_are_counted_as_they_are_arranged(size, grids):
     assert len(packed) == visual_tokens(size, pinpoints(grids, SIDE), SIDE, PATCHES)
 
 
+def test_the_defaults_are_the_sizes_of_the_paper():
+    """Six managers of 13 experts and their layer embedding have 80,640 parameters; the first one leaves an expert out."""
+    with torch.device("meta"):
+        model = managed_llava(grids=6)
+    assert sum(p.numel() for p in model.managers.parameters()) == 68_992 + 11_648
+    assert model.managers.layers == (0, 4, 8, 12, 16, 20) and model.expert_layers == tuple(range(13, 26))
+    assert visual_tokens((2304, 2304), model.llava.config.image_grid_pinpoints, 384, 27) == 729 + 81 * 82
+
+
 def test_grids_are_columns_by_rows():
     assert pinpoints(((1, 2), (3, 1)), 384) == [[768, 384], [384, 1152]]
     assert pinpoints(2, 10) == [[10, 10], [20, 10], [10, 20], [20, 20]]
