@@ -73,9 +73,12 @@ def onevision(model: ManagedLlava, folder: str | None = None) -> None:
 def _loaded(family: Any, name: str, repo_id: str, folder: str | None, option: str) -> Any:
     path = find_weights(name, repo_id, folder, option)
     try:
-        return family.from_pretrained(str(path), local_files_only=True)
+        model, facts = family.from_pretrained(str(path), local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:  # what transformers raises for a folder of something else
         raise WeightsUnavailable(f"{option}: {path} holds no {name} ({str(error)[:200]}).") from error
+    if missing := sorted(facts["missing_keys"]):  # which transformers has filled at random
+        raise WeightsUnavailable(f"{option}: {path} holds no whole {name}, it lacks {', '.join(missing[:3])}.")
+    return model
 
 
 def load_official(model: ManagedLlava, weights: Mapping[str, Tensor]) -> None:

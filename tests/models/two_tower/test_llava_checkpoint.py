@@ -133,6 +133,8 @@ def test_training_starts_from_siglip_and_qwen2(tmp_path):
     torch.testing.assert_close(again.llava.state_dict(), model.llava.state_dict())
     with pytest.raises(UserError, match="module.weights.vision"):
         siglip_and_qwen2(model, str(tmp_path / "none"), str(tmp_path / "qwen"))
+    with pytest.raises(UserError, match="holds no whole"):  # nothing begins at random without a word
+        siglip_and_qwen2(model, str(tmp_path / "qwen"), str(tmp_path / "qwen"))
     with pytest.raises(CheckpointError, match="another shape"):
         siglip_and_qwen2(small(), str(tmp_path / "siglip"), str(_narrow(tmp_path)))
 
