@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
 import pytest
@@ -14,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from experiments.config.resolvers import register_resolvers
 from experiments.plugins.hydra_plugins.optuna_search import OptunaSearch
 from experiments.sweeps.definition import check_definition, definition_of
 from experiments.sweeps.jobs import modules_of
@@ -179,6 +182,14 @@ def test_jobs_are_forked_from_a_process_with_the_modules_of_their_targets():
     modules = modules_of(OmegaConf.create({"parts": [{"_target_": target} for target in targets]}))
     assert modules[:2] == ["experiments.config.listing", "experiments.run.loggers"]
     assert "wandb" in modules and "antigravity" not in modules
+
+
+@pytest.mark.parametrize(("overrides", "name"), [([], r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"), (["sweep_name=lr"], "lr")])
+def test_a_sweep_without_a_name_has_a_folder_of_its_own(overrides, name):
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=["experiment=sail_dinov2", *overrides], return_hydra_config=True)
+    assert re.fullmatch(name, Path(config.hydra.sweep.dir).name)
 
 
 def definition_config(folder, *overrides):
