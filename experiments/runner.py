@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -18,7 +19,6 @@ from experiments.config.validation import nearest
 from experiments.run import interruption, loggers
 from experiments.run.directory import Run, open_run
 from experiments.run.ranks import is_main_process
-from experiments.stages import run_stages
 from experiments.sweeps.pruning import Pruned
 from models.errors import UserError
 
@@ -62,6 +62,45 @@ def run(cfg: DictConfig) -> float | None:
     current.set_status("finished")
     loggers.finish_wandb(succeeded=True)
     return _objective(current)
+
+
+def run_stages(run: Run) -> bool:
+    """Run the configured stages that the run's record does not show as done.
+
+    Returns:
+        False for a process of a distributed run whose share of the work is done: the main process goes on alone.
+    """
+    import pytorch_lightning as pl
+    import torch
+
+    from experiments.config.instantiation import build
+    from experiments.run import distributed
+    from experiments.run.origin import check_configuration
+
+    pl.seed_everything(run.cfg.seed, workers=True, verbose=False)
+    if run.cfg.threads:
+        torch.set_num_threads(run.cfg.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.cfg.tf32
+    functions = {name: build(run.cfg.pipeline[name]) for name in run.cfg.stages}
+    check_configuration(run)
+    repeats = any(not run.is_done(name) for name in functions) or all(each.func.repeat for each in functions.values())
+    for position, (name, function) in enumerate(functions.items()):
+        later = list(functions.values())[position:]
+        if not is_main_process() and not any(each.func.every_rank for each in later):
+            return False
+        if run.is_done(name) and not (function.func.repeat and repeats):
+            log.info("%s: done before", name)
+            continue
+        interruption.check()
+        run.stage = name
+        began = time.monotonic()
+        if function.func.every_rank:
+            distributed.children_repeat(run)
+        facts = function(run)
+        if function.func.every_rank:
+            distributed.leave_group()
+        run.finish_stage(name, time.monotonic() - began, facts)
+    return is_main_process()
 
 
 def _check_objective(cfg: DictConfig) -> None:

@@ -1,7 +1,7 @@
 """Which files a reader opens to follow the training of a recipe: ``python -m tests.reading_list experiment=<name>``.
 
 Counted are the recipe and those it inherits, its pipeline, the way from ``run.py`` to the stage ``fit``, and the files of
-every part of ours that the composed module, loss and datamodule name, with the bases they derive from.
+every part of ours that the composed module, loss and datamodule name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from experiments.config.resolvers import register_resolvers
 from experiments.config.signatures import ROOT, _module_of, is_ours
 from experiments.config.validation import CONF, _with_bases
 
-WAY = ("run.py", "experiments/runner.py", "experiments/stages/__init__.py", "lightning_modules/base.py", "datamodules/base.py")
+WAY = ("run.py", "experiments/runner.py", "lightning_modules/base.py", "datamodules/base.py")
+NOT_TRAINED_WITH = ("importer",)  # reads checkpoints of other code
 PARTS = ("module", "datamodule", "features")
 
 
@@ -41,8 +42,9 @@ def _files_of(node: Any) -> Iterator[Path]:
     if isinstance(node, dict):
         if is_ours(str(node.get("_target_", ""))) and "simulate" not in node["_target_"]:
             yield _module_of(node["_target_"])[0]
-        for value in node.values():
-            yield from _files_of(value)
+        for name, value in node.items():
+            if name not in NOT_TRAINED_WITH:
+                yield from _files_of(value)
     elif isinstance(node, list):
         for value in node:
             yield from _files_of(value)

@@ -61,6 +61,8 @@ def main() -> None:
         }
         measures |= {wanted: partial(alone, f"{file}/{wanted}", dtype) for wanted in getattr(module, "ALONE", {})}
         measures |= getattr(module, "MEASURES", {})
+        if not measures:  # it needs another device
+            print(f"{file}: nothing measured. {(module.__doc__ or '').splitlines()[0]}", flush=True)
         for wanted, measure in measures.items():
             if case in ("", wanted):
                 try:

@@ -15,12 +15,11 @@ from datamodules.simulated.driving.recordings import World, record
 from datamodules.simulated.driving.ultrasound import make_rig
 from experiments.benchmarks.measure import seconds
 from experiments.benchmarks.reference import bev_fusion as plain
-from models.bev_fusion.backbones import image_backbone
 from models.bev_fusion.cadconv import CaDConv, gather_taps, stacked_taps
 from models.bev_fusion.echoes import EchoMap
 from models.bev_fusion.geometry import BevGrid, sampling_grid
 from models.bev_fusion.losses import OccupancyLoss
-from models.bev_fusion.network import BEVFusion
+from models.bev_fusion.network import BEVFusion, image_backbone
 
 BATCH, CHANNELS, SIDE, GROUPS, DILATIONS = 4, 128, 64, 8, (1, 2, 3)
 

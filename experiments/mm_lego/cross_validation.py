@@ -18,7 +18,8 @@ from experiments.evaluation.mm_lego import CHANCE, Metrics, Rows
 from experiments.figures import mm_lego as figures
 from experiments.run import parts
 from experiments.run.directory import Run, quoted, variant_of
-from experiments.stages import Facts, run_stages, stage
+from experiments.runner import run_stages
+from experiments.stages import Facts, stage
 from models.errors import UserError
 from models.mm_lego.batch import CENSORED, TIME
 

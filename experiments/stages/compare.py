@@ -9,7 +9,8 @@ from hydra import compose
 from experiments.config.overrides import creating, key_of
 from experiments.run.directory import Run, variant_of
 from experiments.run.origin import REQUIRED
-from experiments.stages import Facts, run_stages, stage
+from experiments.runner import run_stages
+from experiments.stages import Facts, stage
 
 log = logging.getLogger("run")
 OF_THE_MAIN_RUN = {"checkpoint", "stages", "resume"}  # overrides that do not apply to its variants

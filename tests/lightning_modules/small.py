@@ -38,10 +38,9 @@ from models.all_in_one.model import AllInOne
 from models.arl.batch import IMAGE_ENTITIES, TEXT_ENTITIES, entity_keys
 from models.arl.graph import NO_ENTITY, Graph
 from models.arl.model import ARL
-from models.bev_fusion.backbones import image_backbone
 from models.bev_fusion.batch import BEV_LABEL, CALIBRATIONS, CELSIUS, TRACES, VIEW_GRID, VIEW_VALID
 from models.bev_fusion.losses import OccupancyLoss
-from models.bev_fusion.network import BEVFusion
+from models.bev_fusion.network import BEVFusion, image_backbone
 from models.losses.contrastive import InfoNCELoss
 from models.losses.structure import StructureRegulariser
 from models.mm_lego.batch import BIN, CENSORED, PRESENT, TARGETS, TIME, modality_key

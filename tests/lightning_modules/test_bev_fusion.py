@@ -5,10 +5,9 @@ from functools import partial
 import torch
 
 from lightning_modules.bev_fusion import BevFusionModule
-from models.bev_fusion.backbones import image_backbone
 from models.bev_fusion.batch import BEV_LABEL, TRACES
 from models.bev_fusion.losses import OccupancyLoss
-from models.bev_fusion.network import BEVFusion
+from models.bev_fusion.network import BEVFusion, image_backbone
 from tests.lightning_modules.small import GRID, MODULES, built
 
 

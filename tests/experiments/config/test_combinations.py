@@ -17,9 +17,8 @@ from experiments.config.validation import CONF
 from lightning_modules.bev_fusion import BevFusionModule
 from models.alignment.batch import IMAGE_FEATURES, IMAGE_TOKENS, TEXT_FEATURES, TEXT_MASK, TEXT_TOKENS
 from models.batch import INDEX
-from models.bev_fusion.backbones import image_backbone
 from models.bev_fusion.losses import OccupancyLoss
-from models.bev_fusion.network import BEVFusion
+from models.bev_fusion.network import BEVFusion, image_backbone
 from tests.lightning_modules import small
 
 PAIRS, VISION, TEXT = 9, 12, 10
@@ -43,7 +42,7 @@ def parts() -> dict[str, dict]:
     for group in ("projector", "regulariser", "optimizer", "scheduler"):
         for option in options(group):
             node = composed("experiment=sail_dinov2", f"{group}={option}")[group]
-            nodes[f"{group}={option}"] = OmegaConf.to_container(node, resolve=False)
+            nodes[f"{group}={option}"] = None if node is None else OmegaConf.to_container(node, resolve=False)
     for option in options("loss/contrastive"):
         nodes[f"loss={option}"] = OmegaConf.to_container(composed("experiment=sail_dinov2", f"loss=contrastive/{option}").loss)
     return nodes
@@ -70,7 +69,8 @@ def test_every_projector_learns_by_every_loss(method, parts):
         regulariser = names["regulariser"][number % len(names["regulariser"])]
         torch.manual_seed(0)
         head = {key: (parts[projector] if value == "${projector}" else value) for key, value in node["head"].items()}
-        own = {"head": {**head, "embed_dim": 8}, "loss": parts[loss], "regulariser": {**parts[regulariser], "warmup_steps": 0}}
+        chosen = parts[regulariser] and {**parts[regulariser], "warmup_steps": 0}
+        own = {"head": {**head, "embed_dim": 8}, "loss": parts[loss], "regulariser": chosen}
         module = build({**node, **own}, vision_dim=VISION, text_dim=TEXT)
         before = {name: value.clone() for name, value in module.head.named_parameters()}
         optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)

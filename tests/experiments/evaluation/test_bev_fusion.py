@@ -14,12 +14,11 @@ from experiments.evaluation.base import TrainedSplit
 from experiments.evaluation.bev_fusion import LIGHTS, _by_light_and_band, _cells, _faults, occupancy
 from lightning_modules.bev_fusion import BevFusionModule
 from models.batch import IMAGE
-from models.bev_fusion.backbones import image_backbone
 from models.bev_fusion.batch import BEV_LABEL, CELSIUS, TRACES, VIEW_GRID
 from models.bev_fusion.decoder import Occupancy
 from models.bev_fusion.geometry import BevGrid
 from models.bev_fusion.losses import OccupancyLoss
-from models.bev_fusion.network import BEVFusion
+from models.bev_fusion.network import BEVFusion, image_backbone
 from models.errors import UserError
 
 GRID = {"rows": 16, "cols": 16, "cell": 0.25, "x_bumper": -0.95}

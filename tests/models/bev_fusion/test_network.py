@@ -3,10 +3,9 @@ from functools import partial
 import pytest
 import torch
 
-from models.bev_fusion.backbones import image_backbone
 from models.bev_fusion.cadconv import CaDConv, gather_taps, stacked_taps
 from models.bev_fusion.decoder import FUSIONS, Fusion
-from models.bev_fusion.network import BEVFusion
+from models.bev_fusion.network import BEVFusion, image_backbone
 from models.bev_fusion.refinement import DeformableConv, PlainDilated
 from models.bev_fusion.view import ViewTransform
 from models.errors import UserError
