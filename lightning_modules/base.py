@@ -106,8 +106,8 @@ class BaseModule(pl.LightningModule):
         if cls.needs_whole_batch and pieces != 1:
             problems.append(
                 f"trainer.accumulate_grad_batches: {pieces} would shrink what a sample is compared with, such as the negatives "
-                "of a contrastive loss, to one piece of the batch, which is another objective. Set datamodule.batch_size to all "
-                "pieces together and micro_batch_size to one: losses see the whole batch, networks run over a piece at a time."
+                "of a contrastive loss, to one piece of the batch: another objective. Set datamodule.batch_size to all "
+                "pieces together and micro_batch_size to one piece: losses see the batch, networks run over a piece at a time."
             )
         scaled = str(trainer.get("precision")) in ("16-mixed", "16")
         if scaled and trainer.get("gradient_clip_val") and (config.get("optimizer") or {}).get("fused"):

@@ -7,6 +7,7 @@ Setup", arXiv 2101.06983.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import MethodType
@@ -28,7 +29,7 @@ class MicroBatches:
         size: rows of a piece; the last one of a batch may have fewer.
 
     Attributes:
-        cut: whether any batch had more rows than one piece.
+        cut: whether any batch with gradients had more rows than one piece.
     """
 
     def __init__(self, size: int):
@@ -63,8 +64,8 @@ class MicroBatches:
         rows = next(len(value) for value in values if isinstance(value, Tensor))
         if rows <= self.size:
             return function(*args, **kwargs)
-        self.cut = True
-        count = -(-rows // self.size)
+        self.cut = self.cut or torch.is_grad_enabled()
+        count = math.ceil(rows / self.size)
         pieces = [value.split(self.size) if isinstance(value, Tensor) else [value] * count for value in values]
         outputs = []
         for piece in zip(*pieces, strict=True):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,6 +18,7 @@ from experiments.run.micro_batches import MicroBatches
 from experiments.run.sharding import ShardedBlocks
 from lightning_modules.base import BaseModule
 from models.errors import UserError
+from tests.experiments.launch import launch
 from tests.lightning_modules.small import MODULES, Data, built, free_port, rank_environment, trainer
 
 BATCH, RANKS = 6, 2
@@ -124,13 +126,10 @@ def test_the_backward_pass_takes_the_pieces_in_turn_and_draws_what_the_forward_p
 def test_without_gradients_nothing_is_computed_twice():
     module, calls = built("alignment"), []
     module.head.vision_projector.register_forward_hook(lambda *args: calls.append(1))
-    pieces = MicroBatches(4)
-    pieces.install(module)
+    MicroBatches(4).install(module)
     with torch.no_grad():
-        module.head.encode_image(torch.randn(4, 6))
-        assert not pieces.cut
         assert len(module.head.encode_image(torch.randn(5, 6))) == 5
-    assert pieces.cut and len(calls) == 3
+    assert len(calls) == 2
 
 
 def test_compiled_networks_run_in_pieces(tmp_path):
@@ -169,3 +168,18 @@ def test_what_cannot_be_cut_is_refused():
     module.head.vision_projector = torch.nn.Sequential(module.head.vision_projector, torch.nn.BatchNorm1d(4))
     with pytest.raises(UserError, match=r"'vision_projector.1' of AlignmentHead is batch normalisation"):
         MicroBatches(2).install(module)
+
+
+def test_a_run_in_pieces_ends_with_the_weights_of_one_with_whole_batches(tmp_path):
+    weights = []
+    for size in (3, 8):
+        done = launch(
+            tmp_path, "experiment=sail_dinov2", "debug=tiny/alignment/default", "features.batch_size=8", "optimizer=sgd",
+            "optimizer.lr=0.1", "stages=[prepare,encode,fit]", f"micro_batch_size={size}",
+            f"paths.outputs={tmp_path / str(size)}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (run,) = (tmp_path / str(size) / "sail_dinov2").glob("*")
+        assert ("NOTHING CUT" in (run / "run.log").read_text()) == (size == 8)
+        weights.append(load_file(run / "checkpoints" / "last" / "weights.safetensors"))
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
