@@ -33,6 +33,7 @@ VALUES: dict[str, tuple[type, ...]] = {
     "checkpoint": (str, type(None)), "sweep_name": (str, type(None)), "select": (str,),
     "optimize": (str, type(None)), "threads": (int, type(None)), "trusted_packages": (list,),
     "compile": (bool,), "tf32": (bool,), "activation_checkpointing": (bool,),
+    "micro_batch_size": (int, type(None)),
 }  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def _top_level(config: dict, sources: Sources) -> Iterator[str]:
     if config.get("select") not in ("best", "last"):
         yield f"select: expected 'best' or 'last', got {config.get('select')!r} [{sources.of('select')}]"
 
-    for key, least in (("seed", 0), ("threads", 1)):
+    for key, least in (("seed", 0), ("threads", 1), ("micro_batch_size", 1)):
         if isinstance(config.get(key), int) and config[key] < least:
             yield f"{key}: expected at least {least}, got {config[key]} [{sources.of(key)}]"
 

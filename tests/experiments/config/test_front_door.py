@@ -23,6 +23,8 @@ MISTAKES = [
         ["'AlignModule'", "AlignmentModule"],
     ),
     (("experiment=sail_dinov2", "trainer.accumulate_grad_batches=4"), ["accumulate_grad_batches", "negatives"]),
+    (("experiment=rad_dino_small", "trainer.accumulate_grad_batches=4"), ["micro_batch_size"]),
+    (("experiment=sail_dinov2", "micro_batch_size=0"), ["micro_batch_size", "at least 1"]),
     (
         (
             "experiment=paper/alignment/freeze_align_dinov2",
