@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.base import BaseModule, StepOutput
+from lightning_modules.base import BaseModule, RowWise, StepOutput
 from models.alignment import batch as keys
 from models.alignment.head import AlignmentHead, Embedding
 from models.batch import INDEX
@@ -126,6 +126,10 @@ class AlignmentModule(BaseModule):
                 losses["structure"] = regularised.loss
                 report |= regularised.report
         return StepOutput(losses, report, {INDEX: batch[INDEX], "image": seen["image"], "text": seen["text"]})
+
+    def row_wise(self) -> list[RowWise]:
+        kind = "embed" if self.head.takes_tokens else "encode"
+        return [RowWise(self.head, f"{kind}_{side}") for side in ("image", "text")]
 
     def _seen(self, batch: dict) -> dict[str, Tensor]:
         """What the losses of a batch take, one row per sample."""

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_modules.base import BaseModule, StepOutput
+from lightning_modules.base import BaseModule, RowWise, StepOutput
 from models import batch as keys
 from models.all_in_one import objectives
 from models.all_in_one.batch import FALSE_PIXELS, FALSE_ROWS, FALSE_VIDEO, IMAGES, PIXELS, REASON, REASON_IDS, REASON_MASK
@@ -236,6 +236,9 @@ class AllInOneModule(BaseModule):
             {"params": params} | ({} if decays else {"weight_decay": 0.0}) | ({"lr_scale": self.head_lr_scale} if fast else {})
             for (decays, fast), params in groups.items()
         ]
+
+    def row_wise(self) -> list[RowWise]:
+        return [RowWise(self.model, "run_blocks")]
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.backbone is not None and not self.loaded and self.trainer.ckpt_path is None:

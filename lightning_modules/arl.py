@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.base import RowWise
 from lightning_modules.two_tower import NAMES, NEEDS, POOLED, Encodings, Step, Terms, TwoTowerModule
 from models import batch as keys
 from models.arl import objectives
@@ -163,6 +164,10 @@ class ARLModule(TwoTowerModule):
 
     def class_logits(self, task: str, batch: dict, encodings: Encodings) -> Tensor:
         return objectives.class_logits(self.model, encodings("question"), encodings("image"))
+
+    def row_wise(self) -> list[RowWise]:
+        decoder = [RowWise(self.model.mim_head)] if "mim" in self.tasks else []
+        return [*super().row_wise(), *decoder]
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
 

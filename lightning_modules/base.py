@@ -34,6 +34,20 @@ class StepOutput(NamedTuple):
     outputs: Mapping[str, Tensor] = {}
 
 
+class RowWise(NamedTuple):
+    """A method of a network whose output rows follow from the same rows of its inputs: of every tensor that it is given.
+
+    Args:
+        module: the network.
+        method: its name.
+        groups: the method takes lists whose entries have their own numbers of rows, and returns such a list.
+    """
+
+    module: nn.Module
+    method: str = "forward"
+    groups: bool = False
+
+
 class LossNotFinite(UserError):
     """A loss term became NaN or infinite."""
 
@@ -64,7 +78,7 @@ class BaseModule(pl.LightningModule):
         loss_weights: factor of each loss term; a term that is not named has weight 1.
     """
 
-    # Losses that contrast every sample with the whole batch change meaning when a batch is cut into accumulated pieces.
+    # Losses that compare every sample with the whole batch change meaning when a batch is cut into accumulated pieces.
     needs_whole_batch = False
     # Keys that every training batch must hold; a property where they follow from the settings.
     needs: tuple[str, ...] = ()
@@ -91,8 +105,9 @@ class BaseModule(pl.LightningModule):
         pieces = trainer.get("accumulate_grad_batches") or 1
         if cls.needs_whole_batch and pieces != 1:
             problems.append(
-                f"trainer.accumulate_grad_batches: {pieces} would shrink the negatives of a contrastive loss to one piece of "
-                "the batch, which is another objective. Raise the batch size instead, or use more devices."
+                f"trainer.accumulate_grad_batches: {pieces} would shrink what a sample is compared with, such as the negatives "
+                "of a contrastive loss, to one piece of the batch: another objective. Set datamodule.batch_size to all "
+                "pieces together and micro_batch_size to one piece: losses see the batch, networks run over a piece at a time."
             )
         scaled = str(trainer.get("precision")) in ("16-mixed", "16")
         if scaled and trainer.get("gradient_clip_val") and (config.get("optimizer") or {}).get("fused"):
@@ -122,6 +137,13 @@ class BaseModule(pl.LightningModule):
     def compiled_parts(self) -> list[nn.Module]:
         """Modules that ``compile=true`` compiles, each by itself: those that a step calls, and not through their methods."""
         return [part for child in self.children() for part in outermost_called(child)]
+
+    def row_wise(self) -> list[RowWise]:
+        """What ``micro_batch_size`` runs piece by piece. By default nothing: losses of single samples need no larger batch.
+
+        None of these methods may call another one.
+        """
+        return []
 
     def before_forward(self) -> None:
         """Runs before the first forward pass of each optimiser step, outside autograd: momentum encoders that move first."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_modules.base import BaseModule, StepOutput
+from lightning_modules.base import BaseModule, RowWise, StepOutput
 from models.batch import IMAGE, INDEX, TOKEN_IDS, TOKEN_MASK
 from models.errors import UserError
 from models.hammer.batch import BOX, FAKE, MULTI_LABEL, TOKEN_LABELS
@@ -98,6 +98,9 @@ class HammerModule(BaseModule):
             self._to_enqueue.append((momentum.image, momentum.text))
         report = {"temperature": self.model.temp.detach().clone()} if self.contrastive else {}
         return StepOutput(losses, report)
+
+    def row_wise(self) -> list[RowWise]:
+        return [RowWise(self.model), RowWise(self.model, "momentum_forward")]
 
     def before_forward(self) -> None:
         if self.contrastive or self.token_momentum:

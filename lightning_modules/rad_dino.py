@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.base import BaseModule, StepOutput
+from lightning_modules.base import BaseModule, RowWise, StepOutput
 from models.batch import IMAGE, INDEX
 from models.errors import UserError
 from models.optim.schedules import Multiplier
@@ -77,6 +77,7 @@ class RadDinoModule(BaseModule):
         )  # fmt: skip
         self.layer_decay, self.patch_embed_scale, self.max_norm = layer_decay, patch_embed_scale, max_norm
 
+    needs_whole_batch = True  # for Sinkhorn-Knopp's or the centre's targets, and KoLeo
     needs = (GLOBAL_CROPS, LOCAL_CROPS, MASKS, MASK_INDICES, MASK_WEIGHTS)
 
     @classmethod
@@ -101,6 +102,11 @@ class RadDinoModule(BaseModule):
         blocks = [block for network in networks for block in cast(DinoViT, network["backbone"]).blocks]
         heads = [part for network in networks for name, part in network.items() if name != "backbone"]
         return [part for block in blocks for part in (block.attn, block.mlp)] + [head.mlp for head in heads]
+
+    def row_wise(self) -> list[RowWise]:
+        """Both backbones. Stochastic depth by subsets draws those of a piece."""
+        student, teacher = (network["backbone"] for network in (self.model.student, self.model.teacher))
+        return [RowWise(student, "forward_crops", groups=True), RowWise(teacher)]
 
     # ---- training -------------------------------------------------------------------------------------------------
 

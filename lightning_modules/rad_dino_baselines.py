@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.base import BaseModule, StepOutput
+from lightning_modules.base import BaseModule, RowWise, StepOutput
 from lightning_modules.rad_dino import class_token_metrics, class_token_rows
 from models.errors import UserError
 from models.optim.schedules import Multiplier
@@ -52,6 +52,9 @@ class SupervisedRadiographs(BaseModule):
     @property
     def needs(self) -> tuple[str, ...]:
         return GLOBAL_CROPS, FINDINGS if self.labels == "findings" else REPORT
+
+    def row_wise(self) -> list[RowWise]:
+        return [RowWise(self.encoder)]
 
     def shared_step(self, batch: dict, split: str) -> StepOutput:
         return StepOutput(self.losses(batch), outputs={} if split == "train" else class_token_rows(self.encoder, batch))

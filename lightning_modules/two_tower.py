@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_modules.base import BaseModule, StepOutput
+from lightning_modules.base import BaseModule, RowWise, StepOutput
 from models import batch as keys
 from models.batch import IGNORE_INDEX
 from models.errors import UserError
@@ -251,6 +251,9 @@ class TwoTowerModule(BaseModule):
         if task == "entail":
             return objectives.entailment_logits(self.model, text, image)
         return objectives.pair_logits(self.model, text, image, self.model.encode_image(batch[SECOND_IMAGE], kind=2))
+
+    def row_wise(self) -> list[RowWise]:
+        return [RowWise(self.model, method) for method in ("encode_image", "read_text", "fuse")]
 
     def before_forward(self) -> None:
         if "contrastive" in self.tasks:

@@ -33,6 +33,7 @@ VALUES: dict[str, tuple[type, ...]] = {
     "checkpoint": (str, type(None)), "sweep_name": (str, type(None)), "select": (str,),
     "optimize": (str, type(None)), "threads": (int, type(None)), "trusted_packages": (list,),
     "compile": (bool,), "tf32": (bool,), "activation_checkpointing": (bool,),
+    "micro_batch_size": (int, type(None)),
 }  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def _top_level(config: dict, sources: Sources) -> Iterator[str]:
     if config.get("select") not in ("best", "last"):
         yield f"select: expected 'best' or 'last', got {config.get('select')!r} [{sources.of('select')}]"
 
-    for key, least in (("seed", 0), ("threads", 1)):
+    for key, least in (("seed", 0), ("threads", 1), ("micro_batch_size", 1)):
         if isinstance(config.get(key), int) and config[key] < least:
             yield f"{key}: expected at least {least}, got {config[key]} [{sources.of(key)}]"
 
@@ -206,6 +207,8 @@ def _arguments(node: dict, target: str, path: str, sources: Sources) -> Iterator
         if key not in signature.parameters:
             if not signature.open_ended:
                 hint = nearest(key, signature.parameters)
+                if where == "datamodule.simulate":  # sizes that an option of `debug` sets
+                    hint = " This data is not simulated: leave the sizes of a simulated set out with '~datamodule.simulate'."
                 yield f"{where}: {target} takes no argument '{key}'.{hint} [{sources.of(where)}]"
             continue
         expected = mismatch(signature.parameters[key].annotation, value)

@@ -19,6 +19,7 @@ from experiments.run.activations import recompute_blocks
 from experiments.run.callbacks import DataWait
 from experiments.run.checkpoint_io import DirectoryCheckpointIO, newest_sound, read_meta
 from experiments.run.directory import Run
+from experiments.run.micro_batches import MicroBatches
 from experiments.run.origin import check_hashes, check_held_out
 from experiments.stages import Facts, stage
 from models.errors import UserError
@@ -67,6 +68,9 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
         enable_model_summary=False,
     )
     blocks = recompute_blocks(module) if run.cfg.get("activation_checkpointing") else None
+    micro_batches = MicroBatches(run.cfg.micro_batch_size) if run.cfg.get("micro_batch_size") else None
+    if micro_batches is not None:
+        micro_batches.install(module)
     if run.cfg.get("compile"):
         compilation.compile_networks(module)
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -75,6 +79,8 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
         trainer.fit(module, datamodule=datamodule, ckpt_path=str(resume) if resume else None, weights_only=True)
     if blocks is not None and not any(block.recomputed for block in blocks):
         run.note("NOTHING RECOMPUTED: activation_checkpointing=true finds no blocks in this network and saves no memory.")
+    if micro_batches is not None and not micro_batches.cut:
+        run.note(f"NOTHING CUT: no batch of this network had more than micro_batch_size={micro_batches.size} rows.")
     if getattr(trainer.strategy, "blocks", None) == []:
         run.note("NOTHING SHARDED: trainer=fsdp finds no repeated layers in this network; trainer=ddp does the same, faster.")
     parts.note_skipped(run)

@@ -152,8 +152,8 @@ class AllInOne(nn.Module):
     def encode_text(self, ids: Tensor, mask: Tensor, read: Literal["all", "first"] = "all") -> Encoded:
         """Text alone (B, Lt): once, where the official code encodes one equal copy per frame and averages."""
         x = self.text_embeddings(ids) + self.token_type_embeddings.weight[0]
-        keys = None if bool(mask.all()) else mask.bool()
-        x = self._blocks(x, keys, None if read == "all" else 1)
+        keys = None if bool(mask.all()) else mask.bool()[:, None]
+        x = self.run_blocks(x[:, None], keys, None if read == "all" else 1)
         return Encoded(x if read == "all" else None, None, x[:, 0], torch.tanh(self.pooler.dense(x[:, 0])), mask.bool())
 
     def encode_video(self, patches: Patches, order: Tensor | None = None, read: Literal["all", "first"] = "all") -> Encoded:
@@ -162,16 +162,15 @@ class AllInOne(nn.Module):
         if order is None and patches.grids is not None:
             order = self._draw(patches)
         visual = self.transformer.arrange(patches, order)
-        tokens = visual.tokens + self.token_type_embeddings.weight[1]
+        tokens = (visual.tokens + self.token_type_embeddings.weight[1]).unflatten(0, (-1, frames))
+        mask = None if visual.mask is None else visual.mask.unflatten(0, (-1, frames))
         rows = None if read == "all" else 1
         if self.mixing == "joint":
-            mask = None if visual.mask is None else visual.mask.unflatten(0, (-1, frames)).flatten(1)
-            x = self._blocks(tokens.unflatten(0, (-1, frames)).flatten(1, 2), mask, rows)
-            x = x.unflatten(1, (frames, -1)) if rows is None else x[:, None]
+            x = self.run_blocks(tokens.flatten(1, 2)[:, None], None if mask is None else mask.flatten(1)[:, None], rows)
+            x = x.unflatten(1, (frames, -1)).mean(dim=1) if rows is None else x
         else:
-            x = self._blocks(tokens, visual.mask, rows).unflatten(0, (-1, frames))
-        x = x.mean(dim=1)
-        real = None if visual.mask is None else visual.mask.unflatten(0, (-1, frames))[:, 0]
+            x = self.run_blocks(tokens, mask, rows)
+        real = None if mask is None else mask[:, 0]
         return Encoded(None, x if read == "all" else None, x[:, 0], torch.tanh(self.pooler.dense(x[:, 0])), None, real)
 
     def embed(self, video: Tensor, grids: Tensor | None = None, still: bool = False) -> Patches:
@@ -186,29 +185,37 @@ class AllInOne(nn.Module):
         self, text: Tensor, text_mask: Tensor, video: Tensor, video_mask: Tensor | None, rows: int | None
     ) -> tuple[Tensor, Tensor | None]:
         """text (B, Lt, D) and video (B, T, Lv, D) to the text's rows (B, rows or Lt, D) and the visual ones (B, Lv, D)."""
-        clips, frames, length = *video.shape[:2], text.shape[1]
+        frames, length = video.shape[1], text.shape[1]
         if video_mask is None and not bool(text_mask.all()):
             video_mask = torch.ones(video.shape[:3], dtype=torch.bool, device=video.device)
         if self.mixing == "joint":
-            mask = None if video_mask is None else torch.cat([text_mask, video_mask.flatten(1)], dim=1)
-            x = self._blocks(torch.cat([text, video.flatten(1, 2)], dim=1), mask, rows)
+            mask = None if video_mask is None else torch.cat([text_mask, video_mask.flatten(1)], dim=1)[:, None]
+            x = self.run_blocks(torch.cat([text, video.flatten(1, 2)], dim=1)[:, None], mask, rows)
             visual = x[:, length:].unflatten(1, (frames, -1)).mean(dim=1) if rows is None else None
             return x[:, :length], visual
-        x = torch.cat([text[:, None].expand(-1, frames, -1, -1), video], dim=2).flatten(0, 1)
+        x = torch.cat([text[:, None].expand(-1, frames, -1, -1), video], dim=2)
         mask = None
         if video_mask is not None:
-            mask = torch.cat([text_mask[:, None].expand(-1, frames, -1), video_mask], dim=2).flatten(0, 1)
-        x = self._blocks(x, mask, rows, frames if self.mixing == "roll" else 1, length)
-        x = x.view(clips, frames, *x.shape[1:]).mean(dim=1)
+            mask = torch.cat([text_mask[:, None].expand(-1, frames, -1), video_mask], dim=2)
+        x = self.run_blocks(x, mask, rows, length if self.mixing == "roll" else None)
         return x[:, :length], x[:, length:] if rows is None else None
 
-    def _blocks(self, x: Tensor, mask: Tensor | None, rows: int | None, roll_frames: int = 1, start: int = 0) -> Tensor:
-        mask = None if mask is None else mask[:, None, None]
-        last = len(self.transformer.blocks) - 1
+    def run_blocks(self, x: Tensor, mask: Tensor | None, rows: int | None = None, roll_from: int | None = None) -> Tensor:
+        """Sequences (B, F, L, D) of F frames through all blocks, normed and averaged over the frames: (B, L, D).
+
+        Args:
+            x: (B, F, L, D).
+            mask: (B, F, L) bool, True at keys that count; None: all do.
+            rows: leading tokens that the last block computes; None: all.
+            roll_from: the first token that takes part in rolling between frames; None: nothing rolls.
+        """
+        frames, last = x.shape[1], len(self.transformer.blocks) - 1
+        x = x.flatten(0, 1)
+        mask = None if mask is None else mask.flatten(0, 1)[:, None, None]
         for i, block in enumerate(self.transformer.blocks):
-            x = roll_tokens(x, roll_frames, self.roll_divisor, start)
+            x = x if roll_from is None else roll_tokens(x, frames, self.roll_divisor, roll_from)
             x = block(x, mask, rows if i == last else None)
-        return self.transformer.norm(x)
+        return self.transformer.norm(x).unflatten(0, (-1, frames)).mean(dim=1)
 
     # ---- heads --------------------------------------------------------------------------------------------------
 

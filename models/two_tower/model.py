@@ -211,6 +211,10 @@ class TwoTower(nn.Module):
         full = ids.shape[1]
         if trim:
             ids, mask = trimmed(ids, mask, spare=1 if self.connector.unmasked_padding else 0, exact=not self.training)
+        return self.read_text(ids, mask, full)
+
+    def read_text(self, ids: Tensor, mask: Tensor, full: int) -> Encoded:
+        """Token ids and mask (B, L) of texts that had ``full`` tokens before they were trimmed."""
         read = self.connector.read["text"]
         last = len(self.text_transformer.encoder.layer) - 1
         states = self.text_transformer(ids, mask, range(read.start, last + 1))
