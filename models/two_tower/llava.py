@@ -77,11 +77,12 @@ class ManagedLlava(nn.Module):
             spans: B times the first visual token and how many of them are not cut off.
         """
         embeds = self.llava.get_input_embeddings()(ids)
-        if any(len(of_image) for of_image in tiles):
-            packed = iter(self._encode(*zip(*[pair for pair in zip(tiles, sizes, strict=True) if len(pair[0])], strict=True)))
-            features = [next(packed) if len(of_image) else None for of_image in tiles]
-            empty = next(of_image for of_image in features if of_image is not None)[:0]
-            of_rows = [empty if of_image is None else of_image for of_image in features]
+        with_image = [row for row, of_image in enumerate(tiles) if len(of_image)]
+        if with_image:
+            packed = self._encode([tiles[row] for row in with_image], [sizes[row] for row in with_image])
+            of_rows = [packed[0][:0]] * len(ids)
+            for row, of_image in zip(with_image, packed, strict=True):
+                of_rows[row] = of_image
         else:  # every parameter gets a gradient, as in a batch with images: ranks of a distributed run wait for it
             (blank,) = self._encode(*self._blank(embeds))
             embeds = embeds + 0 * blank.sum()
