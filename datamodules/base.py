@@ -45,7 +45,20 @@ class BaseDataModule(pl.LightningDataModule):
     label_names: Sequence[str] = ()  # classes or answers that a model of this data gives by number
     reads_arrays = False  # rows are copied out of arrays: nothing is decoded
     workers_key = "datamodule.num_workers"  # where a user sets the number of workers
-    simulate: Callable[[str], Path] | None = None  # ``root -> folder``, of families whose data can be simulated
+    _simulate: Callable[[str], Path] | None = None
+
+    @property
+    def simulate(self) -> Callable[[str], Path] | None:
+        """``root -> folder``, which writes a simulated set; None for data that is there.
+
+        Sizes of a simulated set without a function are what an option of ``debug`` leaves beside data that is not simulated:
+        they mean nothing there.
+        """
+        return self._simulate
+
+    @simulate.setter
+    def simulate(self, function: Callable[[str], Path] | Mapping[str, Any] | None) -> None:
+        self._simulate = function if callable(function) else None
 
     @property
     def hashes(self) -> Mapping[str, str]:
@@ -80,8 +93,8 @@ class BaseDataModule(pl.LightningDataModule):
         if not is_for_simulated_data(root):
             raise UserError(
                 f"datamodule.root={self.root} holds no data that {type(self).__name__} reads, and is no folder for simulated "
-                "data either. Check the path. For simulated data leave datamodule.root as it is, or give an empty folder, or "
-                f"one that is named {SIMULATED!r}."
+                "data either. Check the path. Data in another format needs its datamodule=<option> beside it. For simulated "
+                f"data leave datamodule.root as it is, or give an empty folder, or one that is named {SIMULATED!r}."
             )
         with exclusive(root / SIMULATED):
             return Path(self.simulate(str(root)))

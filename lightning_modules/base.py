@@ -182,8 +182,15 @@ class BaseModule(pl.LightningModule):
         step = self.shared_step(batch, "train")
         total = self._weighted_total(step)
         self._note_losses(_losses_of(self.global_step, total, step, batch))
-        self.log_dict(self._mean_over_ranks(_named("train", step, total)), batch_size=len(batch[INDEX]))
+        if self._row_is_due():
+            self.log_dict(self._mean_over_ranks(_named("train", step, total)), batch_size=len(batch[INDEX]))
         return total
+
+    def _row_is_due(self) -> bool:
+        """Whether the numbers of this step become a row of metrics, or those of an epoch's end, which callbacks may monitor.
+        Those of other steps are not handed to Lightning, which takes a tenth of a millisecond and more for each number."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it by setattr
+        return every > 0 and (self.global_step + 1) % every == 0 or self.trainer.is_last_batch
 
     def predict_step(self, batch: dict, batch_idx: int = 0) -> dict[str, Tensor]:
         """Rows of predictions and truths of a batch by name, (B, ...) each, ``INDEX`` among them.

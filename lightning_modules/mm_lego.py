@@ -60,6 +60,8 @@ class MMLegoModule(BaseModule):
         class_counts: Sequence[int] | None = None,
     ):
         super().__init__(optimizer, scheduler)
+        if l1 < 0:
+            raise UserError(f"module.l1={l1} would reward large weights; take 0 or more.")
         self.shapes, self.task, self.bin_edges = dict(shapes), task, bin_edges
         self.alpha, self.l1 = alpha, l1
         self.model = model(make_blocks(shapes, num_classes, block, encoders))

@@ -17,13 +17,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from models.errors import UserError
+
+if TYPE_CHECKING:  # what reads tensors imports torch: the command line and launchers of sweeps use the rest without it
+    from torch import Tensor, nn
 
 # Keys under which training scripts file the weights beside epoch, optimizer and the like.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "module")
@@ -67,6 +66,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises CheckpointError for a missing, truncated, foreign or malicious file.
     """
+    from safetensors.torch import load_file
+
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no weights file at {path}.")
@@ -87,6 +88,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _load_torch(path: Path) -> Any:
+    import torch
+
     names = _globals_of(path)
     for name in names:
         module, _, attribute = name.rpartition(".")
@@ -115,6 +118,8 @@ def read_tensor(path: str | os.PathLike[str]) -> Tensor:
 
     Raises CheckpointError for a missing, damaged or hostile file, also one that claims more numbers than it holds.
     """
+    import torch
+
     path = Path(path)
     try:
         if zipfile.is_zipfile(path):
@@ -124,7 +129,7 @@ def read_tensor(path: str | os.PathLike[str]) -> Tensor:
         elif path.stat().st_size > LARGEST_OLD_FILE:
             raise ValueError("it is no zip file: saved by a torch before 1.6")
         tensor = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"it holds a {type(tensor).__name__}")
         if tensor.nbytes > path.stat().st_size:
             raise ValueError(f"its shape {tuple(tensor.shape)} is larger than the file")
@@ -181,6 +186,8 @@ def _globals_of_stream(stream: Any) -> set[str]:
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    import torch
+
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, not a state dict. Save `model.state_dict()` instead of the model "
@@ -189,7 +196,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:  # first, since a wrapper may hold a stray tensor (a step count) beside the weights
         if isinstance(content.get(wrapper), Mapping):
             return _state_dict(content[wrapper], path)
-    tensors = {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value.detach() for key, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise CheckpointError(
             f"{path} holds no tensors: its keys are {sorted(map(str, content))[:8]}, and none of {list(WRAPPERS)} is a dict "
@@ -394,6 +401,8 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) over the names, dtypes, shapes and bytes of tensors; independent of their order and device."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -21,13 +21,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.sweeps.jobs import become
+from experiments.sweeps.jobs import become, run_here
 from models.io import read_tensors
 from tests.experiments.tiny import RECIPES, tiny
 
@@ -83,8 +84,9 @@ class Soak:
             f"paths.data='{place / 'data'}'",
         ]
         with START:
-            arguments = (overrides, place / f"{name}.log", {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"})
-            process = self.processes.Process(target=become, args=arguments)
+            environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+            run = partial(run_here, overrides)
+            process = self.processes.Process(target=become, args=(run, place / f"{name}.log", environment))
             process.start()
         counts["starts"] += 1
         process.join(wait)

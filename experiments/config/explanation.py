@@ -8,6 +8,7 @@ import traceback
 
 import hydra.errors
 
+from experiments.config.overrides import as_written
 from experiments.config.validation import CONF, keys_like, known_keys, nearest, siblings_of
 from experiments.run.interruption import Interrupted
 from models.errors import UserError
@@ -39,8 +40,9 @@ def _explain_hydra(error: BaseException) -> str:
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
     text = "\n  ".join(dict.fromkeys(lines))
     if isinstance(error, hydra.errors.OverrideParseException):
+        (override,) = as_written([error.override])
         return (
-            f"the override {error.override} cannot be read. Values with spaces, commas, brackets, = or ~ need quotes inside "
+            f"the override {override} cannot be read. Values with spaces, commas, brackets, = or ~ need quotes inside "
             "those of the shell: \"datamodule.root='/data/a b'\"."
         )
     missing = re.search(r"Could not find '([^']+)'", text)

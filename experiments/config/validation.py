@@ -207,6 +207,8 @@ def _arguments(node: dict, target: str, path: str, sources: Sources) -> Iterator
         if key not in signature.parameters:
             if not signature.open_ended:
                 hint = nearest(key, signature.parameters)
+                if where == "datamodule.simulate":  # sizes that an option of `debug` sets
+                    hint = " This data is not simulated: leave the sizes of a simulated set out with '~datamodule.simulate'."
                 yield f"{where}: {target} takes no argument '{key}'.{hint} [{sources.of(where)}]"
             continue
         expected = mismatch(signature.parameters[key].annotation, value)

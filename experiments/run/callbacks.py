@@ -146,16 +146,20 @@ class RandomSteps(pl.Callback):
     def __init__(self, seed: int):
         self.seed = seed
 
-    def _seed(self, trainer: pl.Trainer) -> None:
+    def _seed(self, trainer: pl.Trainer, device: torch.device) -> None:
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
         done = batches.processed
-        torch.manual_seed((self.seed * 1_000_003 + done) * 4099 + trainer.global_rank)
+        seed = (self.seed * 1_000_003 + done) * 4099 + trainer.global_rank
+        if device.type == "cpu":  # without a stack trace for each kind of device that is not in use
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
-        self._seed(trainer)
+        self._seed(trainer, pl_module.device)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seed(trainer)
+        self._seed(trainer, pl_module.device)
 
 
 class DataWait(pl.Callback):

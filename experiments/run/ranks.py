@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import UserError
+from models.io import atomic_write
 
 SECONDS_TO_WAIT = 1800  # for rank 0, which may import from a cold disk
 
@@ -34,8 +35,6 @@ def announce(folder: Path, home: Path) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _store().set(_key(), str(folder))
     else:
-        from models.io import atomic_write  # needs torch, which the command line does not wait for
-
         with atomic_write(home / _key()) as temporary:
             temporary.write_text(str(folder))
 

@@ -5,6 +5,9 @@ Hydra imports its launchers and sweepers whenever it starts, so torch is importe
 
 from __future__ import annotations
 
+import ast
+import copy
+import gc
 import json
 import os
 import runpy
@@ -12,14 +15,18 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from experiments.config.overrides import as_written
+from experiments.config.signatures import is_ours
 from models.errors import UserError
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
@@ -29,7 +36,7 @@ class Job(NamedTuple):
     """One job of a sweep.
 
     Attributes:
-        config: the job's configuration as Hydra composed it for the sweep.
+        config: the job's configuration as Hydra composed it for the sweep, with its run directory.
         overrides: its overrides, those of the whole sweep included.
         folder: its run directory.
     """
@@ -103,6 +110,7 @@ def job_of(context: HydraContext, config: DictConfig, overrides: Sequence[str], 
     OmegaConf.update(job_config, "hydra.job.num", index, force_add=True)
     folder = (Path(str(config.hydra.sweep.dir)) / slug(list(overrides))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    job_config.paths.run = str(folder)
     return Job(job_config, list(overrides), folder)
 
 
@@ -118,19 +126,44 @@ def why_it_failed(job: Job, exit_code: int) -> str:
     return (errors or lines or [f"exit code {exit_code}"])[-1].removeprefix("Error: ")
 
 
-def become(job_arguments: Sequence[str], console: Path, environment: dict[str, str]) -> NoReturn:
-    """Turn this process, a child of the launcher, into ``python run.py <arguments>``; never returns.
+def modules_of(config: DictConfig) -> list[str]:
+    """The modules of this project in which a configuration's targets live, then what their functions import when called."""
+
+    def targets(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            if isinstance(node.get("_target_"), str):
+                yield node["_target_"]
+            node = list(node.values())
+        for inner in node if isinstance(node, list) else ():
+            yield from targets(inner)
+
+    ours = {target.rpartition(".")[0] for target in targets(OmegaConf.to_container(config)) if is_ours(target)}
+    files = [file for name in ours if (file := RUN.parent.joinpath(*name.split(".")).with_suffix(".py")).is_file()]
+    later = {name for file in files for name in _imported_by_functions(file)}
+    return [*sorted(ours), *sorted(later - ours)]
+
+
+def _imported_by_functions(file: Path) -> Iterator[str]:
+    functions = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.FunctionDef)]
+    for node in (inner for function in functions for inner in ast.walk(function)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def become(run: Callable[[], int], console: Path, environment: dict[str, str]) -> NoReturn:
+    """Turn this process into a run; it was forked from one that has imported :mod:`experiments.sweeps.warm`.
 
     Args:
-        job_arguments: overrides of the job as a single run.
-        console: file that the job's output is appended to.
+        run: :func:`run_composed` or :func:`run_here` with its argument; returns the exit code.
+        console: file that the output is appended to.
         environment: variables set for the job, such as its GPUs and OMP_NUM_THREADS.
     """
+    gc.freeze()
+    gc.enable()
     import torch
-    from hydra._internal.hydra import Hydra
 
-    # Else Hydra composes the whole configuration to learn this, and then once more.
-    Hydra.get_mode = lambda self, **options: RunMode.RUN  # type: ignore[method-assign]
     os.setsid()  # Ctrl-C is the launcher's: it tells the jobs to save and stop
     _end_with_parent()
     os.environ.update(environment)
@@ -142,8 +175,39 @@ def become(job_arguments: Sequence[str], console: Path, environment: dict[str, s
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdin = open(0, closefd=False)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(job_arguments)}")
-    leave_with(run_here(job_arguments))
+    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    leave_with(run())
+
+
+def run_composed(job: Job) -> int:
+    """Run a job in this process, with the configuration that Hydra has composed for it; returns its exit code."""
+    from experiments import runner
+    from experiments.config import validation
+    from experiments.config.explanation import explain
+    from experiments.config.resolvers import register_resolvers
+    from run import keep_freed_memory
+
+    keep_freed_memory()
+    register_resolvers()
+    print(*as_written(job.overrides))
+    sys.argv = [str(RUN), *job.overrides]
+    HydraConfig.instance().set_config(job.config)
+    config = copy.deepcopy(job.config)
+    with open_dict(config):
+        del config["hydra"]
+    try:
+        with initialize_config_dir(str(RUN.parent / "conf"), version_base="1.3"):  # stages compose variants of the run
+            validation.check(config)
+            runner.run(config)
+    except BaseException as error:  # explained, with its exit code
+        return explain(error)
+    return 0
+
+
+def findable() -> None:
+    """Let every Python process that this one starts find the project, from any directory."""
+    places = [str(RUN.parent), str(RUN.parent / "experiments" / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(places)
 
 
 def run_here(arguments: Sequence[str]) -> int:

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config.overrides import as_written, key_of
 from experiments.run.screen import console
 from models.errors import UserError
+from models.io import atomic_write
 
 SEED = "seed"
 SECONDS_BETWEEN_PAGES = 60  # while jobs run
@@ -80,6 +81,7 @@ class SweepTable(Callback):
         self._show(config)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        job_return.overrides = as_written(job_return.overrides or ())  # Hydra prints those of a job that failed
         if config.hydra.mode == RunMode.MULTIRUN:
             if job_return.status != JobStatus.COMPLETED:
                 reason = str(job_return._return_value).strip().splitlines() or [type(job_return._return_value).__name__]
@@ -151,8 +153,6 @@ def write(folder: Path, failed: dict[str, str] | None = None) -> tuple[list[Job]
     Returns:
         the jobs, the overrides in which they differ, the names of all metrics, and the rows of the table.
     """
-    from models.io import atomic_write  # needs torch, which the command line does not wait for
-
     jobs = read_jobs(folder)
     axes, metrics = _axes(jobs), list(dict.fromkeys(name for job in jobs for name in job.metrics))
     rows = _rows(jobs, axes, metrics)
@@ -261,8 +261,6 @@ def _numeric_axis(jobs: list[Job], axes: list[str]) -> str | None:
 
 
 def _write(path: Path, rows: list[dict[str, Any]], axes: list[str], metrics: list[str]) -> None:
-    from models.io import atomic_write
-
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*axes, "jobs", *(f"{m} {part}" for m in metrics for part in ("mean", "std"))])
         writer.writeheader()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from models.errors import UserError
 from models.mm_lego.layers import Attention, FeedForward, Memory
 from models.mm_lego.spectrum import fold, half_spectrum, multiplicity, real_spectrum
 
@@ -135,6 +136,8 @@ class LegoBlock(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
+        if depth < 1:
+            raise UserError(f"module.block.depth={depth}: a block takes at least 1 step.")
         self.width, self.depth, self.share, self.modality_attention = width, depth, share, modality_attention
         self.frequency_domain, self.fourier_dim = frequency_domain, fourier_dim
         self.track_imaginary, self.normalise = track_imaginary, normalise

@@ -219,6 +219,13 @@ def test_data_is_simulated_where_the_root_holds_none(tmp_path):
     assert not data.simulated
 
 
+def test_sizes_of_a_simulated_set_mean_nothing_beside_other_data(tmp_path):
+    """``debug=tiny/...`` leaves them there."""
+    data = BaseDataModule()
+    data.root, data.simulate = str(tmp_path), {"train": 24}
+    assert not data.simulated and data.folder() == tmp_path
+
+
 @pytest.mark.parametrize(
     ("cores", "processes", "on_gpu", "reads_arrays", "workers"),
     [

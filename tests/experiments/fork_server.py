@@ -6,6 +6,7 @@ gives it; only the imports are warm. Reads one JSON request per line from stdin,
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -19,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     os.environ["MPLBACKEND"] = "Agg"
-    importlib.import_module("experiments.sweeps.warm")
+    for name in ("experiments.sweeps.warm", "timm", "torchvision", "transformers", "sklearn.base"):
+        importlib.import_module(name)
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
@@ -31,6 +33,8 @@ def main() -> None:
 
 def _become(request: dict) -> None:
     """Turn this fork into the requested command; never returns."""
+    gc.freeze()
+    gc.enable()
     signal.alarm(300)  # a run that hangs is killed, and its exit code says so
     os.chdir(request["cwd"])
     os.environ.clear()

@@ -142,6 +142,15 @@ def test_hooks_run_once_per_optimiser_step(tmp_path, pieces):
     assert module.calls == (["before"] + ["train"] * pieces + ["after"]) * (4 // pieces)
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_numbers_are_logged_for_rows_of_metrics_and_at_the_end_of_an_epoch(tmp_path, pieces, monkeypatch):
+    module, steps = Line(optimizer=SGD), []
+    monkeypatch.setattr(module, "log_dict", lambda values, **options: steps.append(module.global_step))
+    settings = {"max_epochs": 1, "accumulate_grad_batches": pieces, "log_every_n_steps": 2}
+    trainer(default_root_dir=tmp_path, **settings).fit(module, batches(7 * pieces))
+    assert sorted(set(steps)) == [1, 3, 5, 6]  # counted from 0: each second step and the last one
+
+
 def test_validation_logs_means_over_samples_and_the_metrics_of_all_rows(tmp_path):
     module = Line(optimizer=SGD)
     rows = [{INDEX: torch.arange(3), "x": torch.ones(3, 1)}, {INDEX: torch.tensor([3]), "x": torch.full((1, 1), 5.0)}]

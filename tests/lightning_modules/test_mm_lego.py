@@ -8,6 +8,7 @@ import torch
 from models.batch import INDEX
 from models.errors import UserError
 from models.mm_lego.batch import PRESENT, modality_key
+from models.mm_lego.block import LegoBlock
 from models.mm_lego.fuse import LegoFuse
 from models.mm_lego.merge import LegoMerge
 from models.mm_lego.networks import OneModality
@@ -37,6 +38,13 @@ def test_weave_starts_from_merged_blocks():
     assert all(torch.equal(value, woven.state_dict()[name]) for name, value in merged.state_dict().items())
     assert stacked.state_dict().keys() == merged.state_dict().keys()  # loaded without this method
     assert not woven.load_pretrained(_mm_lego(OneModality, "survival", ("table",)).state_dict())
+
+
+def test_a_negative_penalty_and_a_block_without_steps_are_refused():
+    with pytest.raises(UserError, match="module.l1=-1"):
+        _mm_lego(LegoMerge, "survival", tuple(PATIENTS), l1=-1)
+    with pytest.raises(UserError, match="module.block.depth=0"):
+        LegoBlock(4, 2, depth=0)
 
 
 def test_several_labels_have_no_class_weights():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from hydra.core.utils import JobReturn
@@ -17,10 +20,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from experiments.sweeps.jobs import Job, become, job_of, why_it_failed
+from experiments.sweeps.jobs import Job, become, findable, job_of, modules_of, run_composed, why_it_failed
 from experiments.sweeps.screen import Board
 
-WARM = ["experiments.sweeps.warm"]  # imported once, before the jobs are forked: each then starts in under two seconds
+TABLE = ("experiments.sweeps.page", "matplotlib.pyplot")  # what the launcher itself needs for the sweep's table
 
 
 class _Running(NamedTuple):
@@ -57,6 +60,10 @@ class LocalPool(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
+        # Jobs are forked from a server that has imported what they need. It does so while the sweep is composed.
+        findable()
+        multiprocessing.forkserver.set_forkserver_preload(["experiments.sweeps.warm", *modules_of(config)])
+        multiprocessing.forkserver.ensure_running()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs; returns what became of each, in their order."""
@@ -79,7 +86,8 @@ class LocalPool(Launcher):
             total: how many jobs there will be, for the time left; null: unknown.
         """
         server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(WARM)
+        for name in TABLE:
+            importlib.import_module(name)  # while the server imports, too
         free = [self.groups[place % len(self.groups)] if self.groups else "" for place in range(self.jobs)]
         running: dict[int, _Running] = {}
         last_start = 0.0
@@ -112,7 +120,7 @@ class LocalPool(Launcher):
 
     def _start(self, server: Any, job: Job, devices: str) -> _Running:
         environment = {"OMP_NUM_THREADS": str(self.threads)} | ({"CUDA_VISIBLE_DEVICES": devices} if devices else {})
-        process = server.Process(target=become, args=(job.command_line(), job.folder / "console.log", environment))
+        process = server.Process(target=become, args=(partial(run_composed, job), job.folder / "console.log", environment))
         process.start()
         return _Running(job, process, devices, time.monotonic())
 

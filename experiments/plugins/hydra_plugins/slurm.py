@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from experiments.run.interruption import PREEMPTION
-from experiments.sweeps.jobs import RUN, Job, job_of, run_here
+from experiments.sweeps.jobs import Job, findable, job_of, run_here
 from experiments.sweeps.screen import Board
 from models.errors import UserError
 
@@ -117,8 +116,7 @@ class Slurm(Launcher):
             import submitit
         except ImportError as error:
             raise UserError("hydra/launcher=slurm needs submitit: pip install submitit==1.5.4") from error
-        places = [str(RUN.parent), str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(places)  # the nodes unpickle the tasks before run.py sets its own paths
+        findable()  # the nodes unpickle the tasks before run.py sets its own paths
         executor = submitit.AutoExecutor(folder=self._logs(), cluster=self.cluster, slurm_max_num_timeout=self.requeues)
         executor.update_parameters(name=str(self.config.hydra.sweep.dir).rsplit("/", 1)[-1], **self.parameters)
         return executor

@@ -57,6 +57,10 @@ MISTAKES = [
     (("experiment=sail_dinov2", "projector._target_=shutil.copy"), ["shutil.copy", "trusted_packages"]),
     (("experiment=sail_dinov2", "resume=/no/such/run"), ["/no/such/run", "run.json"]),
     (("experiment=paper/alignment/sail_dinov2", "datamodule.root=/no/such/data"), ["/no/such/data", "KEY.jpg"]),
+    (
+        ("experiment=sail_dinov2", "debug=tiny/alignment/default", "datamodule=image_text/csv_captions", "datamodule.root=/x"),
+        ["datamodule.simulate", "'~datamodule.simulate'"],
+    ),
 ]
 
 
@@ -65,6 +69,7 @@ def test_mistake_is_explained(tmp_path, overrides, said):
     done = launch(tmp_path, *overrides)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+    assert "++" not in done.stderr  # overrides are printed as they were typed
     for words in said:
         assert words in done.stderr
 

@@ -2,19 +2,24 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import optuna
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from experiments.config.resolvers import register_resolvers
 from experiments.plugins.hydra_plugins.optuna_search import OptunaSearch
 from experiments.sweeps.definition import check_definition, definition_of
+from experiments.sweeps.jobs import modules_of
 from experiments.sweeps.search import distribution_of, open_study
 from experiments.sweeps.wandb import definition
 from models.errors import UserError
@@ -36,7 +41,7 @@ def test_a_pool_runs_jobs_side_by_side_names_failures_and_skips_what_is_finished
     first = launch(tmp_path, *sweep)
     assert first.returncode == 2, first.stdout + first.stderr
     assert "jobs: 1 done, 0 skipped, 1 failed" in first.stdout and "best by test/zeroshot/top1" in first.stdout
-    assert "lr=-1" in first.stdout.split("failed: ", 1)[1]
+    assert "lr=-1" in first.stdout.split("failed: ", 1)[1] and "++" not in first.stdout + first.stderr
     finished = tmp_path / "outputs/sweeps/sail_dinov2/lr/optimizer.lr=0.001"
     assert json.loads((finished / "run.json").read_text())["overrides"] == [
         *TINY, "sweep_name=lr", "++optimizer.lr=0.001", "optimize=test/zeroshot/top1", *places(tmp_path),
@@ -57,8 +62,9 @@ def places(folder):
 @pytest.mark.slow
 def test_ctrl_c_stops_every_job_of_a_pool_with_a_checkpoint(tmp_path):
     line = command(
-        tmp_path, *POOL, "sweep_name=long", "seed=1,2", "trainer.max_epochs=5000", "callbacks.checkpoints.monitor=null"
-    )
+        tmp_path, *POOL, "sweep_name=long", "seed=1,2", "trainer.max_epochs=5000", "trainer.max_steps=-1",
+        "callbacks.checkpoints.monitor=null",
+    )  # fmt: skip
     process = subprocess.Popen(line, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, text=True)
     jobs = [tmp_path / f"outputs/sweeps/sail_dinov2/long/seed={seed}" for seed in (1, 2)]
     deadline = time.monotonic() + 240
@@ -95,7 +101,7 @@ def test_a_warned_job_saves_and_asks_to_be_queued_again(tmp_path, monkeypatch):
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\necho $@ > {asked}\n")
     program.chmod(0o755)
-    line = command(tmp_path, *TINY, "trainer.max_epochs=5000", "callbacks.checkpoints.monitor=null")
+    line = command(tmp_path, *TINY, "trainer.max_epochs=5000", "trainer.max_steps=-1", "callbacks.checkpoints.monitor=null")
     given = environment(tmp_path) | {"SLURM_JOB_ID": "77", "PATH": f"{program.parent}:{os.environ['PATH']}"}
     process = subprocess.Popen(line, cwd=tmp_path, env=given, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
@@ -168,6 +174,22 @@ def test_ranks_of_torchrun_share_one_run(tmp_path):
 def test_what_is_searched(override, distribution):
     (parsed,) = OverridesParser.create().parse_overrides([override])
     assert distribution_of(parsed) == distribution
+
+
+def test_jobs_are_forked_from_a_process_with_the_modules_of_their_targets():
+    """Also what their functions import when they are called, and nothing that a foreign configuration names."""
+    targets = ["experiments.config.listing.main", "experiments.run.loggers.Nothing", "antigravity.x"]
+    modules = modules_of(OmegaConf.create({"parts": [{"_target_": target} for target in targets]}))
+    assert modules[:2] == ["experiments.config.listing", "experiments.run.loggers"]
+    assert "wandb" in modules and "antigravity" not in modules
+
+
+@pytest.mark.parametrize(("overrides", "name"), [([], r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"), (["sweep_name=lr"], "lr")])
+def test_a_sweep_without_a_name_has_a_folder_of_its_own(overrides, name):
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=["experiment=sail_dinov2", *overrides], return_hydra_config=True)
+    assert re.fullmatch(name, Path(config.hydra.sweep.dir).name)
 
 
 def definition_config(folder, *overrides):
