@@ -1,7 +1,7 @@
 """``micro_batch_size`` (ours) against the whole batch at once (plain): one step, whose loss and gradients must be the same.
 
 Two towers of a third of the base size's width and half of its layers with bridges, on 64 pairs in pieces of 4; SAIL's gated
-projectors on 8192 pairs of features of 512 numbers in pieces of 512; All-in-One-Ti on 16 clips of three frames of 224 in pieces
+projectors on 2048 pairs of features of 512 numbers in pieces of 128; All-in-One-Ti on 16 clips of three frames of 224 in pieces
 of 2.
 """
 
@@ -68,6 +68,6 @@ def _step(side: str, make: Callable[[], tuple[BaseModule, dict]], size: int) -> 
 CASES = {
     "two_tower_contrastive": partial(_step, make=partial(_two_tower, ("contrastive",), 64), size=4),
     "two_tower_contrastive_and_match": partial(_step, make=partial(_two_tower, ("contrastive", "match"), 64), size=4),
-    "sail_gated": partial(_step, make=partial(_sail, 8192, 512), size=512),
+    "sail_gated": partial(_step, make=partial(_sail, 2048, 512), size=128),
     "all_in_one_contrastive": partial(_step, make=partial(_all_in_one, 16), size=2),
 }

@@ -2,6 +2,7 @@
 
 import os
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,14 @@ from experiments.run.activations import recompute_blocks
 from experiments.run.compilation import compile_networks
 from experiments.run.micro_batches import MicroBatches
 from experiments.run.sharding import ShardedBlocks
+from lightning_modules.alignment import AlignmentModule
 from lightning_modules.base import BaseModule
+from models.alignment.batch import IMAGE_TOKENS, TEXT_MASK, TEXT_TOKENS
+from models.alignment.projectors import TokenProjector
+from models.batch import INDEX
 from models.errors import UserError
+from models.freeze_align.head import TokenAlignmentHead
+from models.losses.contrastive import InfoNCELoss
 from tests.experiments.launch import launch
 from tests.lightning_modules.small import MODULES, Data, built, free_port, rank_environment, trainer
 
@@ -94,6 +101,21 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(name, tmp_path):
         assert gradients_of_pieces.keys() == gradients.keys()
         for key, gradient in gradients.items():
             assert (gradients_of_pieces[key] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, key
+
+
+def test_heads_that_take_tokens():
+    projector = partial(TokenProjector, dropout=0.0)
+    head = partial(TokenAlignmentHead, embed_dim=4, local_vision=projector, cls_vision=projector, local_text=projector)
+    module = AlignmentModule(head, InfoNCELoss(), vision_dim=6, text_dim=5)
+    mask = torch.arange(7) < torch.tensor([3, 7, 2, 5, 1])[:, None]
+    batch = {INDEX: torch.arange(5), IMAGE_TOKENS: torch.randn(5, 9, 6), TEXT_TOKENS: torch.randn(5, 7, 5), TEXT_MASK: mask}
+    whole = torch.autograd.grad(module.batch_loss(batch), list(module.parameters()), materialize_grads=True)
+    pieces = MicroBatches(2)
+    pieces.install(module)
+    torch.testing.assert_close(
+        torch.autograd.grad(module.batch_loss(batch), list(module.parameters()), materialize_grads=True), whole
+    )
+    assert pieces.cut
 
 
 def test_families_whose_losses_compare_samples_are_cut():
