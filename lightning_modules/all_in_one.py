@@ -83,7 +83,7 @@ class AllInOneModule(BaseModule):
         self.head_lr_scale, self.linear, self.frozen_dropout = head_lr_scale, linear, frozen_dropout
         self.skip_visual = self.model.transformer.specials if skip_visual is None else skip_visual
         self.rank_from_match = rank_from_match
-        self.backbone, self.loaded = backbone, False
+        self.backbone = backbone
         self._freeze()
 
     @property
@@ -240,9 +240,11 @@ class AllInOneModule(BaseModule):
     def row_wise(self) -> list[RowWise]:
         return [RowWise(self.model, "run_blocks")]
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.backbone is not None and not self.loaded and self.trainer.ckpt_path is None:
-            load_backbone(self.model, self.backbone())
+    def initial_weights(self) -> Callable[[], None] | None:
+        return self._load_backbone if self.backbone is not None else None
+
+    def _load_backbone(self) -> None:
+        load_backbone(self.model, self.backbone())
 
     def train(self, mode: bool = True) -> AllInOneModule:
         super().train(mode)

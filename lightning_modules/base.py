@@ -94,6 +94,7 @@ class BaseModule(pl.LightningModule):
         self.scheduler_factory = scheduler
         self.loss_weights = dict(loss_weights or {})
         self._step_begins = True
+        self.loaded = False  # a checkpoint has given the weights
         self.fresh_heads: list[str] = []  # of ``model``, which no checkpoint has filled although one was loaded
         self._held_out = HeldOut()
         self._unread: list[_Losses] = []
@@ -151,6 +152,10 @@ class BaseModule(pl.LightningModule):
     def after_optimizer_step(self) -> None:
         """Runs after each optimiser step, outside autograd: clamps, momentum encoders that follow."""
 
+    def initial_weights(self) -> Callable[[], None] | None:
+        """What loads the published weights that training starts with; not called where a checkpoint has given the weights."""
+        return None
+
     def load_official(self, weights: dict[str, Tensor]) -> None:
         """Load a checkpoint of the official implementation, given as official names and tensors."""
         raise UserError(f"{type(self).__name__} has no importer of official checkpoints.")
@@ -173,6 +178,15 @@ class BaseModule(pl.LightningModule):
             )
 
     # ---- shared machinery ---------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        load = self.initial_weights()
+        if stage == "fit" and load is not None and not self.loaded and self.trainer.ckpt_path is None:
+            load()
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.loaded = True
+        return super().load_state_dict(*args, **kwargs)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         if self._step_begins:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -57,7 +58,7 @@ class LlavaManagerModule(BaseModule):
         given = {name: value for name, value in sizes.items() if value is not None}
         self.model = model(**given, grids=grids, managed=managers)
         self.manager_lr_scale, self.vision_lr_scale = manager_lr_scale, vision_lr_scale
-        self.weights, self.loaded = weights, False
+        self.weights = weights
         llava = self.model.llava.model
         if trained == "projector":
             self.model.llava.requires_grad_(False)
@@ -131,15 +132,10 @@ class LlavaManagerModule(BaseModule):
                 groups.setdefault(self.manager_lr_scale if name.startswith("managers.") else vision, []).append(parameter)
         return [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()]
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.weights is not None and not self.loaded and self.trainer.ckpt_path is None:
-            self.weights(self.model)
+    def initial_weights(self) -> Callable[[], None] | None:
+        return partial(self.weights, self.model) if self.weights is not None else None
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self.loaded = True
-        return super().load_state_dict(*args, **kwargs)
 
     def load_official(self, weights: dict[str, Tensor]) -> None:
         load_official(self.model, weights)

@@ -137,7 +137,7 @@ class TwoTowerModule(BaseModule):
         self.model = model(
             tasks=heads, answers=answers, **{name: value for name, value in vocabulary.items() if value is not None}
         )
-        self.towers, self.loaded = towers, False
+        self.towers = towers
         self.negatives, self.negative_scope, self.soft_targets = negatives, negative_scope, soft_targets
         self.head_lr_scale, self.cross_lr_scale = head_lr_scale, cross_lr_scale
         self.contrastive_heads, self.temperature_lr_scale = contrastive_heads, temperature_lr_scale
@@ -295,9 +295,8 @@ class TwoTowerModule(BaseModule):
             groups.append({"params": [self.model.temperature], "lr_scale": self.temperature_lr_scale})
         return groups
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.towers is not None and not self.loaded and self.trainer.ckpt_path is None:
-            self.towers(self.model)
+    def initial_weights(self) -> Callable[[], None] | None:
+        return partial(self.towers, self.model) if self.towers is not None else None
 
     def _freeze(self) -> None:
         """What no loss of these tasks reaches: DDP wants a gradient for whatever asks for one."""

@@ -50,7 +50,7 @@ def fit(run: Run, data: Callable[[Run], Any] = parts.datamodule) -> Facts:
         check_held_out(run)
         check_hashes(run, getattr(datamodule, "hashes", {}))
         parts.load_weights(module, Path(run.cfg.checkpoint), fine_tune=True)
-    if not run.cfg.checkpoint and not run.cfg.module.get("weights") and _recipe_asks_for_weights(run):
+    if not run.cfg.checkpoint and module.initial_weights() is None and _recipe_asks_for_weights(run):
         run.note("RANDOM WEIGHTS: the recipe starts from a checkpoint; with checkpoint=null the model starts from nothing.")
     callbacks = [build(node) for node in (run.cfg.callbacks or {}).values() if node]
     if "val" not in datamodule.splits:

@@ -11,7 +11,7 @@ from models.errors import UserError
 from models.two_tower.checkpoint import official_names
 from models.two_tower.connectors import Bridge
 from models.two_tower.model import TwoTower
-from tests.lightning_modules.small import SGD, TWO_TOWER, _images_with_texts
+from tests.lightning_modules.small import SGD, TWO_TOWER, _images_with_texts, trainer
 from tests.models.two_tower.stand_in import small_model
 
 
@@ -45,6 +45,18 @@ def test_false_images_alone_pass_the_tower_again():
     built.model.vit_model.visual.register_forward_hook(lambda m, inputs, out: passes.append(len(inputs[0])))
     built.train().shared_step(batch, "train")
     assert passes == [6, 3]
+
+
+def test_towers_are_loaded_only_where_no_checkpoint_gave_the_weights(tmp_path):
+    loaded = []
+    settings = {"default_root_dir": tmp_path, "max_steps": 0}
+    first = module("contrastive", towers=loaded.append)
+    trainer(**settings).fit(first, [_images_with_texts(2)])
+    assert loaded == [first.model]
+    second = module("contrastive", towers=loaded.append)
+    second.load_state_dict(first.state_dict())
+    trainer(**settings).fit(second, [_images_with_texts(2)])
+    assert loaded == [first.model]
 
 
 def test_questions_that_are_not_asked_have_no_loss():
