@@ -26,7 +26,7 @@ from models import batch as keys
 from models.batch import IGNORE_INDEX
 from models.errors import UserError
 from models.io import stable_hash
-from models.two_tower.batch import QUERY_PLACES, SIZES, SPANS, TILES, TOKEN_LABELS, TURNS
+from models.two_tower.batch import QUERY_PLACES, SIZES, SPANS, TILE_COUNTS, TILES, TOKEN_LABELS, TURNS
 
 
 class ChatSample(NamedTuple):
@@ -98,7 +98,8 @@ class ConversationDataset(RowDataset):
             TOKEN_LABELS: _padded([chat.labels for chat in chats], IGNORE_INDEX),
             TURNS: _padded([chat.turns for chat in chats], 0),
             QUERY_PLACES: _padded([chat.query for chat in chats], -1),
-            TILES: [sample.tiles for sample in samples],
+            TILES: torch.cat([sample.tiles for sample in samples]),
+            TILE_COUNTS: [len(sample.tiles) for sample in samples],
             SIZES: [sample.size for sample in samples],
             SPANS: [chat.span for chat in chats],
         }
@@ -138,7 +139,7 @@ class ConversationDataModule(BaseDataModule):
     preprocessing = ("prompt", "max_length", "system", "image_size", "patch_size", "grids")
     held_out = ("val_fraction",)
     provides = (
-        keys.INDEX, keys.TOKEN_IDS, keys.TOKEN_MASK, TOKEN_LABELS, TURNS, QUERY_PLACES, TILES, SIZES, SPANS,
+        keys.INDEX, keys.TOKEN_IDS, keys.TOKEN_MASK, TOKEN_LABELS, TURNS, QUERY_PLACES, TILES, TILE_COUNTS, SIZES, SPANS,
     )  # fmt: skip
 
     def __init__(

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_modules.base import BaseModule, StepOutput
 from models import batch as keys
 from models.batch import IGNORE_INDEX
-from models.two_tower.batch import QUERY_PLACES, SIZES, SPANS, TILES, TOKEN_LABELS, TURNS
+from models.two_tower.batch import QUERY_PLACES, SIZES, SPANS, TILE_COUNTS, TILES, TOKEN_LABELS, TURNS
 from models.two_tower.llava import ManagedLlava
 from models.two_tower.llava_checkpoint import load_official
 
@@ -34,7 +34,7 @@ class LlavaManagerModule(BaseModule):
     """
 
     needs = (
-        keys.TOKEN_IDS, keys.TOKEN_MASK, TOKEN_LABELS, TURNS, QUERY_PLACES, TILES, SIZES, SPANS,
+        keys.TOKEN_IDS, keys.TOKEN_MASK, TOKEN_LABELS, TURNS, QUERY_PLACES, TILES, TILE_COUNTS, SIZES, SPANS,
     )  # fmt: skip
 
     def __init__(
@@ -70,7 +70,8 @@ class LlavaManagerModule(BaseModule):
 
     def inputs(self, batch: dict) -> tuple[Any, ...]:
         """What the model takes of a batch, in its order."""
-        return tuple(batch[key] for key in (keys.TOKEN_IDS, keys.TOKEN_MASK, TILES, SIZES, SPANS, QUERY_PLACES))
+        tiles = batch[TILES].split(batch[TILE_COUNTS])
+        return batch[keys.TOKEN_IDS], batch[keys.TOKEN_MASK], tiles, batch[SIZES], batch[SPANS], batch[QUERY_PLACES]
 
     def shared_step(self, batch: dict, split: str) -> StepOutput:
         labels = batch[TOKEN_LABELS][:, 1:]

@@ -1,4 +1,4 @@
-"""Sixteen short jobs, four at once in the pool of this machine, against one after another in one process."""
+"""Sixteen short jobs in the pool of this machine, two and four at once, against one after another in one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ JOBS = (
     "experiment=mm_lego_breast_cancer", "stages=[prepare,fit,evaluate,report]", "module=mm_lego/block_small",
     "datamodule.modalities=[genes]", "sweep_name=seeds",
 )  # fmt: skip
-POOL = ("hydra/launcher=local_pool", "hydra.launcher.jobs=4")
 
 
 def _sweep(count: int, *launcher: str) -> tuple[float, float]:
@@ -40,23 +39,16 @@ def _cpu_seconds() -> float:
 
 
 def pool() -> dict[str, float]:
-    """Of 16 jobs: the pool's time over that of one after another; and the CPU seconds of each job after the first."""
+    """Of 16 jobs: seconds, and those of all processors together."""
     pr_set_child_subreaper = 36
     ctypes.CDLL("libc.so.6").prctl(pr_set_child_subreaper, 1)
-    load = os.getloadavg()[0]
-    serial, serial_cpu = _sweep(16)
-    pooled, pooled_cpu = _sweep(16, *POOL)
-    _, first = _sweep(1)
-    _, first_pooled = _sweep(1, *POOL)
-    return {
-        "time_over_serial": pooled / serial,
-        "cpu_over_serial": pooled_cpu / serial_cpu,
-        "cpu_seconds": pooled_cpu,
-        "serial_cpu_seconds": serial_cpu,
-        "cpu_seconds_per_job": (pooled_cpu - first_pooled) / 15,
-        "serial_cpu_seconds_per_job": (serial_cpu - first) / 15,
-        "load_before": load,
-    }
+    measured = {"load_before": os.getloadavg()[0]}
+    measured["serial_seconds"], measured["serial_cpu_seconds"] = _sweep(16)
+    for jobs in (2, 4):
+        seconds, spent = _sweep(16, "hydra/launcher=local_pool", f"hydra.launcher.jobs={jobs}")
+        measured[f"of_{jobs}_seconds"], measured[f"of_{jobs}_cpu_seconds"] = seconds, spent
+        measured[f"of_{jobs}_over_serial"] = seconds / measured["serial_seconds"]
+    return measured
 
 
-MEASURES = {"pool_of_four": pool}
+MEASURES = {"pool": pool}

@@ -22,7 +22,8 @@ TEXTS = {  # name -> ids and mask of the texts of a batch
 # A conversation about an image, of which TOKEN_IDS and TOKEN_MASK hold the tokens, of any id at visual places
 TOKEN_LABELS = "token_labels"  # (B, L) int64: the tokens that are to be predicted at their places; IGNORE_INDEX elsewhere
 TURNS = "turns"  # (B, L) int64: the number, from 1, of the answer that a token is of; 0 elsewhere and in cut answers
-TILES = "tiles"  # list of B (T, 3, H, W): the whole image, then its tiles; T is 0 for a text alone
+TILES = "tiles"  # (T, 3, H, W): of each sample the whole image, then its tiles; one tensor: each costs a worker a message
+TILE_COUNTS = "tile_counts"  # list of B numbers that sum to T; 0 for a text alone
 SIZES = "sizes"  # list of B (height, width) in pixels before tiles were made; (0, 0) for a text alone
 SPANS = "spans"  # list of B (first visual token, their number)
 QUERY_PLACES = "query_places"  # (B, Q) int64: where the first question's own tokens stand, -1 behind the last

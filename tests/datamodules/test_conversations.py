@@ -18,7 +18,7 @@ from datamodules.tokenizers.chat import ChatTokenizer
 from datamodules.transforms.tiles import Tiles
 from models.batch import IGNORE_INDEX, SKIPPED, TOKEN_IDS, TOKEN_MASK
 from models.errors import UserError
-from models.two_tower.batch import QUERY_PLACES, SIZES, SPANS, TILES, TOKEN_LABELS
+from models.two_tower.batch import QUERY_PLACES, SIZES, SPANS, TILE_COUNTS, TILES, TOKEN_LABELS
 from models.two_tower.tiles import pinpoints
 
 WORDS = ["system\nuser\nassistant\nwhat is shown here? a red circle. and now describe it <image> blue square noise"]
@@ -198,7 +198,7 @@ def test_batches_join_images_and_texts_and_count_what_is_skipped(tmp_path):
     batch = data.splits["val"][BatchRequest(np.arange(6), 0, 0)]
     reasons = {entry.key: entry.reason.split(":")[0] for entry in batch[SKIPPED]}
     assert reasons == {"two": "several images", "broken": "corrupt image", "outside": "bad path", "missing": "missing image"}
-    assert [tuple(part.shape) for part in batch[TILES]] == [(3, 3, 16, 16), (0, 3, 16, 16)]
+    assert batch[TILES].shape == (3, 3, 16, 16) and batch[TILE_COUNTS] == [3, 0]
     assert batch[SIZES] == [(20, 40), (0, 0)] and batch[SPANS][0][1] == 4 + 2 * 5 and batch[SPANS][1] == (0, 0)
     assert batch[TOKEN_IDS].shape == batch[TOKEN_LABELS].shape == batch[TOKEN_MASK].shape
     assert int(batch[TOKEN_MASK][1].sum()) < batch[TOKEN_IDS].shape[1] and bool((batch[QUERY_PLACES][1] == -1).any())

@@ -63,6 +63,7 @@ from models.two_tower.batch import (
     SECOND_IMAGE,
     SIZES,
     SPANS,
+    TILE_COUNTS,
     TILES,
     TOKEN_LABELS,
     TURNS,
@@ -304,7 +305,8 @@ def _conversations(count: int) -> dict[str, Any]:
         TOKEN_LABELS: labels,
         TURNS: turns,
         QUERY_PLACES: torch.tensor([[26, 27, -1 if row % 2 else 28] for row in range(count)]),
-        TILES: [torch.randn(5 if image else 0, 3, 8, 8, generator=generator) for image in seen],
+        TILES: torch.randn(5 * sum(seen), 3, 8, 8, generator=generator),
+        TILE_COUNTS: [5 if image else 0 for image in seen],
         SIZES: [(16, 16) if image else (0, 0) for image in seen],
         SPANS: [(1, 24) if image else (0, 0) for image in seen],
     }
@@ -392,6 +394,9 @@ def some_rows(batch: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
             continue
         if isinstance(value, Calibrations):
             out[key] = Calibrations([value.cameras[row] for row in rows], [value.rigs[row] for row in rows])
+        elif key == TILES:
+            tiles = value.split(batch[TILE_COUNTS])
+            out[key] = torch.cat([tiles[row] for row in rows])
         elif isinstance(value, list):
             out[key] = [value[row] for row in rows]
         else:
