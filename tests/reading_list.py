@@ -1,7 +1,7 @@
 """Which files a reader opens to follow the training of a recipe: ``python -m tests.reading_list experiment=<name>``.
 
 Counted are the recipe and those it inherits, its pipeline, the way from ``run.py`` to the stage ``fit``, and the files of
-every part of ours that the composed module, loss and datamodule name.
+every part of ours that the composed module, its loss and the data that it is trained on name.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from experiments.config.signatures import ROOT, _module_of, is_ours
 from experiments.config.validation import CONF, _with_bases
 
 WAY = ("run.py", "experiments/runner.py", "lightning_modules/base.py", "datamodules/base.py")
-NOT_TRAINED_WITH = ("importer",)  # reads checkpoints of other code
-PARTS = ("module", "datamodule", "features")
+NOT_TRAINED_WITH = ("importer", "vectors")  # read checkpoints of other code, or make the vectors that training starts with
 
 
 def reading_list(*overrides: str) -> list[str]:
@@ -32,7 +31,7 @@ def reading_list(*overrides: str) -> list[str]:
     choices = cfg.hydra.runtime.choices
     files = [*_with_bases(CONF / "experiment" / f"{choices.experiment}.yaml"), CONF / "pipeline" / f"{choices.pipeline}.yaml"]
     files += [ROOT / path for path in WAY]
-    parts = [cfg.pipeline.fit, *(cfg[part] for part in PARTS if cfg.get(part))]
+    parts = [cfg.pipeline.fit, cfg.module, cfg.get("features") or cfg.datamodule]
     for part in parts:
         files += _files_of(OmegaConf.to_container(part, resolve=True, throw_on_missing=False))
     return list(dict.fromkeys(file.relative_to(ROOT).as_posix() for file in files))
