@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from datamodules.base import BaseDataModule
 from datamodules.order import BatchRequest
 from datamodules.readers.base import BadSample, inside
-from datamodules.readers.conversations import PLACEHOLDER, Conversations, Turn, counted, read_conversations
+from datamodules.readers.conversations import PLACEHOLDER, Conversations, Turn, read_conversations
 from datamodules.readers.images import open_rgb
 from datamodules.rows import RowDataset
 from datamodules.tokenizers.chat import ChatTokenizer, EncodedChat, Prompt
@@ -219,20 +219,21 @@ def check_copy(file: str, root: str) -> list[str]:
         file: see :func:`~datamodules.readers.conversations.read_conversations`.
         root: folder of the images.
     """
-    samples = read_conversations(file)
-    unusable = counted(samples).items()
-    problems = [f"{len(named)} of {len(samples)} entries: {kind}, the first is {named[0]}" for kind, named in unusable]
-    missing: dict[str, None] = {}
+    try:
+        samples = read_conversations(file)
+    except UserError as error:
+        return [str(error)]
+    problems: dict[str, dict[str, None]] = {}  # kind of problem -> entries or images
     for row in range(len(samples)):
         try:
             name = samples[row].image
             if name and not inside(root, name).is_file():
-                missing[name] = None
-        except BadSample:
-            continue
-    if missing:
-        problems.append(f"{len(missing)} images are missing in {root}, the first is {next(iter(missing))}")
-    return problems
+                problems.setdefault("missing image", {})[name] = None
+        except BadSample as error:
+            problems.setdefault(str(error).split(":")[0], {})[samples.key(row)] = None
+    return [
+        f"{len(named)} of {len(samples)} entries: {kind}, the first is {next(iter(named))}" for kind, named in problems.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,14 +213,3 @@ def _entries(path: Path) -> list[Any]:
             f"{path} cannot be read ({error.strerror}). Give the conversations: datamodule.train=<file>."
         ) from error
     return read_json(path) if head.startswith(b"[") else [entry for _, entry in json_lines(path)]
-
-
-def counted(conversations: Conversations) -> Mapping[str, list[str]]:
-    """Kind of reason -> keys of the entries that cannot be used."""
-    problems: dict[str, list[str]] = {}
-    for row in range(len(conversations)):
-        try:
-            conversations[row]
-        except BadSample as error:
-            problems.setdefault(str(error).split(":")[0], []).append(conversations.key(row))
-    return problems

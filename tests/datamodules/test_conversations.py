@@ -203,10 +203,12 @@ def test_batches_join_images_and_texts_and_count_what_is_skipped(tmp_path):
     assert batch[TOKEN_IDS].shape == batch[TOKEN_LABELS].shape == batch[TOKEN_MASK].shape
     assert int(batch[TOKEN_MASK][1].sum()) < batch[TOKEN_IDS].shape[1] and bool((batch[QUERY_PLACES][1] == -1).any())
     problems = check_copy(str(tmp_path / "train.json"), str(tmp_path))
-    assert problems == [
+    assert set(problems) == {
         "1 of 6 entries: several images, the first is two",
-        f"1 images are missing in {tmp_path}, the first is b.jpg",
-    ]
+        "1 of 6 entries: bad path, the first is outside",
+        "1 of 6 entries: missing image, the first is b.jpg",
+    }
+    assert "cannot be read" in check_copy(str(tmp_path / "none.json"), str(tmp_path))[0]
     assert data.splits["val"].display(1).shape == data.splits["val"].display(0).shape == (1, 16, 16, 3)
 
 
