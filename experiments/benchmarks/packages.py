@@ -1,8 +1,8 @@
 """Ours against two published packages of kernels, which need a GPU: ``pip install siglip-kernel==0.1.2 memeff==0.3.1``.
 
-Neither takes the place of ours: siglip-kernel knows one text for each image and no sums of positive and negative pairs, and
-memeff gives the temperature no gradient. Where they can be compared, both compute the same. Run with ``--dtype bf16``, the
-only type of siglip-kernel's fastest form.
+Neither takes the place of ours: siglip-kernel weighs several texts of an image otherwise than SAIL and reports no sums of
+positive and negative pairs, and memeff gives the temperature no gradient. Where they can be compared, both compute the same.
+Run with ``--dtype bf16``, the only type of siglip-kernel's fastest form.
 """
 
 from __future__ import annotations
