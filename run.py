@@ -37,11 +37,14 @@ def keep_freed_memory() -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     validation.check(cfg)
-    gc.disable()  # a quarter of the time that the imports take would go into looking for garbage that is not there
+    first = "experiments.runner" not in sys.modules  # in a sweep; later a freeze would keep what earlier jobs have left
+    if first:
+        gc.disable()  # a quarter of the time that the imports take would go into looking for garbage that is not there
     from experiments.runner import run  # torch is imported here, after the configuration is known to be sound
 
-    gc.freeze()  # nor is it looked for in the imported modules later
-    gc.enable()
+    if first:
+        gc.freeze()  # nor is it looked for in the imported modules later
+        gc.enable()
     return run(cfg)
 
 

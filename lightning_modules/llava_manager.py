@@ -55,8 +55,8 @@ class LlavaManagerModule(BaseModule):
     ):
         super().__init__(optimizer, scheduler, loss_weights)
         sizes = {"vocab_size": vocab_size, "image_size": image_size, "patch_size": patch_size}
-        given = {name: value for name, value in sizes.items() if value is not None}
-        self.model = model(**given, grids=grids, managed=managers)
+        known_sizes = {name: value for name, value in sizes.items() if value is not None}
+        self.model = model(**known_sizes, grids=grids, managed=managers)
         self.manager_lr_scale, self.vision_lr_scale = manager_lr_scale, vision_lr_scale
         self.weights = weights
         llava = self.model.llava.model

@@ -125,7 +125,7 @@ def conversation(entry: Any, row: int = 0) -> Conversation:
     if places and not images:
         raise BadSample("no image: there is a placeholder, and no image")
     if not any(turn.role == "user" for turn in turns) or not any(turn.role == "assistant" and turn.text for turn in turns):
-        raise BadSample("bad record: nobody asks or nobody answers")
+        raise BadSample("bad record: there is no question or no answer")
     if any(PLACEHOLDER in turn.text for turn in turns if turn.role != "user"):
         raise BadSample("bad record: an image that the user has not given")
     if images and not places:

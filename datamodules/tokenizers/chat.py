@@ -154,8 +154,8 @@ class _Writer:
     """Collects pieces of a sequence."""
 
     def __init__(self, words: ChatTokenizer):
-        self.words, self.pieces, self.span = words, [], (0, 0)  # type: ignore[var-annotated]
-        self.length = 0
+        self.words, self.span, self.length = words, (0, 0), 0
+        self.pieces: list[tuple[list[int], bool, int, bool]] = []  # ids, labelled, turn, query
 
     def add(self, ids: list[int], labelled: bool = False, turn: int = 0, query: bool = False, visual: int = 0) -> _Writer:
         if visual:

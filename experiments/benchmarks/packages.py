@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +26,18 @@ def _step(loss: str, pairs: int, width: int, side: str) -> Callable[[], Tensor]:
         module = SigmoidLoss() if loss == "sigmoid" else InfoNCELoss()
         return module(image, [text], scale, bias).losses["contrastive"]
 
+    def unit() -> list[Tensor]:
+        return [F.normalize(x, dim=-1).bfloat16() for x in (image, text)]
+
     def siglip_kernel() -> Tensor:
         from siglip_kernel import fused_siglip_loss
 
-        unit = (F.normalize(x, dim=-1).bfloat16() for x in (image, text))
-        return fused_siglip_loss(*unit, scale.log().squeeze(), bias.squeeze()) / pairs
+        return fused_siglip_loss(*unit(), scale.log().squeeze(), bias.squeeze()) / pairs
 
     def memeff() -> Tensor:
         from memeff import MemoryEfficientCLIPLoss
 
-        unit = (F.normalize(x, dim=-1).to(torch.get_autocast_dtype("cuda")) for x in (image, text))
-        return MemoryEfficientCLIPLoss(temperature=1 / 20, normalized_inputs=True, stable=False)(*unit)
+        return MemoryEfficientCLIPLoss(temperature=1 / 20, normalized_inputs=True, stable=False)(*unit())
 
     package = siglip_kernel if loss == "sigmoid" else memeff
 
@@ -54,5 +56,5 @@ CASES = {
     f"{loss}_{pairs}x{width}": partial(_step, loss, pairs, width)
     for loss in ("sigmoid", "info_nce")
     for pairs, width in ((4096, 512), (32768, 1024), (65536, 1024))
-    if torch.cuda.is_available()
+    if torch.cuda.is_available() and all(map(find_spec, ("siglip_kernel", "memeff")))
 }

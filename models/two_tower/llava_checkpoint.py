@@ -85,17 +85,19 @@ def load_official(model: ManagedLlava, weights: Mapping[str, Tensor]) -> None:
     """The weights of a released checkpoint. Raises CheckpointError where they are of other sizes or managers."""
     # transformers has named the inner part of SigLIP and left it nameless.
     inner = "vision_model." if hasattr(model.llava.model.vision_tower, "vision_model") else ""
-    own = {_own(name, inner): value for name, value in weights.items()}
+    renamed = {_our_name(name, inner): value for name, value in weights.items()}
     if model.managers is None:
-        own = {name: value for name, value in own.items() if not name.startswith("managers.")}
-    elif not any(name.startswith("managers.") for name in own):
+        renamed = {name: value for name, value in renamed.items() if not name.startswith("managers.")}
+    elif not any(name.startswith("managers.") for name in renamed):
         raise CheckpointError("this checkpoint has no managers. Leave them out: module.managers=false.")
-    elif (found := _kinds(own)) and model.managers.kind not in found:
+    elif (found := _kinds(renamed)) and model.managers.kind not in found:
         kinds = " or ".join(found)
         raise CheckpointError(f"its managers are {kinds}, not {model.managers.kind}: set module.model.kind={found[0]}.")
     if model.llava.config.tie_word_embeddings:  # files may hold the output weights or not
-        own["llava.lm_head.weight"] = own.get("llava.lm_head.weight", own.get("llava.model.language_model.embed_tokens.weight"))
-    load_strictly(model, own)
+        renamed["llava.lm_head.weight"] = renamed.get(
+            "llava.lm_head.weight", renamed.get("llava.model.language_model.embed_tokens.weight")
+        )
+    load_strictly(model, renamed)
 
 
 def to_official(model: ManagedLlava) -> dict[str, Tensor]:
@@ -106,7 +108,7 @@ def to_official(model: ManagedLlava) -> dict[str, Tensor]:
     return official
 
 
-def _own(name: str, inner: str) -> str:
+def _our_name(name: str, inner: str) -> str:
     if name.startswith("model.manager"):
         return f"managers.{name.removeprefix('model.')}"
     for theirs, ours in OFFICIAL:

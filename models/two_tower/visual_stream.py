@@ -166,8 +166,9 @@ class StreamManagers(nn.Module):
         weights = []
         for manager in self.manager:
             assert isinstance(manager, StaticStreamManager)
-            own = manager.weights()
-            weights.append(F.pad(own, (0, 0, 0, len(self.manager_layer_embedding) - len(own))))  # the last expert is left out
+            of_manager = manager.weights()
+            missing = len(self.manager_layer_embedding) - len(of_manager)
+            weights.append(F.pad(of_manager, (0, 0, 0, missing)))  # the last expert is left out
         stacked = torch.stack(weights)
         return torch.einsum("bnld,knd->bkld", experts, stacked.to(experts.dtype)), stacked.sum(dim=1)
 

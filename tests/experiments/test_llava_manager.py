@@ -42,14 +42,14 @@ def test_stages_follow_each_other_and_a_released_folder_is_judged_alike(tmp_path
     (folder / "config.json").write_text("{}")
     judged = launch(tmp_path, f"experiment={STAGE_2}", TINY, f"checkpoint={folder}", "stages=[prepare,evaluate,report]")
     assert judged.returncode == 0, judged.stderr
-    own = launch(
+    evaluated = launch(
         tmp_path,
         f"experiment={STAGE_2}",
         TINY,
         f"checkpoint={run / 'checkpoints' / 'last'}",
         "stages=[prepare,evaluate,report]",
     )
-    assert own.returncode == 0, own.stderr
+    assert evaluated.returncode == 0, evaluated.stderr
     released, trained = (result(path)["metrics"] for path in runs(tmp_path, STAGE_2)[-2:])
     torch.testing.assert_close(torch.tensor(list(released.values())), torch.tensor(list(trained.values())))
     assert {"test/answer/exact", "test/answer/perplexity", "test/answer/colour_exact"} <= released.keys()

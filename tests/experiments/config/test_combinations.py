@@ -70,8 +70,8 @@ def test_every_projector_learns_by_every_loss(method, parts):
         torch.manual_seed(0)
         head = {key: (parts[projector] if value == "${projector}" else value) for key, value in node["head"].items()}
         chosen = parts[regulariser] and {**parts[regulariser], "warmup_steps": 0}
-        own = {"head": {**head, "embed_dim": 8}, "loss": parts[loss], "regulariser": chosen}
-        module = build({**node, **own}, vision_dim=VISION, text_dim=TEXT)
+        replaced = {"head": {**head, "embed_dim": 8}, "loss": parts[loss], "regulariser": chosen}
+        module = build({**node, **replaced}, vision_dim=VISION, text_dim=TEXT)
         before = {name: value.clone() for name, value in module.head.named_parameters()}
         optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
         losses = module.shared_step(batch, "train").losses

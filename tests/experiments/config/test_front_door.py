@@ -1,7 +1,11 @@
 """What a user meets first: help, lists, and mistakes on the command line, each explained without a traceback."""
 
+import gc
+
 import pytest
 
+import run
+from experiments import runner
 from tests.experiments.launch import launch, launch_cold
 
 MISTAKES = [
@@ -105,3 +109,12 @@ def test_every_recipe_is_described(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines
     assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+
+
+def test_only_the_first_job_of_a_process_freezes_what_is_in_memory(monkeypatch):
+    """A freeze before a later job would keep what earlier ones have left."""
+    monkeypatch.setattr(run.validation, "check", lambda cfg: None)
+    monkeypatch.setattr(runner, "run", lambda cfg: 3.0)
+    frozen = gc.get_freeze_count()
+    assert run.main.__wrapped__(None) == 3.0
+    assert gc.get_freeze_count() == frozen and gc.isenabled()
