@@ -98,6 +98,7 @@ class BaseModule(pl.LightningModule):
         self.fresh_heads: list[str] = []  # of ``model``, which no checkpoint has filled although one was loaded
         self._held_out = HeldOut()
         self._unread: list[_Losses] = []
+        self._row: list[str] = []  # names of the numbers that Lightning was handed last
 
     @classmethod
     def conflicts(cls, config: Mapping[str, Any]) -> list[str]:
@@ -196,8 +197,13 @@ class BaseModule(pl.LightningModule):
         step = self.shared_step(batch, "train")
         total = self._weighted_total(step)
         self._note_losses(_losses_of(self.global_step, total, step, batch))
+        for name in self._row:  # where training is told to stop, Lightning writes a row, and would repeat these numbers
+            self.trainer.fit_loop._results.pop(f"training_step.{name}", None)
+        self._row = []
         if self._row_is_due():
-            self.log_dict(self._mean_over_ranks(_named("train", step, total)), batch_size=len(batch[INDEX]))
+            row = self._mean_over_ranks(_named("train", step, total))
+            self.log_dict(row, batch_size=len(batch[INDEX]))
+            self._row = list(row)
         return total
 
     def _row_is_due(self) -> bool:

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -149,6 +150,18 @@ def test_numbers_are_logged_for_rows_of_metrics_and_at_the_end_of_an_epoch(tmp_p
     settings = {"max_epochs": 1, "accumulate_grad_batches": pieces, "log_every_n_steps": 2}
     trainer(default_root_dir=tmp_path, **settings).fit(module, batches(7 * pieces))
     assert sorted(set(steps)) == [1, 3, 5, 6]  # counted from 0: each second step and the last one
+
+
+def test_a_training_that_is_told_to_stop_writes_no_old_numbers(tmp_path):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 6
+
+    logger, steps = CSVLogger(tmp_path), []
+    logger.log_metrics = lambda metrics, step: steps.append(step) if "train/loss" in metrics else None
+    settings = {"max_epochs": 1, "log_every_n_steps": 4, "enable_checkpointing": False, "accelerator": "cpu"}
+    pl.Trainer(logger=logger, callbacks=[Stop()], **settings).fit(Line(optimizer=SGD), batches(20))
+    assert steps == [3]
 
 
 def test_validation_logs_means_over_samples_and_the_metrics_of_all_rows(tmp_path):
